@@ -1,0 +1,69 @@
+//! Bounds on everything a peer can make grow, each with its reason.
+
+use std::time::Duration;
+
+/// The protocol version spoken by this build; the version before it is accepted too, once there is one.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Largest payload of a frame. A key frame of 10,000 series (the hard quota) with long labels stays
+/// below; anything larger is an error or an attack.
+pub const MAX_PAYLOAD_BYTES: usize = 512 * 1024;
+
+/// Largest message accepted by the aggregator's uplink: a payload and its envelope.
+pub const MAX_UPLINK_MESSAGE_BYTES: usize = MAX_PAYLOAD_BYTES + 4 * 1024;
+
+/// Largest message an agent accepts from an aggregator: an Ack of 32 ranges is under 1 KiB, a trust
+/// bundle or server list a few KiB.
+pub const MAX_DOWNLINK_MESSAGE_BYTES: usize = 64 * 1024;
+
+/// Largest answer to an operator: 100,000 hosts at about 300 bytes.
+pub const MAX_OPERATOR_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+
+/// Largest message at the enrolment door: a request of 8 KiB, facts and labels.
+pub const MAX_ENROLMENT_MESSAGE_BYTES: usize = 32 * 1024;
+
+/// Largest certificate request. RSA 4096 with a long subject is 2 KiB.
+pub const MAX_CSR_BYTES: usize = 8 * 1024;
+
+/// Series per host that are never refused.
+pub const DEFAULT_SERIES_QUOTA: usize = 4_000;
+
+/// Series per host that no configuration can exceed.
+pub const MAX_SERIES: usize = 10_000;
+
+/// Families per host: node_exporter with everything enabled has about 800.
+pub const MAX_FAMILIES: usize = 2_000;
+
+/// Longest metric name; the longest of node_exporter has 58 characters.
+pub const MAX_NAME_BYTES: usize = 128;
+
+/// Most labels of one family; VictoriaMetrics drops more than 30 by default.
+pub const MAX_LABELS: usize = 16;
+
+/// Longest label value. Mount points are the longest in practice; PATH_MAX itself would be 4096.
+pub const MAX_LABEL_VALUE_BYTES: usize = 1024;
+
+/// Events in one frame; an agent with more sends them with the next.
+pub const MAX_EVENTS_PER_FRAME: usize = 256;
+
+/// Longest subject of an event.
+pub const MAX_EVENT_SUBJECT_BYTES: usize = 256;
+
+/// Most ranges in one acknowledgement.
+pub const MAX_ACK_RANGES: usize = 32;
+
+/// A frame whose tick is further ahead of the aggregator's clock is refused: it would make "latest"
+/// stick and poison history.
+pub const MAX_FUTURE: Duration = Duration::from_secs(60);
+
+/// Shortest and longest interval between ticks.
+pub const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// See [`MIN_INTERVAL`].
+pub const MAX_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Most labels a host may carry for selection, and the longest key and value.
+pub const MAX_HOST_LABELS: usize = 32;
+/// Longest key of a host's label.
+pub const MAX_HOST_LABEL_KEY_BYTES: usize = 64;
+/// Longest value of a host's label.
+pub const MAX_HOST_LABEL_VALUE_BYTES: usize = 256;
