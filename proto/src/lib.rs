@@ -15,7 +15,6 @@ pub mod time;
     missing_docs,
     unused_qualifications,
     clippy::all,
-    clippy::unwrap_used,
     reason = "generated code; the .proto files carry the documentation"
 )]
 pub mod v1 {
