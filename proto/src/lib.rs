@@ -5,9 +5,12 @@
 //! of samples, the segmented log in which frames are kept, and the [`limits`] of all of
 //! them. Nothing here does network input or output.
 
+pub mod catalog;
+pub mod codec;
 pub mod id;
 pub mod limits;
 pub mod ranges;
+pub mod series;
 pub mod time;
 
 /// Messages and services generated from `proto/muster/v1/*.proto`.

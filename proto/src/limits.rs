@@ -43,6 +43,9 @@ pub const MAX_LABELS: usize = 16;
 /// Longest label value. Mount points are the longest in practice; PATH_MAX itself would be 4096.
 pub const MAX_LABEL_VALUE_BYTES: usize = 1024;
 
+/// Most bytes of label values in one host's dictionary: 10,000 series at 200 bytes, twice over.
+pub const MAX_DICTIONARY_LABEL_BYTES: usize = 4 * 1024 * 1024;
+
 /// Events in one frame; an agent with more sends them with the next.
 pub const MAX_EVENTS_PER_FRAME: usize = 256;
 
