@@ -7,6 +7,7 @@
 
 pub mod id;
 pub mod limits;
+pub mod log;
 pub mod ranges;
 pub mod time;
 
