@@ -89,6 +89,12 @@ impl FaultyStorage {
         });
     }
 
+    /// Plans the same fault, at the same operation, as another disk.
+    pub fn fail_like(&self, other: &Self) {
+        let plan = other.state().plan;
+        self.state().plan = plan;
+    }
+
     /// Ends all faults, and the limit on space.
     pub fn heal(&self) {
         let mut state = self.state();

@@ -191,7 +191,7 @@ impl<S: Storage> Repair<'_, S> {
             }
         };
         let (end, offset) = (scanner.next_number(), scanner.offset());
-        let len = scanner.len().unwrap_or(offset);
+        let len = scanner.len().max(offset);
         let created = scanner.header().created;
         drop(scanner);
         self.next = self.next.max(end);

@@ -13,7 +13,7 @@ use super::storage::Storage;
 /// of a few MiB; a longer record makes the window grow to hold it.
 const WINDOW_BYTES: usize = 128 * 1024;
 
-/// How often a read is tried before its bytes are given up: a bad sector stays bad, a hiccup of the bus
+/// How often a file is opened or read before it is given up: a bad sector stays bad, a hiccup of the bus
 /// does not, and giving up costs records.
 const READ_ATTEMPTS: u32 = 3;
 
@@ -45,6 +45,8 @@ pub(super) enum Opened<'s, S: Storage> {
 pub(super) struct Scanner<'s, S: Storage> {
     storage: &'s S,
     file: S::File,
+    /// Length of the file in bytes.
+    len: u64,
     header: Header,
     window: Vec<u8>,
     /// Offset in the file of the first byte of the window.
@@ -58,8 +60,12 @@ pub(super) struct Scanner<'s, S: Storage> {
 impl<'s, S: Storage> Scanner<'s, S> {
     /// Opens a segment and checks its header against its name.
     pub(super) fn open(storage: &'s S, name: &str) -> Opened<'s, S> {
-        let file = match storage.open(name) {
+        let file = match attempt(|| storage.open(name)) {
             Ok(file) => file,
+            Err(error) => return Opened::Unreadable(error),
+        };
+        let len = match attempt(|| storage.len(&file)) {
+            Ok(len) => len,
             Err(error) => return Opened::Unreadable(error),
         };
         let mut bytes = [0; HEADER_BYTES];
@@ -80,6 +86,7 @@ impl<'s, S: Storage> Scanner<'s, S> {
         Opened::Scanner(Self {
             storage,
             file,
+            len,
             header,
             window: Vec::new(),
             base: HEADER_BYTES as u64,
@@ -104,15 +111,15 @@ impl<'s, S: Storage> Scanner<'s, S> {
     }
 
     /// Length of the file in bytes.
-    pub(super) fn len(&self) -> io::Result<u64> {
-        self.storage.len(&self.file)
+    pub(super) fn len(&self) -> u64 {
+        self.len
     }
 
     /// Steps over the next record. Anything but a record leaves the position where it is.
     pub(super) fn step(&mut self) -> Step<'_> {
         let head = match self.have(RECORD_BYTES) {
             Ok(true) => self.window[self.at..].first_chunk(),
-            Ok(false) if self.at == self.window.len() => return Step::End,
+            Ok(false) if self.offset() == self.len => return Step::End,
             Ok(false) => return Step::Damaged,
             Err(error) => return Step::Unreadable(error),
         };
@@ -146,11 +153,17 @@ impl<'s, S: Storage> Scanner<'s, S> {
         if self.window.len() - self.at >= wanted {
             return Ok(true);
         }
+        let left = self.len.saturating_sub(self.offset());
+        if left < wanted as u64 {
+            return Ok(false);
+        }
         self.window.drain(..self.at);
         self.base += self.at as u64;
         self.at = 0;
         let kept = self.window.len();
-        self.window.resize(wanted.max(WINDOW_BYTES), 0);
+        // Never more than the file has: an agent's segments are small.
+        let size = usize::try_from(left).unwrap_or(usize::MAX);
+        self.window.resize(size.min(wanted.max(WINDOW_BYTES)), 0);
         let offset = self.base + kept as u64;
         let read = read_full(self.storage, &self.file, offset, &mut self.window[kept..]);
         self.window.truncate(kept + *read.as_ref().unwrap_or(&0));
@@ -168,7 +181,8 @@ pub(super) fn read_full<S: Storage>(
 ) -> io::Result<usize> {
     let mut filled = 0;
     while filled < into.len() {
-        match read_once(storage, file, offset + filled as u64, &mut into[filled..])? {
+        let from = offset + filled as u64;
+        match attempt(|| storage.read_at(file, from, &mut into[filled..]))? {
             0 => break,
             read => filled += read,
         }
@@ -176,15 +190,10 @@ pub(super) fn read_full<S: Storage>(
     Ok(filled)
 }
 
-fn read_once<S: Storage>(
-    storage: &S,
-    file: &S::File,
-    offset: u64,
-    into: &mut [u8],
-) -> io::Result<usize> {
+fn attempt<T>(mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     let mut attempt = 1;
     loop {
-        match storage.read_at(file, offset, into) {
+        match read() {
             Err(_) if attempt < READ_ATTEMPTS => attempt += 1,
             result => return result,
         }
