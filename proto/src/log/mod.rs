@@ -18,7 +18,7 @@
 //! each), `….bad` (what was set aside as damaged, at most 3), `….tmp` (a segment being made) and
 //! `lock`. A stream is one numbering: 0 for the aggregator, the incarnation for an agent, whose folder
 //! can hold the remains of earlier incarnations; each is opened as a log of its own over a clone of
-//! the one storage. The bytes inside are drawn in [`format`] and in `docs/log-format.md`.
+//! the one storage. The bytes inside are drawn in [`mod@format`] and in `docs/log-format.md`.
 //!
 //! # Rules that make it safe
 //!
