@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
-    derive::{self, Derived, Gather, Input, SIGNALS, Signals},
+    derive::{self, Derived, Gather, Input, Signals},
     liveness::{Liveness, Silence, Voice},
     names::{Names, SeriesKey},
 };
@@ -899,7 +899,7 @@ impl HostState {
 
     // ---- over a restart ----
 
-    /// What is carried over a restart, appended to `out`.
+    /// What is carried over a restart.
     pub fn write_checkpoint(&self) -> Result<CheckpointedHost, postcard::Error> {
         let mut decoder = Vec::new();
         if self.decoder.decoded_to() != 0 {
@@ -910,7 +910,6 @@ impl HostState {
             kept: postcard::to_stdvec(&self.kept)?,
             decoded_to: self.decoder.decoded_to(),
             decoder,
-            signals: u32::try_from(SIGNALS.len()).unwrap_or(u32::MAX),
         })
     }
 
@@ -985,11 +984,16 @@ pub struct Receiving<'a> {
 /// One host in a checkpoint.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct CheckpointedHost {
-    /// Whose it is.
-    pub id: HostId,
+    id: HostId,
     kept: Vec<u8>,
     decoded_to: u64,
     decoder: Vec<u8>,
-    /// Number of signals when it was written.
-    signals: u32,
+}
+
+impl CheckpointedHost {
+    /// Whose it is.
+    #[must_use]
+    pub fn id(&self) -> HostId {
+        self.id
+    }
 }

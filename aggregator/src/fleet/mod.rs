@@ -10,6 +10,7 @@ pub mod host;
 pub mod liveness;
 pub mod names;
 pub mod shard;
+pub mod start;
 
 use std::{
     collections::HashMap,

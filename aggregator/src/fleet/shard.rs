@@ -187,7 +187,7 @@ impl Shard {
 
     /// Takes over a host of a checkpoint. Hosts that the control store no longer knows are left out.
     pub fn restore(&mut self, checkpoint: &CheckpointedHost) {
-        let Some(host) = self.hosts.get_mut(&checkpoint.id) else {
+        let Some(host) = self.hosts.get_mut(&checkpoint.id()) else {
             return;
         };
         let mut context = Receiving {
@@ -199,7 +199,7 @@ impl Shard {
             replayed: true,
         };
         if let Err(error) = host.restore(checkpoint, &mut context) {
-            tracing::warn!(host = %checkpoint.id, %error, "checkpoint of the host does not read; its state begins anew");
+            tracing::warn!(host = %checkpoint.id(), %error, "checkpoint of the host does not read; its state begins anew");
         }
     }
 
@@ -248,8 +248,13 @@ impl Shard {
         }
     }
 
-    /// Runs until all senders of messages are gone.
-    pub async fn run(mut self, mut inbox: mpsc::Receiver<Message>, journal: Journal) {
+    /// Runs until it is stopped, or all senders of messages are gone.
+    pub async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Message>,
+        journal: Journal,
+        stop: CancellationToken,
+    ) {
         self.journal = Some(journal);
         self.listening_since = Instant::now();
         let mut judge = time::interval(JUDGE_EVERY);
@@ -261,6 +266,7 @@ impl Shard {
                     Some(message) => self.handle(message),
                     None => return,
                 },
+                () = stop.cancelled() => return,
                 _ = judge.tick() => {
                     let now = Instant::now();
                     if now - judged > STALL {
