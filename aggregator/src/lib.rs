@@ -1,1 +1,3 @@
 //! Aggregator.
+
+pub mod selector;
