@@ -1,3 +1,4 @@
 //! Aggregator.
 
+pub mod http;
 pub mod selector;
