@@ -274,7 +274,7 @@ mod tests {
     fn shards_partition_the_fleet() {
         let hosts = (0..100_u64).map(|n| {
             let mut bytes = [0; 16];
-            bytes[8..].copy_from_slice(&(n * 0x9e37_79b9_7f4a_7c15).to_le_bytes());
+            bytes[8..].copy_from_slice(&(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_le_bytes());
             HostId::from_bytes(bytes)
         });
         let shards: Vec<Shard> = ["1/4", "2/4", "3/4", "4/4"]
