@@ -10,6 +10,7 @@ pub mod codec;
 pub mod exposition;
 pub mod id;
 pub mod limits;
+pub mod log;
 pub mod ranges;
 pub mod series;
 pub mod time;
