@@ -5,10 +5,12 @@ pub mod control;
 pub mod detect;
 pub mod enrol;
 pub mod fleet;
+pub mod http;
 pub mod ingest;
 pub mod journal;
 pub mod listen;
 pub mod pki;
+pub mod selector;
 pub mod setup;
 
 /// An error and its causes in one line, as logs and operators get it.
