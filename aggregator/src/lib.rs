@@ -6,6 +6,7 @@ pub mod detect;
 pub mod enrol;
 pub mod fleet;
 pub mod http;
+pub mod incident;
 pub mod ingest;
 pub mod journal;
 pub mod listen;
