@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod codec;
 pub mod id;
 pub mod limits;
+pub mod log;
 pub mod ranges;
 pub mod series;
 pub mod time;
