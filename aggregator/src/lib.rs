@@ -1,3 +1,4 @@
 //! Aggregator.
 
+pub mod cli;
 pub mod selector;
