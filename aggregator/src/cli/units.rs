@@ -246,7 +246,7 @@ mod tests {
             zone: TimeZone::UTC,
             width: None,
         };
-        let before = |minutes| view.now.minus(Duration::from_secs(minutes * 60));
+        let before = |minutes: u64| view.now.minus(Duration::from_secs(minutes * 60));
         assert_eq!(view.when(before(4)), "4m ago");
         assert_eq!(view.when(before(120)), "22:00Z");
         assert_eq!(view.when(before(3 * 1440)), "2025-12-29 00:00Z");
