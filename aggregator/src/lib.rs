@@ -1,4 +1,20 @@
-//! Aggregator.
+//! The aggregator: keeps the state of a fleet, detects what is wrong, answers operators.
 
 pub mod cli;
+pub mod detect;
+pub mod fleet;
+pub mod journal;
 pub mod selector;
+
+/// An error and its causes in one line, as logs and operators get it.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

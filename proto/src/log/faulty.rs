@@ -52,6 +52,7 @@ struct Contents {
     durable: Vec<u8>,
     /// A sync has failed: the unsynced bytes are clean in the kernel's eyes and will not be written.
     lost: bool,
+    unreadable: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -138,6 +139,14 @@ impl FaultyStorage {
         }
     }
 
+    /// From now on the contents of a file cannot be read (`EIO`), or can be again.
+    pub fn unreadable(&self, name: &str, unreadable: bool) {
+        let mut state = self.state();
+        if let Some(&id) = state.live.get(name) {
+            state.files[id].unreadable = unreadable;
+        }
+    }
+
     /// Puts a file there, durably, replacing one of that name.
     pub fn put(&self, name: &str, bytes: &[u8]) {
         let mut state = self.state();
@@ -145,7 +154,7 @@ impl FaultyStorage {
         state.files.push(Contents {
             live: bytes.to_vec(),
             durable: bytes.to_vec(),
-            lost: false,
+            ..Contents::default()
         });
         state.live.insert(name.to_owned(), id);
         state.durable.insert(name.to_owned(), id);
@@ -323,6 +332,9 @@ impl Storage for FaultyStorage {
 
     fn read_at(&self, file: &usize, offset: u64, into: &mut [u8]) -> io::Result<usize> {
         let state = self.begin_whole()?;
+        if state.files[*file].unreadable {
+            return Err(Fault::InputOutput.error());
+        }
         let live = &state.files[*file].live;
         let start = usize::try_from(offset)
             .unwrap_or(usize::MAX)

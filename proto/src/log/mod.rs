@@ -18,7 +18,7 @@
 //! each), `….bad` (what was set aside as damaged, at most 3), `….tmp` (a segment being made) and
 //! `lock`. A stream is one numbering: 0 for the aggregator, the incarnation for an agent, whose folder
 //! can hold the remains of earlier incarnations; each is opened as a log of its own over a clone of
-//! the one storage. The bytes inside are drawn in [`format`] and in `docs/log-format.md`.
+//! the one storage. The bytes inside are drawn in [`mod@format`] and in `docs/log-format.md`.
 //!
 //! # Rules that make it safe
 //!
@@ -307,10 +307,14 @@ impl<S: Storage> Log<S> {
             .expect("the open file is the last segment's");
         let name = segment_name(self.config.stream, segment.first);
         let records = &self.pending[from..from + bytes];
-        append_all(&self.storage, &mut file, records)
-            .inspect(|()| segment.bytes += bytes as u64)
-            .and_then(|()| self.storage.sync(&mut file))
-            .map_err(|source| LogError::io(&self.storage, "write", name, source))?;
+        let written = append_all(&self.storage, &mut file, records)
+            .and_then(|()| self.storage.sync(&mut file));
+        if let Err(source) = written {
+            // Part of it may be there, and takes room until the segment is released.
+            segment.bytes = self.storage.len(&file).unwrap_or(segment.bytes);
+            return Err(LogError::io(&self.storage, "write", name, source));
+        }
+        segment.bytes += bytes as u64;
         segment.end = last + 1;
         self.durable = last;
         self.active = Some(file);

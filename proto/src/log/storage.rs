@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags};
 
 /// What the log asks of a disk: one flat folder of files. A clone is another handle on the same folder.
 ///
@@ -124,6 +124,9 @@ impl DiskStorage {
         DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        // Said at the start, where someone is looking, and not at the first commit.
+        let access = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+        rustix::fs::accessat(&folder, ".", access, AtFlags::EACCESS)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let lock = File::from(rustix::fs::openat(&folder, LOCK_NAME, flags, FILE_MODE)?);
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {

@@ -177,6 +177,41 @@ fn a_torn_end_is_cut_but_numbers_seen_behind_damage_are_not_reused() {
 }
 
 #[test]
+fn what_the_disk_does_not_give_now_it_may_give_later() {
+    let storage = filled(RECORDS);
+    let names: Vec<String> = storage.files().into_keys().collect();
+    let newest = names.last().expect("several segments");
+    let before = storage.files();
+    for name in [&names[1], newest] {
+        storage.unreadable(name, true);
+    }
+    let (mut log, recovery) = open(&storage);
+    let set_aside = recovery.quarantined.iter().map(|bad| bad.set_aside.clone());
+    assert!(set_aside.eq([None, None]), "{recovery:?}");
+    assert_eq!(storage.files(), before, "nothing is touched");
+    let next = log.append(1, b"later").expect("there is room");
+    assert!(next > RECORDS, "{next} may be in use in the newest segment");
+    log.commit().expect("only reading fails");
+    assert_eq!(readable_after(&log, RECORDS), [next]);
+    drop(log);
+    for name in [&names[1], newest] {
+        storage.unreadable(name, false);
+    }
+    let (log, recovery) = open(&storage);
+    assert_eq!(
+        (recovery.records, recovery.quarantined),
+        (RECORDS + 1, vec![])
+    );
+    assert!(log.read_from(1).filter_map(Result::ok).count() as u64 == RECORDS + 1);
+}
+
+/// Numbers above `number` that can be read.
+fn readable_after(log: &Log<FaultyStorage>, number: u64) -> Vec<u64> {
+    let records = log.read_from(number + 1).filter_map(Result::ok);
+    records.map(|record| record.number).collect()
+}
+
+#[test]
 fn at_most_three_damaged_files_are_kept() {
     let storage = filled(RECORDS);
     let names: Vec<String> = storage.files().into_keys().collect();
