@@ -2,6 +2,7 @@
 
 pub mod detect;
 pub mod fleet;
+pub mod incident;
 pub mod journal;
 
 /// An error and its causes in one line, as logs and operators get it.
