@@ -6,6 +6,7 @@ pub mod control;
 pub mod detect;
 pub mod enrol;
 pub mod fleet;
+pub mod incident;
 pub mod journal;
 pub mod listen;
 pub mod pki;
