@@ -1,11 +1,13 @@
 //! The aggregator: keeps the state of a fleet, detects what is wrong, answers operators.
 
 pub mod admin;
+pub mod cli;
 pub mod control;
 pub mod detect;
 pub mod enrol;
 pub mod fleet;
 pub mod http;
+pub mod incident;
 pub mod ingest;
 pub mod journal;
 pub mod listen;

@@ -133,8 +133,10 @@ impl Engine {
     }
 
     /// Makes what counts as open here what is open in the store, which survives what a checkpoint does not.
-    /// An incident whose track was lost stays open until it is observed normal; one that the store never
-    /// got is opened again by the next live observation.
+    ///
+    /// To be called when a host was restored, before the log is replayed. An incident whose track was lost
+    /// stays open until it is observed normal; one that the store never got is opened again by the replay or
+    /// the next live observation.
     pub fn adopt(&self, state: &mut HostDetection, open: &[Opening]) {
         for track in state.tracks.values_mut().flat_map(BTreeMap::values_mut) {
             track.open = None;
@@ -262,6 +264,12 @@ impl Track {
         self.open.is_none() && self.abnormal[0].is_none()
     }
 
+    /// Whether what is open began later than this: the store knows it already, and a replay of the log has
+    /// not come to it yet.
+    fn is_ahead_of(&self, at: Timestamp) -> bool {
+        self.open.is_some_and(|(_, since)| at < since)
+    }
+
     fn interrupt(&mut self) {
         *self = Self {
             open: self.open,
@@ -277,6 +285,9 @@ impl Track {
         step: Step<'_>,
         out: &mut Vec<Transition>,
     ) {
+        if self.is_ahead_of(step.at) {
+            return;
+        }
         match verdict {
             Verdict::Unknown => self.interrupt(),
             Verdict::Normal(reason) => {
@@ -304,6 +315,9 @@ impl Track {
         step: Step<'_>,
         out: &mut Vec<Transition>,
     ) {
+        if self.is_ahead_of(step.at) {
+            return;
+        }
         let since = self.gone.unwrap_or(step.at);
         self.interrupt();
         self.gone = Some(since);
