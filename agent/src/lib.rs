@@ -1,3 +1,5 @@
 //! Agent.
 
+pub mod enrol;
+pub mod identity;
 pub mod settings;
