@@ -94,7 +94,11 @@ fn fleet() -> FakeFleet {
         last_seen: Some(NOW.minus(Duration::from_secs(31))),
         ..FakeHost::live("late-01", 4)
     };
-    FakeFleet::of([FakeHost::live("web-01", 1), silent, new, late])
+    let catching_up = FakeHost {
+        last_tick: Some(NOW.minus(Duration::from_secs(3_600))),
+        ..FakeHost::live("edge-01", 5)
+    };
+    FakeFleet::of([FakeHost::live("web-01", 1), silent, new, late, catching_up])
 }
 
 #[tokio::test]
