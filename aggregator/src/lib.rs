@@ -1,10 +1,17 @@
 //! The aggregator: keeps the state of a fleet, detects what is wrong, answers operators.
 
+pub mod admin;
+pub mod control;
 pub mod detect;
+pub mod enrol;
 pub mod fleet;
 pub mod http;
+pub mod ingest;
 pub mod journal;
+pub mod listen;
+pub mod pki;
 pub mod selector;
+pub mod setup;
 
 /// An error and its causes in one line, as logs and operators get it.
 #[must_use]

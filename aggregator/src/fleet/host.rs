@@ -729,6 +729,7 @@ impl HostState {
         self.kept.last_tick = Some(frame.tick);
         let seen = Observation {
             tick: frame.tick,
+            interval: self.interval(),
             live: frame.live,
             signals: &signals,
             filesystems: &self.kept.derived.filesystems,
