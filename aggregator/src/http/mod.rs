@@ -9,6 +9,7 @@
 
 pub mod connection;
 mod fleet_page;
+pub mod live;
 pub mod negotiate;
 pub mod page;
 mod process;
@@ -50,7 +51,7 @@ use self::{
     process::Process,
     rules::{Access, AllowedHosts},
     sd::{HostEntry, InstanceFormat, RawQuery},
-    source::FleetRead,
+    source::{FleetRead, HostView},
 };
 
 /// Where host pages begin; the host's name follows.
@@ -240,7 +241,7 @@ async fn discovery<F: FleetRead>(
     let query = match query {
         Ok(Query(raw)) => match raw.check(&state.settings().instance) {
             Ok(query) => query,
-            Err(error) => return refusal(StatusCode::BAD_REQUEST, &chain(&error)),
+            Err(error) => return refusal(StatusCode::BAD_REQUEST, &crate::chain(&error)),
         },
         Err(rejected) => return refusal(StatusCode::BAD_REQUEST, &rejected.body_text()),
     };
@@ -249,11 +250,11 @@ async fn discovery<F: FleetRead>(
                     HTTP listener in the aggregator's configuration";
         return refusal(StatusCode::BAD_REQUEST, text);
     };
-    let reading = query.clone();
-    let read = state
-        .0
-        .fleet
-        .each(move |host, _| Some(HostEntry::of(host, &reading)));
+    let (reading, incidents) = (query.clone(), state.0.fleet.clone());
+    let read = state.0.fleet.each(move |host, _| {
+        let open = incidents.open_incidents(host.id());
+        Some(HostEntry::of(host, &reading, open))
+    });
     let gathered = read.await;
     if !gathered.missing.is_empty() {
         let missing = gathered.missing.join(", ");
@@ -287,7 +288,7 @@ async fn fleet_metrics<F: FleetRead>(
         Some(HostPoint::of(
             host,
             now,
-            incidents.open_incidents(source::HostView::id(host)),
+            incidents.open_incidents(host.id()),
         ))
     });
     let points = read.await;
@@ -348,7 +349,7 @@ async fn host_page<F: FleetRead>(
         .fleet
         .host(name, move |host, now| match page::freshness(host, now) {
             Freshness::Fresh(age) => {
-                let open = incidents.open_incidents(source::HostView::id(host));
+                let open = incidents.open_incidents(host.id());
                 Ok(page::render(host, age, open, format))
             }
             Freshness::Stale(why) => Err(why),
@@ -430,16 +431,4 @@ fn plain(status: StatusCode, text: impl Into<Body>) -> Response {
         .headers_mut()
         .insert(header::CONTENT_TYPE, content_type);
     response
-}
-
-/// An error with its sources.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

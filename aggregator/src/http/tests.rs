@@ -73,6 +73,9 @@ async fn ask(door: &Router, method: &str, target: &str, headers: &[(&str, &str)]
     }
 }
 
+/// Names of [`fleet`], sorted.
+const ALL: [&str; 5] = ["db-01", "edge-01", "late-01", "new-01", "web-01"];
+
 async fn get(door: &Router, target: &str) -> Answer {
     ask(door, "GET", target, &[]).await
 }
@@ -94,7 +97,11 @@ fn fleet() -> FakeFleet {
         last_seen: Some(NOW.minus(Duration::from_secs(31))),
         ..FakeHost::live("late-01", 4)
     };
-    FakeFleet::of([FakeHost::live("web-01", 1), silent, new, late])
+    let catching_up = FakeHost {
+        last_tick: Some(NOW.minus(Duration::from_secs(3_600))),
+        ..FakeHost::live("edge-01", 5)
+    };
+    FakeFleet::of([FakeHost::live("web-01", 1), silent, new, late, catching_up])
 }
 
 #[tokio::test]
@@ -397,14 +404,11 @@ async fn discovery_lists_every_host() {
         };
         list.into_iter().map(instance).collect::<Vec<_>>()
     };
-    assert_eq!(
-        instances("/sd").await,
-        ["db-01", "late-01", "new-01", "web-01"]
-    );
+    assert_eq!(instances("/sd").await, ALL);
     assert_eq!(instances("/sd?selector=state%3Dsilent").await, ["db-01"]);
     assert_eq!(
         instances("/sd?selector=role").await,
-        ["late-01", "new-01", "web-01"]
+        ["edge-01", "late-01", "new-01", "web-01"]
     );
     assert_eq!(
         instances("/sd?selector=!role&instance={host}:9100").await,
@@ -413,7 +417,7 @@ async fn discovery_lists_every_host() {
     let mut halves = instances("/sd?shard=1/2").await;
     halves.extend(instances("/sd?shard=2/2").await);
     halves.sort();
-    assert_eq!(halves, ["db-01", "late-01", "new-01", "web-01"]);
+    assert_eq!(halves, ALL);
 }
 
 #[tokio::test]
@@ -476,12 +480,12 @@ async fn the_fleet_page_sums_up_and_names_no_host() {
         "muster_build_info{version=\"0.1.0\"} 1",
         "muster_hosts{state=\"joined\"} 1",
         "muster_hosts{state=\"late\"} 1",
-        "muster_hosts{state=\"live\"} 1",
+        "muster_hosts{state=\"live\"} 2",
         "muster_hosts{state=\"silent\"} 1",
-        // Of the two hosts whose samples arrive.
-        "muster_services{state=\"active\"} 2",
+        // Of the three hosts whose samples arrive.
+        "muster_services{state=\"active\"} 3",
         "muster_services{state=\"inactive\"} 0",
-        "muster_incidents{state=\"open\",severity=\"warning\"} 4",
+        "muster_incidents{state=\"open\",severity=\"warning\"} 5",
         "muster_incidents{state=\"open\",severity=\"critical\"} 0",
         "muster_fleet_cpu_utilisation_ratio{stat=\"p95\"} 0.5",
         "muster_fleet_sample_age_seconds{stat=\"p50\"} 2",
