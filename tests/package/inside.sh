@@ -36,6 +36,12 @@ eventually() {
 }
 
 holds() { "$@" || fail "$*"; }
+# nothing COMMAND…: it succeeds and prints nothing.
+nothing() {
+    local answer
+    answer=$("$@") || fail "$*"
+    [ -z "$answer" ] || fail "$* says: $answer"
+}
 refuted() { if "$@"; then fail "expected not: $*"; fi; }
 active() { systemctl --quiet is-active "$1"; }
 property() { systemctl show --property="$2" --value "$1"; }
@@ -54,7 +60,7 @@ for unit in muster-agent muster-aggregator; do
     holds active $unit.path
     refuted active $unit.service
 done
-holds [ -z "$(systemctl list-units --failed --plain --no-legend 'muster-*')" ]
+nothing systemctl list-units --failed --plain --no-legend 'muster-*'
 holds [ "$(stat -c '%U %a' /var/lib/muster-agent)" = "muster-agent 700" ]
 holds [ "$(stat -c '%U %a' /var/lib/muster)" = "muster 700" ]
 holds muster-agent check-config
@@ -141,8 +147,7 @@ systemctl start muster-agent.service
 eventually 20 "this host live again" host_is live
 
 step "having nothing to complain about in the journal"
-errors=$(journalctl --boot --no-pager --quiet --priority=err -u muster-agent -u muster-aggregator -o cat)
-holds [ -z "$errors" ]
+nothing journalctl --boot --no-pager --quiet --priority=err -u muster-agent -u muster-aggregator -o cat
 holds [ "$(property muster-agent NRestarts)" = 0 ]
 holds [ "$(property muster-aggregator NRestarts)" = 0 ]
 
@@ -183,8 +188,8 @@ for left in /etc/muster /var/lib/muster /var/lib/muster-agent /run/muster /run/m
     refuted [ -e "$left" ]
 done
 refuted pgrep -f /usr/bin/muster
-holds [ -z "$(systemctl list-unit-files --no-legend 'muster*')" ]
-holds [ -z "$(systemctl --failed --plain --no-legend 'muster*')" ]
+refuted systemctl list-unit-files --no-legend 'muster*'
+nothing systemctl list-units --failed --plain --no-legend 'muster*'
 
 trap - ERR
 echo "all steps passed"
