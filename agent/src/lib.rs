@@ -1,1 +1,3 @@
-//! Agent.
+//! Gathers what a Linux host can tell and streams it to a Muster aggregator.
+
+pub mod buffer;
