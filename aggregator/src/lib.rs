@@ -1,1 +1,4 @@
 //! Aggregator.
+
+pub mod listen;
+pub mod pki;

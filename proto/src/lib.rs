@@ -11,7 +11,10 @@ pub mod id;
 pub mod limits;
 pub mod ranges;
 pub mod series;
+pub mod spiffe;
 pub mod time;
+pub mod tls;
+pub mod token;
 
 /// Messages and services generated from `proto/muster/v1/*.proto`.
 #[expect(

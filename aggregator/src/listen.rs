@@ -1,0 +1,561 @@
+//! The doors' accept loops, in front of tonic and hyper, which set no limits before a connection has proved
+//! anything.
+//!
+//! Each door has at most so many handshakes at a time (further connections wait in the kernel's backlog), at
+//! most so many unauthenticated connections per source address, and a time limit for the handshake. Running out
+//! of file descriptors slows accepting down instead of spinning. Every connection comes out with its [`Peer`],
+//! read from the certificate once. What is refused is counted by reason in [`Counters`].
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use muster_proto::{
+    spiffe::{SpiffeId, peer_id},
+    time::Timestamp,
+    tls::{TlsFault, fault},
+};
+use rustls::ServerConfig;
+use rustls_pki_types::CertificateDer;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+    time::{Instant, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+use x509_parser::prelude::FromDer as _;
+
+pub mod unix;
+
+/// Connections that are accepted and not yet taken by the server.
+const READY: usize = 64;
+
+/// First byte of a TLS record that carries a handshake (RFC 8446, 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+
+/// What a browser or curl gets from a door that speaks TLS.
+const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\
+Content-Length: 35\r\nConnection: close\r\n\r\nthis port speaks TLS 1.3, not HTTP\n";
+
+/// Bounds of one door.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Time from accept to the end of the handshake.
+    pub handshake: Duration,
+    /// Handshakes at a time.
+    pub handshakes: usize,
+    /// Connections per source address that have not authenticated themselves: in the handshake, and for their
+    /// whole life at doors without client certificates.
+    pub unauthenticated_per_address: usize,
+    /// Whether loopback is exempt from the limit per address: simulated agents all come from there.
+    pub exempt_loopback: bool,
+}
+
+impl Default for Limits {
+    /// The figures of the threat model: 10 s, 256, 32.
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(10),
+            handshakes: 256,
+            unauthenticated_per_address: 32,
+            exempt_loopback: false,
+        }
+    }
+}
+
+/// What a door did since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections handed to the server.
+    pub accepted: AtomicU64,
+    /// Handshakes that took too long.
+    pub timed_out: AtomicU64,
+    /// Clients that spoke something else than TLS.
+    pub not_tls: AtomicU64,
+    /// Clients without TLS 1.3 or HTTP/2.
+    pub incompatible: AtomicU64,
+    /// Certificates missing or refused.
+    pub certificate: AtomicU64,
+    /// Handshakes that failed otherwise, mostly clients that went away.
+    pub broken: AtomicU64,
+    /// Connections over the limit of their address.
+    pub address_limit: AtomicU64,
+    /// Failed accepts, mostly for want of file descriptors.
+    pub accept_errors: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Who is at the other end, as the handshake proved it.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Where the connection comes from.
+    pub addr: SocketAddr,
+    /// Whom the certificate names; absent where no client certificate is asked for.
+    pub id: Option<SpiffeId>,
+    /// The certificate's serial, lower-case hexadecimal.
+    pub serial: Option<String>,
+    /// End of the certificate's life.
+    pub cert_not_after: Option<Timestamp>,
+}
+
+/// An accepted connection: bytes, and who is at the other end.
+pub struct Conn {
+    io: Io,
+    peer: Peer,
+    /// Held for the whole life where nothing was proved.
+    _place: Option<Place>,
+}
+
+enum Io {
+    Tls(Box<TlsStream<TcpStream>>),
+    Plain(TcpStream),
+}
+
+impl Conn {
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+}
+
+/// Accepted connections, for `serve_with_incoming` or a loop over hyper.
+pub type Incoming = ReceiverStream<io::Result<Conn>>;
+
+/// Binds a TCP address.
+///
+/// # Errors
+/// When it is taken or not ours; the message says what to do.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let why = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "another program listens there: stop it or configure another port"
+            }
+            io::ErrorKind::AddrNotAvailable => "this machine does not have that address",
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need a privilege: configure a higher one"
+            }
+            _ => return error,
+        };
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {why}"))
+    })
+}
+
+/// Accepts TLS connections until `stop`, or until the stream is dropped.
+pub fn tls(
+    listener: TcpListener,
+    config: Arc<ArcSwap<ServerConfig>>,
+    limits: Limits,
+    counters: Arc<Counters>,
+    stop: CancellationToken,
+) -> Incoming {
+    accept_with(listener, Some(config), limits, counters, stop)
+}
+
+/// Accepts connections without TLS, for HTTP on loopback.
+pub fn plain(
+    listener: TcpListener,
+    limits: Limits,
+    counters: Arc<Counters>,
+    stop: CancellationToken,
+) -> Incoming {
+    accept_with(listener, None, limits, counters, stop)
+}
+
+fn accept_with(
+    listener: TcpListener,
+    config: Option<Arc<ArcSwap<ServerConfig>>>,
+    limits: Limits,
+    counters: Arc<Counters>,
+    stop: CancellationToken,
+) -> Incoming {
+    let (ready, incoming) = mpsc::channel(READY);
+    let door = Door {
+        handshakes: Arc::new(Semaphore::new(limits.handshakes)),
+        places: Places::default(),
+        config,
+        limits,
+        counters,
+        ready,
+    };
+    tokio::spawn(door.run(listener, stop));
+    ReceiverStream::new(incoming)
+}
+
+struct Door {
+    config: Option<Arc<ArcSwap<ServerConfig>>>,
+    limits: Limits,
+    counters: Arc<Counters>,
+    handshakes: Arc<Semaphore>,
+    places: Places,
+    ready: mpsc::Sender<io::Result<Conn>>,
+}
+
+impl Door {
+    async fn run(self, listener: TcpListener, stop: CancellationToken) {
+        let closed = self.ready.clone();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = closed.closed() => {}
+            () = self.accept(listener) => {}
+        }
+    }
+
+    async fn accept(self, listener: TcpListener) {
+        let door = Arc::new(self);
+        let mut last_complaint = None;
+        loop {
+            let Ok(permit) = Arc::clone(&door.handshakes).acquire_owned().await else {
+                return;
+            };
+            match listener.accept().await {
+                Ok((stream, addr)) => {
+                    let Some(place) = door.place(addr.ip()) else {
+                        count(&door.counters.address_limit);
+                        tracing::debug!(%addr, "too many unauthenticated connections of one address");
+                        continue;
+                    };
+                    let door = Arc::clone(&door);
+                    tokio::spawn(async move {
+                        door.admit(stream, addr, place).await;
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    count(&door.counters.accept_errors);
+                    complain(&mut last_complaint, &error);
+                    if exhausted(&error) {
+                        let pause = fastrand::u64(50..=200);
+                        tokio::time::sleep(Duration::from_millis(pause)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn place(&self, address: IpAddr) -> Option<Option<Place>> {
+        // An IPv4 client of a dual-stack socket is the same client.
+        let address = address.to_canonical();
+        if self.limits.exempt_loopback && address.is_loopback() {
+            return Some(None);
+        }
+        self.places
+            .take(address, self.limits.unauthenticated_per_address)
+            .map(Some)
+    }
+
+    async fn admit(&self, stream: TcpStream, addr: SocketAddr, place: Option<Place>) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%addr, %error, "no TCP_NODELAY");
+        }
+        let conn = match &self.config {
+            None => Ok(Conn {
+                io: Io::Plain(stream),
+                peer: Peer {
+                    addr,
+                    id: None,
+                    serial: None,
+                    cert_not_after: None,
+                },
+                _place: place,
+            }),
+            Some(config) => {
+                let config = config.load_full();
+                timeout(
+                    self.limits.handshake,
+                    handshake(stream, addr, config, place),
+                )
+                .await
+                .unwrap_or(Err(Refused::TimedOut))
+            }
+        };
+        match conn {
+            Ok(conn) => {
+                // The server is gone when this fails: it stops.
+                if self.ready.send(Ok(conn)).await.is_ok() {
+                    count(&self.counters.accepted);
+                }
+            }
+            Err(refused) => self.refused(addr, &refused),
+        }
+    }
+
+    fn refused(&self, addr: SocketAddr, refused: &Refused) {
+        let counters = &self.counters;
+        let counter = match refused {
+            Refused::TimedOut => &counters.timed_out,
+            Refused::NotTls => &counters.not_tls,
+            Refused::Incompatible => &counters.incompatible,
+            Refused::Certificate(_) => &counters.certificate,
+            Refused::Broken(_) => &counters.broken,
+        };
+        count(counter);
+        tracing::debug!(%addr, why = %refused, "connection refused");
+    }
+}
+
+/// Why no connection came of it.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("the handshake took too long")]
+    TimedOut,
+    #[error("the client does not speak TLS")]
+    NotTls,
+    #[error("the client does not speak TLS 1.3 with HTTP/2")]
+    Incompatible,
+    #[error("{0}")]
+    Certificate(TlsFault),
+    #[error("the handshake broke: {0}")]
+    Broken(io::Error),
+}
+
+async fn handshake(
+    mut stream: TcpStream,
+    addr: SocketAddr,
+    config: Arc<ServerConfig>,
+    place: Option<Place>,
+) -> Result<Conn, Refused> {
+    let mut first = [0];
+    let seen = stream.peek(&mut first).await.map_err(Refused::Broken)?;
+    if seen == 0 {
+        return Err(Refused::Broken(io::ErrorKind::UnexpectedEof.into()));
+    }
+    if first[0] != TLS_HANDSHAKE {
+        refuse_plain(&mut stream, first[0]).await;
+        return Err(Refused::NotTls);
+    }
+    let wants_h2 = !config.alpn_protocols.iter().any(|name| name == b"http/1.1");
+    let stream = TlsAcceptor::from(config)
+        .accept(stream)
+        .await
+        .map_err(|error| match fault(&error) {
+            Some(TlsFault::Incompatible) => Refused::Incompatible,
+            Some(TlsFault::NotTls) => Refused::NotTls,
+            Some(fault) => Refused::Certificate(fault),
+            None => Refused::Broken(error),
+        })?;
+    let (_, session) = stream.get_ref();
+    if wants_h2 && session.alpn_protocol() != Some(b"h2") {
+        return Err(Refused::Incompatible);
+    }
+    let peer = match session.peer_certificates().and_then(|chain| chain.first()) {
+        None => Peer {
+            addr,
+            id: None,
+            serial: None,
+            cert_not_after: None,
+        },
+        Some(leaf) => proved(addr, leaf)?,
+    };
+    let place = place.filter(|_| peer.id.is_none());
+    Ok(Conn {
+        io: Io::Tls(Box::new(stream)),
+        peer,
+        _place: place,
+    })
+}
+
+/// A letter is the begin of an HTTP request: it gets an answer that a person understands.
+async fn refuse_plain(stream: &mut TcpStream, first: u8) {
+    if !first.is_ascii_uppercase() {
+        return;
+    }
+    // The request is read away, at most one buffer of it: closing with unread bytes would reset the connection and
+    // take the answer with it. Whether the client hears it is its own affair, so errors end the attempt.
+    let mut request = [0; 1024];
+    if stream.try_read(&mut request).is_ok() && stream.write_all(PLAIN_ANSWER).await.is_ok() {
+        let _gone = stream.shutdown().await;
+    }
+}
+
+fn proved(addr: SocketAddr, leaf: &CertificateDer<'_>) -> Result<Peer, Refused> {
+    let who = peer_id(leaf).map_err(|error| Refused::Certificate(TlsFault::Nameless(error)))?;
+    let not_after = x509_parser::certificate::X509Certificate::from_der(leaf)
+        .ok()
+        .map(|(_, parsed)| parsed.validity().not_after.timestamp())
+        .map(|seconds| Timestamp::from_millis(seconds.saturating_mul(1000)));
+    Ok(Peer {
+        addr,
+        id: Some(who.id),
+        serial: Some(who.serial),
+        cert_not_after: not_after,
+    })
+}
+
+/// Whether an accept failed for want of descriptors or memory, which trying again at once does not mend.
+fn exhausted(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Once a minute.
+fn complain(last: &mut Option<Instant>, error: &io::Error) {
+    let now = Instant::now();
+    if last.is_some_and(|last| now.duration_since(last) < Duration::from_secs(60)) {
+        return;
+    }
+    *last = Some(now);
+    if exhausted(error) {
+        tracing::error!(%error, "connections cannot be accepted: raise LimitNOFILE of the service");
+    } else {
+        tracing::warn!(%error, "a connection could not be accepted");
+    }
+}
+
+/// How many unauthenticated connections each address has.
+#[derive(Clone, Default)]
+struct Places(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One of them; given back when dropped.
+struct Place {
+    places: Places,
+    address: IpAddr,
+}
+
+impl Places {
+    fn take(&self, address: IpAddr, most: usize) -> Option<Place> {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = taken.get(&address).copied().unwrap_or(0);
+        if held >= most {
+            return None;
+        }
+        taken.insert(address, held + 1);
+        Some(Place {
+            places: self.clone(),
+            address,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = taken.get_mut(&self.address) {
+            *held -= 1;
+            if *held == 0 {
+                taken.remove(&self.address);
+            }
+        }
+    }
+}
+
+impl Connected for Conn {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Conn {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+            Io::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Conn {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+            Io::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tls(stream) => Pin::new(stream).poll_flush(context),
+            Io::Plain(stream) => Pin::new(stream).poll_flush(context),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.io {
+            Io::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            Io::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Io::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Tls(stream) => stream.is_write_vectored(),
+            Io::Plain(stream) => stream.is_write_vectored(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_its_places_and_gets_them_back() {
+        let places = Places::default();
+        let one = IpAddr::from([192, 0, 2, 1]);
+        let two = IpAddr::from([192, 0, 2, 2]);
+        let first = places.take(one, 2).expect("free");
+        let second = places.take(one, 2).expect("free");
+        assert!(places.take(one, 2).is_none());
+        assert!(places.take(two, 2).is_some());
+        drop(first);
+        assert!(places.take(one, 2).is_some());
+        drop(second);
+        let left = places.0.lock().expect("no panic").len();
+        assert_eq!(left, 0, "an address without connections is forgotten");
+    }
+
+    #[test]
+    fn the_plain_answer_announces_its_length() {
+        let text = std::str::from_utf8(PLAIN_ANSWER).expect("ASCII");
+        let (head, body) = text.split_once("\r\n\r\n").expect("head and body");
+        assert!(head.contains(&format!("Content-Length: {}", body.len())));
+    }
+
+    #[test]
+    fn want_of_descriptors_is_recognised() {
+        for (errno, wanted) in [(24, true), (23, true), (103, false)] {
+            assert_eq!(exhausted(&io::Error::from_raw_os_error(errno)), wanted);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The TLS configurations of all doors, and the aggregator's own certificate behind them.
+//!
+//! The certificate is made at the start and lives in memory only; when less than a third of its life is left, a
+//! new one takes its place without touching a connection.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use muster_proto::{
+    time::{Clock, Timestamp},
+    tls::{
+        server_config_agents, server_config_enrolment, server_config_http, server_config_operators,
+    },
+};
+use rustls::ServerConfig;
+use tokio_util::sync::CancellationToken;
+
+use super::{Authority, PkiError, Role, SERVER_LIFE};
+
+/// How often the certificate's age is looked at.
+const CHECK_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// Current configurations; the accept loops read them for every connection.
+pub struct Doors {
+    /// Trusts the agents' issuer.
+    pub agents: Arc<ArcSwap<ServerConfig>>,
+    /// Trusts the operators' issuer.
+    pub operators: Arc<ArcSwap<ServerConfig>>,
+    /// Authenticates the server only.
+    pub enrolment: Arc<ArcSwap<ServerConfig>>,
+    /// Page and scrape, HTTP/1.1 and HTTP/2; authenticates the server only.
+    pub http: Arc<ArcSwap<ServerConfig>>,
+    not_after: ArcSwap<Timestamp>,
+    authority: Arc<Authority>,
+}
+
+struct Made {
+    agents: ServerConfig,
+    operators: ServerConfig,
+    enrolment: ServerConfig,
+    http: ServerConfig,
+    not_after: Timestamp,
+}
+
+impl Doors {
+    /// Makes the aggregator's certificate and the configurations that present it.
+    ///
+    /// # Errors
+    /// When a certificate cannot be made.
+    pub fn new(authority: Arc<Authority>, now: Timestamp) -> Result<Self, PkiError> {
+        let made = make(&authority, now)?;
+        let swap = |config| Arc::new(ArcSwap::from_pointee(config));
+        Ok(Self {
+            agents: swap(made.agents),
+            operators: swap(made.operators),
+            enrolment: swap(made.enrolment),
+            http: swap(made.http),
+            not_after: ArcSwap::from_pointee(made.not_after),
+            authority,
+        })
+    }
+
+    /// End of life of the certificate presented now.
+    #[must_use]
+    pub fn not_after(&self) -> Timestamp {
+        **self.not_after.load()
+    }
+
+    /// Puts a new certificate in place when less than a third of the present one's life is left. True when it did.
+    ///
+    /// # Errors
+    /// When a certificate cannot be made; the present one stays.
+    pub fn renew_if_due(&self, now: Timestamp) -> Result<bool, PkiError> {
+        if self.not_after().since(now) >= SERVER_LIFE / 3 {
+            return Ok(false);
+        }
+        let made = make(&self.authority, now)?;
+        self.agents.store(Arc::new(made.agents));
+        self.operators.store(Arc::new(made.operators));
+        self.enrolment.store(Arc::new(made.enrolment));
+        self.http.store(Arc::new(made.http));
+        self.not_after.store(Arc::new(made.not_after));
+        Ok(true)
+    }
+
+    /// Renews in time until `stop`.
+    pub async fn run(&self, clock: Arc<dyn Clock>, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(CHECK_EVERY);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            match self.renew_if_due(clock.now()) {
+                Ok(true) => tracing::info!("the aggregator's certificate was renewed"),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!(%error, "the aggregator's certificate cannot be renewed");
+                }
+            }
+        }
+    }
+}
+
+fn make(authority: &Authority, now: Timestamp) -> Result<Made, PkiError> {
+    let (credentials, not_after) = authority.issue_server(authority.names(), now)?;
+    let domain = authority.trust_domain();
+    let mut with_root = credentials.clone();
+    with_root.chain.push(authority.root().clone());
+    Ok(Made {
+        agents: server_config_agents(credentials.clone(), authority.issuer(Role::Agent), domain)?,
+        operators: server_config_operators(
+            credentials.clone(),
+            authority.issuer(Role::Operator),
+            domain,
+        )?,
+        enrolment: server_config_enrolment(with_root)?,
+        http: server_config_http(credentials, None)?,
+        not_after,
+    })
+}

@@ -1,0 +1,506 @@
+//! The authority: a root and three issuers, on disk, and what they sign.
+//!
+//! ```text
+//! <state>/ca/authority.toml          trust domain, names of the aggregator
+//! <state>/ca/{root,server,agent,operator}.crt    PEM
+//! <state>/ca/{root,server,agent,operator}.key    PEM, 0600; root.key may be taken offline after init
+//! ```
+//!
+//! Three issuers instead of a role in the certificate: each door trusts one of them alone, so a forgotten check
+//! fails closed. Of a certificate request only the key and the signature are used; names, lives and usages are
+//! decided here. Who may ask is decided by the callers ([`crate::enrol`], [`crate::admin`]).
+
+mod csr;
+mod doors;
+mod files;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use muster_proto::{
+    id::HostId,
+    spiffe::{MAIN_CELL, SpiffeError, SpiffeId, TrustDomain, check_operator_name, hex},
+    time::Timestamp,
+    tls::{Credentials, certificate_pin},
+    v1,
+};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    SerialNumber,
+};
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
+use serde::{Deserialize, Serialize};
+
+pub use csr::{CsrError, Request};
+pub use doors::Doors;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Life of the root.
+pub const ROOT_LIFE: Duration = Duration::from_secs(10 * YEAR.as_secs());
+/// Life of an issuer.
+pub const ISSUER_LIFE: Duration = Duration::from_secs(3 * YEAR.as_secs());
+/// Life of the aggregator's certificate.
+pub const SERVER_LIFE: Duration = Duration::from_secs(90 * DAY.as_secs());
+/// Life of an agent's certificate: an outage of weeks must not expire a fleet.
+pub const AGENT_LIFE: Duration = Duration::from_secs(30 * DAY.as_secs());
+/// Life of an operator's certificate.
+pub const OPERATOR_LIFE: Duration = DAY;
+
+/// Certificates begin this much earlier, so that clocks that are a little behind can use them at once. The
+/// aggregator's begin a day earlier, because it is judged by the clocks of a whole fleet.
+const BACKDATED: Duration = Duration::from_secs(3600);
+const SERVER_BACKDATED: Duration = DAY;
+
+const FOLDER: &str = "ca";
+const SETTINGS: &str = "authority.toml";
+
+/// Why the authority cannot be made, opened or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PkiError {
+    /// `init` where there is an authority already.
+    #[error("there is an authority in {} already: it is never overwritten, remove it yourself if you mean to lose it", .0.display())]
+    Exists(PathBuf),
+    /// No authority where one is needed.
+    #[error("there is no authority in {}: run `muster-aggregator init` first", .0.display())]
+    Missing(PathBuf),
+    /// A key that others can read.
+    #[error("others can read the key {path} (mode {mode:04o}): run `chmod 600 {path}`, and if it may have been read, make a new authority", path = path.display())]
+    Exposed {
+        /// The key's file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{} does not hold {wanted}", path.display())]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// What it should hold.
+        wanted: &'static str,
+    },
+    /// Not a DNS name or IP address that a certificate can carry.
+    #[error("{0:?} is neither a DNS name nor an IP address")]
+    Name(String),
+    /// Not an operator's name.
+    #[error(transparent)]
+    OperatorName(#[from] SpiffeError),
+    /// The request is not acceptable.
+    #[error("the certificate request is not acceptable")]
+    Request(#[from] CsrError),
+    /// The system gives no random bytes.
+    #[error("the system gives no random bytes")]
+    Random,
+    /// A certificate cannot be made.
+    #[error("a certificate cannot be made")]
+    Make(#[from] rcgen::Error),
+    /// The certificates cannot be put to use.
+    #[error("the aggregator's TLS cannot be set up")]
+    Tls(#[from] muster_proto::tls::TlsConfigError),
+}
+
+/// One of the three issuers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The aggregator's own certificate.
+    Server,
+    /// Agents' certificates.
+    Agent,
+    /// Operators' certificates.
+    Operator,
+}
+
+impl Role {
+    const ALL: [Self; 3] = [Self::Server, Self::Agent, Self::Operator];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Server => "server",
+            Self::Agent => "agent",
+            Self::Operator => "operator",
+        }
+    }
+
+    fn usage(self) -> ExtendedKeyUsagePurpose {
+        match self {
+            Self::Server => ExtendedKeyUsagePurpose::ServerAuth,
+            Self::Agent | Self::Operator => ExtendedKeyUsagePurpose::ClientAuth,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    trust_domain: TrustDomain,
+    /// DNS names and IP addresses in the aggregator's certificate, for browsers and scrapers.
+    names: Vec<String>,
+}
+
+struct Signer {
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// The authority, opened.
+pub struct Authority {
+    settings: Settings,
+    root: CertificateDer<'static>,
+    server: Signer,
+    agent: Signer,
+    operator: Signer,
+    random: SystemRandom,
+}
+
+/// A certificate that was made.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// Leaf, then its issuer.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Of the leaf, lower-case hexadecimal.
+    pub serial: String,
+    /// End of its life.
+    pub not_after: Timestamp,
+}
+
+impl Authority {
+    /// Makes a new authority under the state folder: all of it or nothing.
+    ///
+    /// # Errors
+    /// When there is one already, a name cannot stand in a certificate, or it cannot be written.
+    pub fn init(state: &Path, names: &[String], now: Timestamp) -> Result<Self, PkiError> {
+        let folder = state.join(FOLDER);
+        if folder.exists() {
+            return Err(PkiError::Exists(folder));
+        }
+        let random = SystemRandom::new();
+        let settings = Settings {
+            trust_domain: TrustDomain::generate(&random).map_err(|_| PkiError::Random)?,
+            names: names.to_vec(),
+        };
+        for name in names {
+            subject_name(name)?;
+        }
+        let made = files::Fresh::begin(&folder)?;
+        let text = toml::to_string(&settings).expect("two plain fields can be written as TOML");
+        made.write(SETTINGS, text.as_bytes(), 0o644)?;
+
+        let life = Life::at(now, BACKDATED, ROOT_LIFE);
+        let params = ca_params(&settings.trust_domain, "root", 1, life, &random)?;
+        let root = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        made.write("root.crt", root.pem().as_bytes(), 0o644)?;
+        made.write("root.key", root.key().serialize_pem().as_bytes(), 0o600)?;
+        for role in Role::ALL {
+            let life = Life::at(now, BACKDATED, ISSUER_LIFE);
+            let mut params = ca_params(&settings.trust_domain, role.name(), 0, life, &random)?;
+            params.extended_key_usages = vec![role.usage()];
+            let issuer = CertifiedIssuer::signed_by(params, KeyPair::generate()?, &root)?;
+            let key = issuer.key().serialize_pem();
+            made.write(
+                &format!("{}.crt", role.name()),
+                issuer.pem().as_bytes(),
+                0o644,
+            )?;
+            made.write(&format!("{}.key", role.name()), key.as_bytes(), 0o600)?;
+        }
+        made.finish(&folder)?;
+        Self::open(state)
+    }
+
+    /// Opens what [`Authority::init`] made.
+    ///
+    /// # Errors
+    /// When there is none, a key can be read by others, or a file is not what it should be.
+    pub fn open(state: &Path) -> Result<Self, PkiError> {
+        let folder = state.join(FOLDER);
+        if !folder.exists() {
+            return Err(PkiError::Missing(folder));
+        }
+        let path = folder.join(SETTINGS);
+        let settings = toml::from_str(&files::read(&path)?).map_err(|_| PkiError::Content {
+            path,
+            wanted: "the authority's settings",
+        })?;
+        let root_key = folder.join("root.key");
+        if root_key.exists() {
+            files::check_private(&root_key)?;
+        }
+        Ok(Self {
+            settings,
+            root: read_certificate(&folder.join("root.crt"))?,
+            server: read_signer(&folder, Role::Server)?,
+            agent: read_signer(&folder, Role::Agent)?,
+            operator: read_signer(&folder, Role::Operator)?,
+            random: SystemRandom::new(),
+        })
+    }
+
+    /// The installation's name.
+    #[must_use]
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.settings.trust_domain
+    }
+
+    /// DNS names and IP addresses given at `init`.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.settings.names
+    }
+
+    /// The root's certificate.
+    #[must_use]
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// The root's fingerprint, as tokens carry it.
+    #[must_use]
+    pub fn pin(&self) -> [u8; 32] {
+        certificate_pin(&self.root).expect("the root was parsed when it was opened")
+    }
+
+    /// An issuer's certificate.
+    #[must_use]
+    pub fn issuer(&self, role: Role) -> &CertificateDer<'static> {
+        &self.signer(role).certificate
+    }
+
+    /// What holders are told to trust.
+    #[must_use]
+    pub fn bundle(&self) -> v1::TrustBundle {
+        v1::TrustBundle {
+            version: 1,
+            roots: vec![self.root.to_vec()],
+        }
+    }
+
+    /// A certificate for a host.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn issue_agent(
+        &self,
+        request: &Request,
+        host: HostId,
+        now: Timestamp,
+    ) -> Result<Issued, PkiError> {
+        let id = SpiffeId::Agent {
+            domain: self.trust_domain().clone(),
+            cell: MAIN_CELL.to_owned(),
+            host,
+        };
+        let life = Life::at(now, BACKDATED, AGENT_LIFE);
+        let names = vec![uri(&id)?];
+        self.issue(Role::Agent, request.key(), &host.to_string(), names, life)
+    }
+
+    /// A certificate for a person.
+    ///
+    /// # Errors
+    /// When the name cannot be an operator's or it cannot be signed.
+    pub fn issue_operator(
+        &self,
+        request: &Request,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<Issued, PkiError> {
+        check_operator_name(name)?;
+        let id = SpiffeId::Operator {
+            domain: self.trust_domain().clone(),
+            name: name.to_owned(),
+        };
+        let life = Life::at(now, BACKDATED, OPERATOR_LIFE);
+        let names = vec![uri(&id)?];
+        self.issue(Role::Operator, request.key(), name, names, life)
+    }
+
+    /// A certificate for the aggregator itself, with a new key, and the end of its life. `names` are DNS names
+    /// and IP addresses.
+    ///
+    /// # Errors
+    /// When a name cannot stand in a certificate or it cannot be signed.
+    pub fn issue_server(
+        &self,
+        names: &[String],
+        now: Timestamp,
+    ) -> Result<(Credentials, Timestamp), PkiError> {
+        let id = SpiffeId::Aggregator {
+            domain: self.trust_domain().clone(),
+        };
+        let mut subject_names = vec![uri(&id)?];
+        for name in names {
+            subject_names.push(subject_name(name)?);
+        }
+        let key = KeyPair::generate()?;
+        let life = Life::at(now, SERVER_BACKDATED, SERVER_LIFE);
+        let issued = self.issue(Role::Server, &key, "aggregator", subject_names, life)?;
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let credentials = Credentials {
+            chain: issued.chain,
+            key,
+        };
+        Ok((credentials, issued.not_after))
+    }
+
+    fn issue(
+        &self,
+        role: Role,
+        key: &impl PublicKeyData,
+        common_name: &str,
+        names: Vec<SanType>,
+        life: Life,
+    ) -> Result<Issued, PkiError> {
+        let serial = serial(&self.random)?;
+        let mut params = base_params(common_name, life);
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        params.subject_alt_names = names;
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![role.usage()];
+        let signer = self.signer(role);
+        let leaf = params.signed_by(key, &signer.issuer)?;
+        Ok(Issued {
+            chain: vec![leaf.der().clone(), signer.certificate.clone()],
+            serial: hex(&serial),
+            not_after: life.not_after,
+        })
+    }
+
+    fn signer(&self, role: Role) -> &Signer {
+        match role {
+            Role::Server => &self.server,
+            Role::Agent => &self.agent,
+            Role::Operator => &self.operator,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Life {
+    not_before: Timestamp,
+    not_after: Timestamp,
+}
+
+impl Life {
+    /// Certificates count whole seconds.
+    fn at(now: Timestamp, backdated: Duration, life: Duration) -> Self {
+        let whole = Timestamp::from_millis(now.as_millis().div_euclid(1000) * 1000);
+        Self {
+            not_before: whole.minus(backdated),
+            not_after: whole.plus(life),
+        }
+    }
+}
+
+fn base_params(common_name: &str, life: Life) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::CommonName, common_name);
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    let since = |at: Timestamp| Duration::from_millis(u64::try_from(at.as_millis()).unwrap_or(0));
+    params.not_before = epoch + since(life.not_before);
+    params.not_after = epoch + since(life.not_after);
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
+/// No URI name constraints here: rustls-webpki refuses every chain that has them.
+fn ca_params(
+    domain: &TrustDomain,
+    name: &str,
+    path_length: u8,
+    life: Life,
+    random: &dyn SecureRandom,
+) -> Result<CertificateParams, PkiError> {
+    let mut params = base_params(&format!("Muster {domain} {name}"), life);
+    params.serial_number = Some(SerialNumber::from_slice(&serial(random)?));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+/// 128 bits, of which 126 are random: positive, and no leading zero byte, so that it has one spelling.
+fn serial(random: &dyn SecureRandom) -> Result<[u8; 16], PkiError> {
+    let mut bytes = [0; 16];
+    random.fill(&mut bytes).map_err(|_| PkiError::Random)?;
+    bytes[0] = bytes[0] & 0x3f | 0x40;
+    Ok(bytes)
+}
+
+fn uri(id: &SpiffeId) -> Result<SanType, PkiError> {
+    Ok(SanType::URI(id.to_string().try_into()?))
+}
+
+fn subject_name(name: &str) -> Result<SanType, PkiError> {
+    let wrong = || PkiError::Name(name.to_owned());
+    if let Ok(address) = name.parse() {
+        return Ok(SanType::IpAddress(address));
+    }
+    rustls_pki_types::DnsName::try_from(name).map_err(|_| wrong())?;
+    Ok(SanType::DnsName(name.try_into().map_err(|_| wrong())?))
+}
+
+fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, PkiError> {
+    let wrong = || PkiError::Content {
+        path: path.to_owned(),
+        wanted: "a PEM certificate",
+    };
+    let text = files::read(path)?;
+    let certificate = CertificateDer::from_pem_slice(text.as_bytes()).map_err(|_| wrong())?;
+    certificate_pin(&certificate).map_err(|_| wrong())?;
+    Ok(certificate)
+}
+
+fn read_signer(folder: &Path, role: Role) -> Result<Signer, PkiError> {
+    let certificate = read_certificate(&folder.join(format!("{}.crt", role.name())))?;
+    let path = folder.join(format!("{}.key", role.name()));
+    files::check_private(&path)?;
+    let key = KeyPair::from_pem(&files::read(&path)?).map_err(|_| PkiError::Content {
+        path: path.clone(),
+        wanted: "a PEM private key",
+    })?;
+    let matches = certificate_pin(&certificate)
+        .is_ok_and(|pin| pin == muster_proto::token::pin_of(&key.subject_public_key_info()));
+    if !matches {
+        return Err(PkiError::Content {
+            path,
+            wanted: "the key of the certificate beside it",
+        });
+    }
+    let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
+    Ok(Signer {
+        certificate,
+        issuer,
+    })
+}
+
+#[cfg(test)]
+mod tests;

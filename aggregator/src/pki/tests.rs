@@ -1,0 +1,129 @@
+//! The authority's promises, on a temporary folder.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc};
+
+use muster_proto::spiffe::peer_id;
+use x509_parser::prelude::FromDer as _;
+
+use super::*;
+
+const NOW: Timestamp = Timestamp::from_millis(1_795_000_000_000);
+
+fn request() -> Request {
+    let key = KeyPair::generate().expect("a key");
+    let made = CertificateParams::default()
+        .serialize_request(&key)
+        .expect("a request");
+    Request::check(made.der()).expect("acceptable")
+}
+
+fn made() -> (tempfile::TempDir, Authority) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let authority = Authority::init(folder.path(), &names, NOW).expect("a new authority");
+    (folder, authority)
+}
+
+#[test]
+fn what_init_made_opens_again_and_is_never_overwritten() {
+    let (folder, authority) = made();
+    let again = Authority::open(folder.path()).expect("it opens");
+    assert_eq!(again.trust_domain(), authority.trust_domain());
+    assert_eq!(again.pin(), authority.pin());
+    let twice = Authority::init(folder.path(), &[], NOW);
+    assert!(matches!(twice, Err(PkiError::Exists(_))));
+    let none = tempfile::tempdir().expect("a folder");
+    assert!(matches!(
+        Authority::open(none.path()),
+        Err(PkiError::Missing(_))
+    ));
+}
+
+#[test]
+fn works_without_the_roots_key_but_not_with_a_readable_one() {
+    let (folder, _) = made();
+    for key in ["root.key", "agent.key"] {
+        let path = folder.path().join("ca").join(key);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("chmod");
+        let error = Authority::open(folder.path()).err().expect("refused");
+        assert!(error.to_string().contains("chmod 600"), "{error}");
+        assert!(error.to_string().contains(key), "{error}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+    }
+    fs::remove_file(folder.path().join("ca/root.key")).expect("taken offline");
+    assert!(Authority::open(folder.path()).is_ok());
+}
+
+#[test]
+fn a_key_of_another_issuer_is_noticed() {
+    let (folder, _) = made();
+    let ca = folder.path().join("ca");
+    fs::copy(ca.join("operator.key"), ca.join("agent.key")).expect("copied");
+    assert!(matches!(
+        Authority::open(folder.path()),
+        Err(PkiError::Content { .. })
+    ));
+}
+
+#[test]
+fn leaves_say_who_for_how_long_and_for_what() {
+    let (_folder, authority) = made();
+    let host = HostId::from_bytes([7; 16]);
+    let agent = authority
+        .issue_agent(&request(), host, NOW)
+        .expect("issued");
+    let operator = authority
+        .issue_operator(&request(), "jo", NOW)
+        .expect("issued");
+    let (server, _) = authority
+        .issue_server(authority.names(), NOW)
+        .expect("issued");
+
+    let who = peer_id(&agent.chain[0]).expect("named");
+    assert_eq!(who.id.host(), Some(host));
+    assert_eq!(who.serial, agent.serial);
+    assert_eq!(who.serial.len(), 32);
+    let who = peer_id(&operator.chain[0]).expect("named");
+    assert_eq!(who.id.operator(), Some("jo"));
+    let who = peer_id(&server.chain[0]).expect("named");
+    assert!(matches!(who.id, SpiffeId::Aggregator { .. }));
+
+    for (chain, days, hours_back, client) in [
+        (&agent.chain, 30, 1, true),
+        (&operator.chain, 1, 1, true),
+        (&server.chain, 90, 24, false),
+    ] {
+        let (_, leaf) =
+            x509_parser::certificate::X509Certificate::from_der(&chain[0]).expect("a certificate");
+        let begin = leaf.validity().not_before.timestamp();
+        let end = leaf.validity().not_after.timestamp();
+        let now = NOW.as_millis() / 1000;
+        assert_eq!((now - begin, end - now), (hours_back * 3600, days * 86_400));
+        let usage = leaf.extended_key_usage().expect("readable").expect("there");
+        assert_eq!(
+            (usage.value.client_auth, usage.value.server_auth),
+            (client, !client)
+        );
+        assert!(!leaf.is_ca());
+    }
+    assert!(matches!(
+        authority.issue_operator(&request(), "Jo/..", NOW),
+        Err(PkiError::OperatorName(_))
+    ));
+    assert!(matches!(
+        authority.issue_server(&["not a name".to_owned()], NOW),
+        Err(PkiError::Name(_))
+    ));
+}
+
+#[test]
+fn the_server_certificate_is_renewed_in_its_last_third() {
+    let (_folder, authority) = made();
+    let doors = Doors::new(Arc::new(authority), NOW).expect("configurations");
+    let first = doors.agents.load_full();
+    let day = |days: u32| NOW.plus(DAY * days);
+    assert!(!doors.renew_if_due(day(59)).expect("looked at"));
+    assert!(doors.renew_if_due(day(61)).expect("renewed"));
+    assert!(!Arc::ptr_eq(&first, &doors.agents.load_full()));
+    assert_eq!(doors.not_after(), day(61).plus(SERVER_LIFE));
+}
