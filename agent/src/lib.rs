@@ -1,1 +1,4 @@
-//! Agent.
+//! The agent: gathers what a Linux host can tell and streams it to an aggregator.
+
+pub mod collect;
+pub mod host;
