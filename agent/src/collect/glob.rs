@@ -1,6 +1,40 @@
 //! Patterns on names: `*` is any number of any bytes (`/` too), `?` one byte, `[a-z0]` one byte of a set,
 //! everything else itself. Matching takes time in proportion to pattern times name, whatever they are.
 
+/// Patterns, and what they said about the names on each line of a file: a file usually has the same names
+/// on the same lines as the time before, and then nothing is matched again.
+#[derive(Debug)]
+pub struct Filter {
+    patterns: Vec<String>,
+    decided: Vec<Option<(Vec<u8>, bool)>>,
+}
+
+impl Filter {
+    /// These patterns.
+    #[must_use]
+    pub fn new(patterns: &[String]) -> Self {
+        Self {
+            patterns: patterns.to_vec(),
+            decided: Vec::new(),
+        }
+    }
+
+    /// Whether any of the patterns matches the whole name, which stands on this line.
+    pub fn matches(&mut self, line: usize, name: &[u8]) -> bool {
+        if let Some(Some((known, decision))) = self.decided.get(line)
+            && known == name
+        {
+            return *decision;
+        }
+        let decision = any(&self.patterns, name);
+        if self.decided.len() <= line {
+            self.decided.resize(line + 1, None);
+        }
+        self.decided[line] = Some((name.to_owned(), decision));
+        decision
+    }
+}
+
 /// Whether any of the patterns matches the whole name.
 #[must_use]
 pub fn any(patterns: &[String], name: &[u8]) -> bool {
@@ -100,6 +134,16 @@ mod tests {
         for (pattern, name, expected) in table {
             let found = matches(pattern.as_bytes(), name.as_bytes());
             assert_eq!(found, *expected, "{pattern} on {name}");
+        }
+    }
+
+    #[test]
+    fn a_filter_decides_by_name_and_not_by_line() {
+        let mut filter = Filter::new(&["loop*".to_owned(), "".to_owned()]);
+        for _ in 0..2 {
+            assert!(!filter.matches(3, b"sda"));
+            assert!(filter.matches(3, b"loop0"));
+            assert!(filter.matches(0, b""));
         }
     }
 

@@ -5,19 +5,30 @@
 //! no other with it. Nothing here waits for the network or runs a program. When to tick, and what becomes
 //! of the values, is the sampler's business.
 
+pub mod agent;
 pub mod config;
 pub mod cpu;
+pub mod diskstats;
+pub mod dmi;
+pub mod filefd;
 pub mod glob;
 pub mod loadavg;
 pub mod meminfo;
+pub mod netdev;
 pub mod os;
+pub mod pressure;
 pub mod readings;
 #[cfg(test)]
 mod testing;
 pub mod text;
+pub mod time;
 pub mod uname;
+pub mod vmstat;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use muster_proto::{
     catalog, limits,
@@ -27,6 +38,7 @@ use muster_proto::{
 };
 
 pub use self::{
+    agent::{AgentCounters, Lost},
     config::{CollectConfig, DiskConfig, FilesystemConfig, NetworkConfig, SystemdConfig},
     readings::Readings,
 };
@@ -97,20 +109,31 @@ pub enum CollectError {
 /// Every collector, in the order in which they run; those that are switched off included. Building one
 /// opens nothing and starts nothing.
 #[must_use]
-pub fn collectors(_config: &CollectConfig) -> Vec<Box<dyn Collector>> {
+pub fn collectors(
+    config: &CollectConfig,
+    counters: &Arc<AgentCounters>,
+) -> Vec<Box<dyn Collector>> {
     vec![
         Box::new(uname::Uname::default()),
         Box::new(os::Os::default()),
+        Box::new(time::Time::default()),
+        Box::new(dmi::Dmi::default()),
         Box::new(cpu::Cpu::default()),
         Box::new(meminfo::Meminfo::default()),
         Box::new(loadavg::Loadavg::default()),
+        Box::new(diskstats::Diskstats::new(&config.disk)),
+        Box::new(netdev::Netdev::new(&config.network)),
+        Box::new(vmstat::Vmstat::default()),
+        Box::new(pressure::Pressure::default()),
+        Box::new(filefd::Filefd::default()),
+        Box::new(agent::Agent::new(Arc::clone(counters))),
     ]
 }
 
 /// The collectors that the configuration leaves on.
 #[must_use]
-pub fn enabled(config: &CollectConfig) -> Vec<Box<dyn Collector>> {
-    let mut all = collectors(config);
+pub fn enabled(config: &CollectConfig, counters: &Arc<AgentCounters>) -> Vec<Box<dyn Collector>> {
+    let mut all = collectors(config, counters);
     all.retain(|collector| config.is_enabled(collector.about().name));
     all
 }
@@ -131,7 +154,10 @@ pub fn describe(config: &CollectConfig) -> Vec<CollectorInfo> {
         on: config.is_enabled(collector.about().name),
         about: collector.about(),
     };
-    collectors(config).into_iter().map(info).collect()
+    collectors(config, &Arc::default())
+        .into_iter()
+        .map(info)
+        .collect()
 }
 
 /// A host and the collectors that look at it.
@@ -140,6 +166,7 @@ pub struct Collection {
     slots: Vec<Slot>,
     readings: Readings,
     measured: Option<Timestamp>,
+    counters: Arc<AgentCounters>,
 }
 
 struct Slot {
@@ -154,7 +181,12 @@ impl Collection {
     /// The collectors that `config` leaves on, looking at `host`. Nothing is read yet.
     #[must_use]
     pub fn new(host: HostRoot, config: &CollectConfig) -> Self {
-        Self::with(host, enabled(config), config.max_series)
+        let counters = Arc::default();
+        let collectors = enabled(config, &counters);
+        Self {
+            counters,
+            ..Self::with(host, collectors, config.max_series)
+        }
     }
 
     /// These collectors, looking at `host`; at most `max_series` series.
@@ -171,6 +203,7 @@ impl Collection {
             slots: collectors.into_iter().map(slot).collect(),
             readings: Readings::with_quota(max_series.min(limits::MAX_SERIES)),
             measured: None,
+            counters: Arc::default(),
         }
     }
 
@@ -199,6 +232,12 @@ impl Collection {
     #[must_use]
     pub fn table(&self) -> &Table {
         self.readings.table()
+    }
+
+    /// What the other parts of the agent count, for its own metrics.
+    #[must_use]
+    pub fn counters(&self) -> Arc<AgentCounters> {
+        Arc::clone(&self.counters)
     }
 
     /// The host that is looked at.
@@ -445,7 +484,7 @@ mod tests {
             disabled: vec!["cpu".to_owned()],
             ..CollectConfig::default()
         };
-        let left = enabled(&config);
+        let left = enabled(&config, &Arc::default());
         assert_eq!(left.iter().filter(|c| c.about().name == "cpu").count(), 0);
         assert!(
             describe(&config)
