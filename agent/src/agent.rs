@@ -34,8 +34,8 @@ pub trait Source: Send {
     fn boot_id(&self) -> [u8; 16];
     /// Reads everything now. `own` is what the agent counts about itself, to be told with the rest.
     fn sample(&mut self, tick: Timestamp, own: &Own) -> (&Table, Vec<v1::Event>);
-    /// Collectors and whether each works, for `muster-agent status`: name, and why it fails.
-    fn collectors(&self) -> Vec<(String, Option<String>)> {
+    /// Names of collectors that failed in the last round.
+    fn failing(&self) -> Vec<&'static str> {
         Vec::new()
     }
 }
@@ -51,6 +51,8 @@ pub struct AgentConfig {
     pub buffer: BufferLimits,
     /// Where to answer `muster-agent status`; `None` for nowhere.
     pub status_socket: Option<PathBuf>,
+    /// End of the host certificate's life, for the status.
+    pub certificate_expires: Option<Timestamp>,
     /// Seed of what is left to chance: the incarnation and the waits between connections.
     pub seed: u64,
 }
@@ -118,6 +120,12 @@ impl Agent {
             uplink,
             source,
         } = self;
+        let fixed = status::Fixed {
+            host_id: config.host.to_string(),
+            address: uplink.address().to_owned(),
+            started: time::Instant::now(),
+            certificate_expires: config.certificate_expires,
+        };
         let stop = CancellationToken::new();
         let mut rounds = Rounds::new(source, &common);
         {
@@ -127,6 +135,7 @@ impl Agent {
             let mut answered = std::pin::pin!(status::serve(
                 config.status_socket.as_deref(),
                 Arc::clone(&common),
+                fixed,
             ));
             loop {
                 tokio::select! {
@@ -202,10 +211,10 @@ impl<'a> Rounds<'a> {
         let series = encoded.samples;
         self.common.buffer().append(encoded);
         self.common.appended.notify_one();
-        let collectors = self.source.collectors();
+        let failing = self.source.failing();
         self.common
             .rounds()
-            .note(tick.at, took, series, self.ticks_missed, collectors);
+            .note(tick.at, took, series, self.ticks_missed, failing);
     }
 
     fn own(&self) -> Own {
@@ -214,7 +223,7 @@ impl<'a> Rounds<'a> {
             ticks_missed: self.ticks_missed,
             frames_produced: books.produced,
             frames_lost: books.lost,
-            frames_rejected: books.rejected,
+            frames_refused: books.rejected,
             frames_queued: books.held,
             reconnects: self.common.link().sessions.saturating_sub(1),
         }

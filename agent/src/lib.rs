@@ -1,12 +1,16 @@
 //! Gathers what a Linux host can tell and streams it to a Muster aggregator.
 //!
-//! The straight line: [`sampler`] says when, a [`Source`] tells the values, the codec makes a payload of
-//! them, [`buffer`] numbers and keeps it until [`uplink`] has it acknowledged as durable. [`Agent`] ties these
-//! together; the program around it is `main.rs`. [`simulate`] is a source of made-up hosts for demos and
-//! benches.
+//! The straight line: [`sampler`] says when, a [`Source`] tells the values ([`collect`] reads those of a real
+//! [`host`]), the codec makes a payload of them, [`buffer`] numbers and keeps it until [`uplink`] has it
+//! acknowledged as durable. [`Agent`] ties these together; the program around it is `main.rs`. [`simulate`]
+//! is a source of made-up hosts for demos and benches.
 
 mod agent;
 pub mod buffer;
+pub mod collect;
+pub mod config;
+pub mod host;
+mod live;
 pub mod sampler;
 pub mod simulate;
 pub mod status;
@@ -14,3 +18,4 @@ pub mod telemetry;
 pub mod uplink;
 
 pub use agent::{Agent, AgentConfig, Credentials, Source};
+pub use live::LiveHost;

@@ -7,6 +7,7 @@
 
 pub mod catalog;
 pub mod codec;
+pub mod exposition;
 pub mod id;
 pub mod limits;
 pub mod ranges;

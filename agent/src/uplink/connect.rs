@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use rustls_pki_types::ServerName;
+use muster_proto::tls;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -60,17 +60,11 @@ impl Connector for TlsConnector {
 
     fn connect(&self) -> Connecting<'_> {
         Box::pin(async move {
-            let tls = (self.tls)()?;
+            let config = (self.tls)()?;
             let tcp = dial(&self.address).await?;
             tcp.set_nodelay(true).map_err(Fault::Tcp)?;
-            // The verifier checks the SPIFFE id and not this name, which goes out as SNI only.
-            let name = self.address.rsplit_once(':').map_or("", |(host, _)| host);
-            let name = name.trim_start_matches('[').trim_end_matches(']');
-            let name = ServerName::try_from(name.to_owned()).map_err(|error| {
-                Fault::Resolve(io::Error::new(io::ErrorKind::InvalidInput, error))
-            })?;
-            let stream = tokio_rustls::TlsConnector::from(tls)
-                .connect(name, tcp)
+            let stream = tokio_rustls::TlsConnector::from(config)
+                .connect(tls::server_name(), tcp)
                 .await
                 .map_err(Fault::from_io)?;
             Ok(Box::new(stream) as Box<dyn Stream>)
@@ -105,16 +99,10 @@ impl Witness {
 
     fn note<T>(&self, outcome: &Poll<io::Result<T>>) {
         if let Poll::Ready(Err(error)) = outcome {
-            let copy = match error
-                .get_ref()
-                .and_then(|e| e.downcast_ref::<rustls::Error>())
-            {
-                Some(tls) => Fault::Tls(tls.clone()),
-                None => Fault::Tcp(error.kind().into()),
-            };
+            let copy = Fault::of_tls(error).unwrap_or_else(|| Fault::Tcp(error.kind().into()));
             let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             // A reset often overtakes the alert that explains it.
-            if !matches!(*seen, Some(Fault::Tls(_))) {
+            if !matches!(*seen, Some(Fault::Tls(_) | Fault::Handshake(_))) {
                 *seen = Some(copy);
             }
         }

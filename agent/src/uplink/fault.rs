@@ -6,8 +6,10 @@
 
 use std::{io, time::Duration};
 
-use muster_proto::v1;
-use rustls::{AlertDescription, CertificateError};
+use muster_proto::{
+    tls::{self, TlsFault},
+    v1,
+};
 
 use super::backoff::Ended;
 
@@ -27,9 +29,12 @@ pub enum Fault {
     /// No TCP connection and TLS handshake in time.
     #[error("no connection within {} s", .0.as_secs())]
     ConnectTimeout(Duration),
-    /// The TLS handshake failed, or TLS refused us afterwards.
+    /// One end does not accept the other's certificate.
     #[error("{}", describe_tls(.0))]
-    Tls(#[source] rustls::Error),
+    Tls(TlsFault),
+    /// TLS failed in another way.
+    #[error("the TLS handshake failed: {0}")]
+    Handshake(rustls::Error),
     /// The peer closed the connection or broke it off.
     #[error("the aggregator closed the connection")]
     Closed,
@@ -79,14 +84,17 @@ impl Fault {
     /// What an error of a socket or of TLS on it means.
     #[must_use]
     pub fn from_io(error: io::Error) -> Self {
-        let tls = error
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>())
-            .cloned();
-        match tls {
-            Some(tls) => Self::Tls(tls),
-            None => Self::Tcp(error),
+        Self::of_tls(&error).unwrap_or(Self::Tcp(error))
+    }
+
+    /// What TLS has to say about an error of the stream above it, if anything.
+    #[must_use]
+    pub fn of_tls(error: &io::Error) -> Option<Self> {
+        if let Some(fault) = tls::fault(error) {
+            return Some(Self::Tls(fault));
         }
+        let inner = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+        Some(Self::Handshake(inner.clone()))
     }
 
     /// Which wait follows; `worked` says whether the aggregator had acknowledged anything.
@@ -95,7 +103,7 @@ impl Fault {
         match self {
             Self::Denied(v1::DenyReason::AlreadyConnected) => Ended::Occupied,
             Self::Denied(_) | Self::Identity(_) => Ended::Refused,
-            Self::Tls(error) if is_about_certificates(error) => Ended::Refused,
+            Self::Tls(fault) if is_about_certificates(fault) => Ended::Refused,
             Self::Status {
                 code: tonic::Code::PermissionDenied | tonic::Code::Unauthenticated,
                 ..
@@ -118,7 +126,8 @@ impl Fault {
             Self::Tcp(_) | Self::ConnectTimeout(_) => {
                 "check route and firewall between this host and the aggregator"
             }
-            Self::Tls(error) => tls_hint(error),
+            Self::Tls(fault) => tls_hint(fault),
+            Self::Handshake(_) => "look at the aggregator's log",
             Self::Closed | Self::NoProgress(_) | Self::WelcomeTimeout(_) => {
                 "look at the aggregator's log; the agent keeps its samples and tries again"
             }
@@ -163,78 +172,36 @@ fn describe_io(error: &io::Error) -> String {
     }
 }
 
-fn describe_tls(error: &rustls::Error) -> String {
-    match error {
-        rustls::Error::InvalidCertificate(certificate) => match certificate {
-            CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-                "the aggregator's certificate has expired".into()
-            }
-            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-                "the aggregator's certificate is not valid yet".into()
-            }
-            CertificateError::UnknownIssuer => {
-                "the aggregator's certificate comes from an authority this host does not trust"
-                    .into()
-            }
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "the peer's certificate is not that of this fleet's aggregator".into()
-            }
-            other => format!("the aggregator's certificate was refused: {other}"),
-        },
-        rustls::Error::AlertReceived(alert) => match alert {
-            AlertDescription::CertificateExpired => {
-                "the aggregator says that this host's certificate has expired".into()
-            }
-            AlertDescription::CertificateRevoked => {
-                "the aggregator says that this host's certificate is revoked".into()
-            }
-            AlertDescription::UnknownCA => {
-                "the aggregator does not know the issuer of this host's certificate".into()
-            }
-            AlertDescription::CertificateRequired
-            | AlertDescription::BadCertificate
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::AccessDenied => {
-                format!("the aggregator refused this host's certificate ({alert:?})")
-            }
-            other => format!("the aggregator broke off the TLS handshake ({other:?})"),
-        },
-        other => format!("the TLS handshake failed: {other}"),
-    }
+fn is_about_certificates(fault: &TlsFault) -> bool {
+    !matches!(fault, TlsFault::NotTls | TlsFault::Incompatible)
 }
 
-fn is_about_certificates(error: &rustls::Error) -> bool {
-    match error {
-        rustls::Error::InvalidCertificate(_) => true,
-        rustls::Error::AlertReceived(alert) => matches!(
-            alert,
-            AlertDescription::CertificateExpired
-                | AlertDescription::CertificateRevoked
-                | AlertDescription::UnknownCA
-                | AlertDescription::CertificateRequired
-                | AlertDescription::BadCertificate
-                | AlertDescription::CertificateUnknown
-                | AlertDescription::AccessDenied
-        ),
-        _ => false,
-    }
-}
-
-fn tls_hint(error: &rustls::Error) -> &'static str {
-    match error {
-        rustls::Error::InvalidCertificate(
-            CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. },
-        ) => "check the clocks here and on the aggregator (date -u)",
-        rustls::Error::InvalidCertificate(_) => {
-            "is this the aggregator this host enrolled with? if its authority was made anew, enrol again"
+/// Whose certificate it is about stands first: on a page at night that is the question.
+fn describe_tls(fault: &TlsFault) -> String {
+    match fault {
+        TlsFault::CertificateRequired => {
+            "the aggregator wants a certificate and this host showed none".into()
         }
-        rustls::Error::AlertReceived(_) if is_about_certificates(error) => {
+        TlsFault::Refused(why) => format!("the aggregator refused this host's certificate: {why}"),
+        TlsFault::NotTls | TlsFault::Incompatible => fault.to_string(),
+        about_theirs => format!("the aggregator's certificate is not accepted: {about_theirs}"),
+    }
+}
+
+fn tls_hint(fault: &TlsFault) -> &'static str {
+    match fault {
+        TlsFault::Expired { .. } | TlsFault::NotYetValid { .. } => {
+            "check the clocks here and on the aggregator (date -u)"
+        }
+        TlsFault::CertificateRequired | TlsFault::Refused(_) => {
             "enrol this host again: muster-agent enrol ADDRESS with a new token"
         }
-        _ => "is this the aggregator's uplink port (default 7443)?",
+        TlsFault::NotTls | TlsFault::Incompatible => {
+            "is this the aggregator's uplink port (default 7443)?"
+        }
+        _ => {
+            "is this the aggregator this host enrolled with? if its authority was made anew, enrol again"
+        }
     }
 }
 
@@ -267,6 +234,8 @@ fn denial_hint(reason: v1::DenyReason) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use rustls::{AlertDescription, CertificateError};
+
     use super::*;
 
     #[test]
@@ -277,15 +246,17 @@ mod tests {
             (refused(), false, "connection refused", Ended::Failed),
             (refused(), true, "connection refused", Ended::Lost),
             (
-                tls(rustls::Error::InvalidCertificate(CertificateError::Expired)),
+                tls(rustls::Error::InvalidCertificate(
+                    CertificateError::UnknownIssuer,
+                )),
                 false,
-                "the aggregator's certificate has expired",
+                "the aggregator's certificate is not accepted: the certificate was not issued by an authority that is trusted here",
                 Ended::Refused,
             ),
             (
                 tls(rustls::Error::AlertReceived(AlertDescription::UnknownCA)),
                 true,
-                "the aggregator does not know the issuer of this host's certificate",
+                "the aggregator refused this host's certificate: it was issued by another authority than this door trusts",
                 Ended::Refused,
             ),
             (
@@ -293,7 +264,7 @@ mod tests {
                     AlertDescription::InternalError,
                 )),
                 false,
-                "the aggregator broke off the TLS handshake (InternalError)",
+                "the TLS handshake failed: received fatal alert: InternalError",
                 Ended::Failed,
             ),
             (
@@ -325,7 +296,7 @@ mod tests {
 
     #[test]
     fn what_tls_saw_explains_a_status() {
-        let below = Fault::Tls(rustls::Error::AlertReceived(AlertDescription::AccessDenied));
+        let below = Fault::Tls(TlsFault::CertificateRequired);
         let fault = Fault::from_status(&tonic::Status::unknown("h2 protocol error"), Some(below));
         assert!(matches!(fault, Fault::Tls(_)), "{fault}");
     }

@@ -202,6 +202,11 @@ impl Uplink {
         }
     }
 
+    /// Where it connects to.
+    pub(crate) fn address(&self) -> &str {
+        self.connector.address()
+    }
+
     /// Runs until `stop`, then says goodbye if there is a session.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {

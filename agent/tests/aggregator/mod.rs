@@ -300,6 +300,7 @@ pub(crate) fn start(
         interval: INTERVAL,
         buffer: BufferLimits::default(),
         status_socket: None,
+        certificate_expires: None,
         seed: 5,
     };
     let credentials = Credentials {
