@@ -1,1 +1,4 @@
 //! Agent.
+
+pub mod enrol;
+pub mod identity;
