@@ -1,0 +1,298 @@
+//! The database file: opening, migrating, the writing thread, the reading connection.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use muster_proto::time::Timestamp;
+use ring::rand::{SecureRandom, SystemRandom};
+use rusqlite::{Connection, params};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{ControlError, SharedSqlError};
+
+const FILE: &str = "control.db";
+
+/// Applied in order; the position of the last one, from 1, is `user_version`.
+const MIGRATIONS: &[&str] = &[include_str!("migrations/001_begin.sql")];
+
+/// How long to wait for another process that writes (`token create`).
+const BUSY: Duration = Duration::from_secs(5);
+
+/// Writes that may wait; more callers wait for a place.
+const WAITING: usize = 1024;
+
+/// Writes in one transaction: bounds how long the first of them waits for its answer.
+const BATCH: usize = 256;
+
+type Answer = Box<dyn FnOnce(Result<(), ControlError>) + Send>;
+/// Given the connection inside a transaction, or why there is none.
+type Job = Box<dyn FnOnce(Result<&Connection, ControlError>) -> Answer + Send>;
+
+/// The control state; clones share it.
+#[derive(Clone)]
+pub struct Control {
+    jobs: mpsc::Sender<Job>,
+    reader: Arc<Mutex<Connection>>,
+    pub(super) epoch: i64,
+}
+
+impl Control {
+    /// Opens or makes `<state>/control.db`, bringing an older version up to date.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is of a newer version, which stays untouched.
+    pub fn open(state: &Path) -> Result<Self, ControlError> {
+        let path = state.join(FILE);
+        let opened = |error: rusqlite::Error| ControlError::Open {
+            path: path.clone(),
+            source: SharedSqlError(Arc::new(error)),
+        };
+        let mut writer = Connection::open(&path).map_err(opened)?;
+        migrate(&mut writer, &path).map_err(|error| match error {
+            Migration::Newer { found } => ControlError::Newer {
+                path: path.clone(),
+                found,
+                known: known_version(),
+            },
+            Migration::Sql(error) => opened(error),
+        })?;
+        let epoch = writer
+            .query_row(
+                "SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'epoch'",
+                [],
+                |row| row.get(0),
+            )
+            .map_err(opened)?;
+        let reader = Connection::open(&path).map_err(opened)?;
+        reader.busy_timeout(BUSY).map_err(opened)?;
+        reader
+            .pragma_update(None, "query_only", true)
+            .map_err(opened)?;
+
+        let (jobs, waiting) = mpsc::channel(WAITING);
+        thread::Builder::new()
+            .name("control-writer".to_owned())
+            .spawn(move || write_all(&writer, waiting))
+            .map_err(|error| opened(rusqlite::Error::ToSqlConversionFailure(Box::new(error))))?;
+        Ok(Self {
+            jobs,
+            reader: Arc::new(Mutex::new(reader)),
+            epoch,
+        })
+    }
+
+    /// Runs `work` on the writing thread, inside the transaction of its batch; answers after the commit. When
+    /// `work` fails, what it wrote is undone and the rest of the batch stands.
+    pub(super) async fn write<T, W>(&self, work: W) -> Result<T, ControlError>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Connection) -> Result<T, ControlError> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            let outcome = connection.and_then(|connection| in_savepoint(connection, work));
+            Box::new(move |committed| {
+                // The caller may have gone away; the write stands all the same.
+                let _gone = answer.send(committed.and(outcome));
+            })
+        });
+        self.jobs
+            .send(job)
+            .await
+            .map_err(|_| ControlError::Closed)?;
+        answered.await.map_err(|_| ControlError::Closed)?
+    }
+
+    /// Runs `work` on the reading connection, off the runtime.
+    pub(super) async fn read<T, W>(&self, work: W) -> Result<T, ControlError>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Connection) -> Result<T, ControlError> + Send + 'static,
+    {
+        let reader = Arc::clone(&self.reader);
+        let done = tokio::task::spawn_blocking(move || {
+            let connection = reader.lock().unwrap_or_else(PoisonError::into_inner);
+            work(&connection)
+        });
+        done.await.map_err(|_| ControlError::Closed)?
+    }
+
+    /// Writes a line of the audit log.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn audit(
+        &self,
+        at: Timestamp,
+        actor: &str,
+        action: &str,
+        subject: &str,
+        outcome: &str,
+    ) -> Result<(), ControlError> {
+        let [actor, action, subject, outcome] =
+            [actor, action, subject, outcome].map(str::to_owned);
+        let epoch = self.epoch;
+        self.write(move |connection| {
+            audit(connection, epoch, at, [&actor, &action, &subject, &outcome])
+        })
+        .await
+    }
+
+    /// The last lines of the audit log, newest first: time, actor, action, subject, outcome.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn audit_log(
+        &self,
+        limit: u32,
+    ) -> Result<Vec<(Timestamp, [String; 4])>, ControlError> {
+        self.read(move |connection| {
+            let mut lines = connection.prepare(
+                "SELECT at_ms, actor, action, subject, outcome FROM audit ORDER BY seq DESC LIMIT ?1",
+            )?;
+            let rows = lines.query_map([limit], |row| {
+                let said = [row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?];
+                Ok((Timestamp::from_millis(row.get(0)?), said))
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+}
+
+/// A line of the audit log inside a write: actor, action, subject, outcome.
+pub(super) fn audit(
+    connection: &Connection,
+    epoch: i64,
+    at: Timestamp,
+    [actor, action, subject, outcome]: [&str; 4],
+) -> Result<(), ControlError> {
+    connection
+        .prepare_cached(
+            "INSERT INTO audit (at_ms, actor, action, subject, outcome, epoch)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(params![
+            at.as_millis(),
+            actor,
+            action,
+            subject,
+            outcome,
+            epoch
+        ])?;
+    Ok(())
+}
+
+/// A new UUIDv7 (RFC 9562, 5.7): 48 bits of milliseconds, then random bits.
+pub(super) fn uuid_v7(at: Timestamp) -> Result<String, ControlError> {
+    let mut bytes = [0; 16];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| ControlError::Random)?;
+    bytes[..6].copy_from_slice(&at.as_millis().to_be_bytes()[2..]);
+    bytes[6] = bytes[6] & 0x0f | 0x70;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let digits = muster_proto::spiffe::hex(&bytes);
+    Ok(format!(
+        "{}-{}-{}-{}-{}",
+        &digits[..8],
+        &digits[8..12],
+        &digits[12..16],
+        &digits[16..20],
+        &digits[20..]
+    ))
+}
+
+fn in_savepoint<T>(
+    connection: &Connection,
+    work: impl FnOnce(&Connection) -> Result<T, ControlError>,
+) -> Result<T, ControlError> {
+    connection.execute_batch("SAVEPOINT job")?;
+    let outcome = work(connection);
+    if outcome.is_err() {
+        connection.execute_batch("ROLLBACK TO job")?;
+    }
+    connection.execute_batch("RELEASE job")?;
+    outcome
+}
+
+fn write_all(connection: &Connection, mut waiting: mpsc::Receiver<Job>) {
+    while let Some(first) = waiting.blocking_recv() {
+        let begun = connection
+            .execute_batch("BEGIN IMMEDIATE")
+            .map_err(ControlError::from);
+        let mut answers = Vec::new();
+        let mut next = Some(first);
+        while let Some(job) = next {
+            answers.push(job(begun
+                .as_ref()
+                .map(|()| connection)
+                .map_err(Clone::clone)));
+            next = if answers.len() < BATCH {
+                waiting.try_recv().ok()
+            } else {
+                None
+            };
+        }
+        let committed = begun.and_then(|()| Ok(connection.execute_batch("COMMIT")?));
+        if let Err(error) = &committed {
+            tracing::error!(%error, writes = answers.len(), "control writes were refused");
+            if !connection.is_autocommit()
+                && let Err(error) = connection.execute_batch("ROLLBACK")
+            {
+                tracing::error!(%error, "the failed transaction cannot be undone");
+            }
+        }
+        for answer in answers {
+            answer(committed.clone());
+        }
+    }
+}
+
+enum Migration {
+    Newer { found: i64 },
+    Sql(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Migration {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+fn known_version() -> i64 {
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Migration> {
+    connection.busy_timeout(BUSY)?;
+    // Looked at before anything is written, even the journal's mode.
+    let version = |connection: &Connection| {
+        connection.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))
+    };
+    let found = version(connection)?;
+    if found > known_version() {
+        return Err(Migration::Newer { found });
+    }
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    let transaction =
+        connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    // Again, because another process may have been faster.
+    let found = version(&transaction)?;
+    let done = usize::try_from(found).unwrap_or(0);
+    for migration in MIGRATIONS.iter().skip(done) {
+        transaction.execute_batch(migration)?;
+    }
+    if found < known_version() {
+        transaction.pragma_update(None, "user_version", known_version())?;
+        tracing::info!(path = %path.display(), from = found, to = known_version(), "control database migrated");
+    }
+    transaction.commit()?;
+    Ok(())
+}

@@ -1,0 +1,349 @@
+//! Incidents and their transitions. Opening and resolving can be repeated: an operation id acts once.
+
+use muster_proto::{id::HostId, time::Timestamp, v1};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+
+use super::{Control, ControlError, db::uuid_v7};
+
+const OPEN: i32 = v1::IncidentState::Open as i32;
+const RESOLVED: i32 = v1::IncidentState::Resolved as i32;
+
+/// Something to open an incident for.
+#[derive(Debug, Clone)]
+pub struct NewIncident {
+    /// Names this operation: repeating it changes nothing.
+    pub op_id: String,
+    /// Which host.
+    pub host_id: HostId,
+    /// Name of the detector.
+    pub rule: String,
+    /// What it is about: a mount point, a unit; empty for the host.
+    pub subject: String,
+    /// How bad.
+    pub severity: v1::Severity,
+    /// One line for people.
+    pub summary: String,
+    /// What was seen.
+    pub evidence: String,
+    /// Since when it holds, in the host's own time.
+    pub since: Timestamp,
+    /// Now.
+    pub at: Timestamp,
+}
+
+/// What became of an opening.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// The incident's number.
+    pub number: u64,
+    /// It was opened by this very call; otherwise it was open already, or the operation had been done before.
+    pub new: bool,
+}
+
+/// The end of an incident.
+#[derive(Debug, Clone)]
+pub struct Resolution {
+    /// Names this operation: repeating it changes nothing.
+    pub op_id: String,
+    /// Which host.
+    pub host_id: HostId,
+    /// Name of the detector.
+    pub rule: String,
+    /// What it is about.
+    pub subject: String,
+    /// What was seen.
+    pub evidence: String,
+    /// Now.
+    pub at: Timestamp,
+}
+
+/// An incident as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incident {
+    /// UUIDv7.
+    pub id: String,
+    /// For people: I-number.
+    pub number: u64,
+    /// Which host.
+    pub host_id: HostId,
+    /// Name of the detector.
+    pub rule: String,
+    /// What it is about; empty for the host.
+    pub subject: String,
+    /// How bad.
+    pub severity: v1::Severity,
+    /// Open or resolved.
+    pub state: v1::IncidentState,
+    /// One line for people.
+    pub summary: String,
+    /// When it was opened.
+    pub opened: Timestamp,
+    /// Since when it held, in the host's own time.
+    pub since: Timestamp,
+    /// When it was resolved.
+    pub resolved: Option<Timestamp>,
+}
+
+/// A change of an incident's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    /// When.
+    pub at: Timestamp,
+    /// To which state.
+    pub to: v1::IncidentState,
+    /// What was seen.
+    pub evidence: String,
+}
+
+/// Which incidents to list.
+#[derive(Debug, Clone, Default)]
+pub struct IncidentFilter {
+    /// Also resolved ones.
+    pub all: bool,
+    /// Only of this host.
+    pub host_id: Option<HostId>,
+    /// Only of this severity.
+    pub severity: Option<v1::Severity>,
+    /// At most so many; 0: no limit.
+    pub limit: u32,
+}
+
+const COLUMNS: &str = "id, number, host_id, rule, subject, severity, state, summary, opened_ms, \
+                       since_ms, resolved_ms";
+
+impl Control {
+    /// Opens an incident, unless one is open for the same host, rule and subject.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn open_incident(&self, new: NewIncident) -> Result<Opened, ControlError> {
+        let epoch = self.epoch;
+        self.write(move |connection| open(connection, epoch, &new))
+            .await
+    }
+
+    /// Resolves the open incident of this host, rule and subject; its number, or none when there is none or the
+    /// operation had been done before.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn resolve_incident(&self, end: Resolution) -> Result<Option<u64>, ControlError> {
+        let epoch = self.epoch;
+        self.write(move |connection| resolve(connection, epoch, &end))
+            .await
+    }
+
+    /// Incidents that match, newest first, and how many match without the limit.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn incidents(
+        &self,
+        filter: IncidentFilter,
+    ) -> Result<(Vec<Incident>, usize), ControlError> {
+        self.read(move |connection| {
+            let mut query = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM incidents
+                 WHERE (?1 OR state = {OPEN}) AND (?2 IS NULL OR host_id = ?2)
+                   AND (?3 IS NULL OR severity = ?3)
+                 ORDER BY opened_ms DESC, number DESC"
+            ))?;
+            let host = filter.host_id.map(|id| id.to_string());
+            let severity = filter.severity.map(|severity| severity as i32);
+            let mut rows = query.query(params![filter.all, host, severity])?;
+            let (mut listed, mut matched) = (Vec::new(), 0);
+            let limit = usize::try_from(filter.limit).unwrap_or(usize::MAX);
+            while let Some(row) = rows.next()? {
+                if limit == 0 || matched < limit {
+                    listed.push(incident(row)?);
+                }
+                matched += 1;
+            }
+            Ok((listed, matched))
+        })
+        .await
+    }
+
+    /// One incident with its transitions, oldest first.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn incident(
+        &self,
+        number: u64,
+    ) -> Result<Option<(Incident, Vec<Transition>)>, ControlError> {
+        let Ok(number) = i64::try_from(number) else {
+            return Ok(None);
+        };
+        self.read(move |connection| {
+            let mut query = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM incidents WHERE number = ?1"
+            ))?;
+            let mut rows = query.query([number])?;
+            let Some(found) = rows.next()?.map(incident).transpose()? else {
+                return Ok(None);
+            };
+            let mut query = connection.prepare_cached(
+                "SELECT at_ms, to_state, evidence FROM incident_transitions
+                 WHERE incident_id = ?1 ORDER BY seq",
+            )?;
+            let mut rows = query.query([&found.id])?;
+            let mut transitions = Vec::new();
+            while let Some(row) = rows.next()? {
+                transitions.push(Transition {
+                    at: Timestamp::from_millis(row.get(0)?),
+                    to: state(row.get(1)?)?,
+                    evidence: row.get(2)?,
+                });
+            }
+            Ok(Some((found, transitions)))
+        })
+        .await
+    }
+}
+
+fn open(connection: &Connection, epoch: i64, new: &NewIncident) -> Result<Opened, ControlError> {
+    let host = new.host_id.to_string();
+    if let Some(number) = done_before(connection, &new.op_id)? {
+        return Ok(Opened { number, new: false });
+    }
+    if let Some((_, number)) = current(connection, &host, &new.rule, &new.subject)? {
+        return Ok(Opened { number, new: false });
+    }
+    let number: u32 = connection.query_row(
+        "SELECT coalesce(max(number), 0) + 1 FROM incidents",
+        [],
+        |row| row.get(0),
+    )?;
+    let id = uuid_v7(new.at)?;
+    connection
+        .prepare_cached(
+            "INSERT INTO incidents (id, number, host_id, rule, subject, severity, state, summary,
+                                    opened_ms, since_ms, epoch)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+        )?
+        .execute(params![
+            id,
+            number,
+            host,
+            new.rule,
+            new.subject,
+            new.severity as i32,
+            OPEN,
+            new.summary,
+            new.at.as_millis(),
+            new.since.as_millis(),
+            epoch
+        ])?;
+    transition(
+        connection,
+        epoch,
+        &id,
+        OPEN,
+        new.at,
+        &new.evidence,
+        &new.op_id,
+    )?;
+    Ok(Opened {
+        number: number.into(),
+        new: true,
+    })
+}
+
+fn resolve(
+    connection: &Connection,
+    epoch: i64,
+    end: &Resolution,
+) -> Result<Option<u64>, ControlError> {
+    if done_before(connection, &end.op_id)?.is_some() {
+        return Ok(None);
+    }
+    let host = end.host_id.to_string();
+    let Some((id, number)) = current(connection, &host, &end.rule, &end.subject)? else {
+        return Ok(None);
+    };
+    connection
+        .prepare_cached(
+            "UPDATE incidents SET state = ?2, resolved_ms = ?3 WHERE id = ?1 AND epoch = ?4",
+        )?
+        .execute(params![id, RESOLVED, end.at.as_millis(), epoch])?;
+    transition(
+        connection,
+        epoch,
+        &id,
+        RESOLVED,
+        end.at,
+        &end.evidence,
+        &end.op_id,
+    )?;
+    Ok(Some(number))
+}
+
+fn done_before(connection: &Connection, op_id: &str) -> Result<Option<u64>, ControlError> {
+    Ok(connection
+        .prepare_cached(
+            "SELECT number FROM incidents JOIN incident_transitions ON incident_id = id
+             WHERE op_id = ?1",
+        )?
+        .query_row([op_id], |row| Ok(row.get::<_, u32>(0)?.into()))
+        .optional()?)
+}
+
+fn current(
+    connection: &Connection,
+    host: &str,
+    rule: &str,
+    subject: &str,
+) -> Result<Option<(String, u64)>, ControlError> {
+    Ok(connection
+        .prepare_cached(&format!(
+            "SELECT id, number FROM incidents
+             WHERE host_id = ?1 AND rule = ?2 AND subject = ?3 AND state = {OPEN}"
+        ))?
+        .query_row([host, rule, subject], |row| {
+            Ok((row.get(0)?, row.get::<_, u32>(1)?.into()))
+        })
+        .optional()?)
+}
+
+fn transition(
+    connection: &Connection,
+    epoch: i64,
+    id: &str,
+    to: i32,
+    at: Timestamp,
+    evidence: &str,
+    op_id: &str,
+) -> Result<(), ControlError> {
+    connection
+        .prepare_cached(
+            "INSERT INTO incident_transitions (incident_id, seq, at_ms, to_state, evidence, op_id, epoch)
+             SELECT ?1, coalesce(max(seq), 0) + 1, ?2, ?3, ?4, ?5, ?6
+             FROM incident_transitions WHERE incident_id = ?1",
+        )?
+        .execute(params![id, at.as_millis(), to, evidence, op_id, epoch])?;
+    Ok(())
+}
+
+fn state(value: i32) -> Result<v1::IncidentState, ControlError> {
+    v1::IncidentState::try_from(value).map_err(|_| ControlError::Row("incidents"))
+}
+
+fn incident(row: &Row<'_>) -> Result<Incident, ControlError> {
+    let wrong = || ControlError::Row("incidents");
+    let host: String = row.get("host_id")?;
+    let resolved: Option<i64> = row.get("resolved_ms")?;
+    Ok(Incident {
+        id: row.get("id")?,
+        number: row.get::<_, u32>("number")?.into(),
+        host_id: host.parse().map_err(|_| wrong())?,
+        rule: row.get("rule")?,
+        subject: row.get("subject")?,
+        severity: v1::Severity::try_from(row.get::<_, i32>("severity")?).map_err(|_| wrong())?,
+        state: state(row.get("state")?)?,
+        summary: row.get("summary")?,
+        opened: Timestamp::from_millis(row.get("opened_ms")?),
+        since: Timestamp::from_millis(row.get("since_ms")?),
+        resolved: resolved.map(Timestamp::from_millis),
+    })
+}

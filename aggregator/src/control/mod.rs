@@ -1,0 +1,94 @@
+//! The control state: hosts, tokens, operators, certificates, incidents, audit; in SQLite, `<state>/control.db`.
+//!
+//! What decisions rest on is here, samples are not. [`Control`] is the seam: it speaks of hosts and incidents, not
+//! of SQL. All writes go through one thread that commits what is waiting in one transaction; an answer comes
+//! after the commit, so what was answered is on disk. Reads use a second connection and go on when writing has
+//! become impossible. Another process may work on the same file (`muster-aggregator token create` does).
+
+mod db;
+mod hosts;
+mod incidents;
+mod operators;
+mod tokens;
+
+use std::path::PathBuf;
+
+pub use db::Control;
+pub use hosts::{Facts, Host, Labels};
+pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, Transition};
+pub use operators::{OperatorRole, RoleError};
+pub use tokens::{
+    DEFAULT_TOKEN_TTL, EnrolRefusal, EnrolRequest, Enrolled, MAX_TOKEN_TTL, TokenOptions, TokenRow,
+    TokenState,
+};
+
+/// Why the control state cannot be opened, read or written.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// Made by a newer aggregator; it was not touched.
+    #[error("{path} has version {found}, this program knows {known}: it was left untouched, install the newer aggregator again", path = path.display())]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest this program knows.
+        known: i64,
+    },
+    /// The file cannot be opened.
+    #[error("cannot open {}", path.display())]
+    Open {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: SharedSqlError,
+    },
+    /// The disk is full; nothing was written, reading goes on.
+    #[error("the disk of the control database is full: nothing was written")]
+    Full,
+    /// It cannot be written; reading goes on.
+    #[error("the control database is read-only: nothing was written")]
+    ReadOnly,
+    /// Another failure of the database.
+    #[error("the control database failed")]
+    Sql(#[from] SharedSqlError),
+    /// A row does not hold what it should.
+    #[error("a row of {0} in the control database cannot be understood")]
+    Row(&'static str),
+    /// Nobody has this host id.
+    #[error("host {0} is not known")]
+    UnknownHost(muster_proto::id::HostId),
+    /// An option that a token cannot have.
+    #[error("{0}")]
+    TokenOption(&'static str),
+    /// A certificate could not be issued inside the transaction.
+    #[error("no certificate could be issued: {0}")]
+    Issue(String),
+    /// The system gives no random bytes.
+    #[error("the system gives no random bytes")]
+    Random,
+    /// The store is shutting down.
+    #[error("the control database is closed")]
+    Closed,
+}
+
+/// A database error that several answers of one batch can share.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(transparent)]
+pub struct SharedSqlError(std::sync::Arc<rusqlite::Error>);
+
+impl From<rusqlite::Error> for ControlError {
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::ErrorCode;
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full,
+            Some(ErrorCode::ReadOnly) => Self::ReadOnly,
+            _ => Self::Sql(SharedSqlError(std::sync::Arc::new(error))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,489 @@
+//! Join tokens, and the one transaction in which a host joins.
+
+use std::time::Duration;
+
+use muster_proto::{
+    id::HostId,
+    time::Timestamp,
+    token::{Token, secret_hash},
+};
+use ring::rand::{SecureRandom, SystemRandom};
+use rusqlite::{Connection, OptionalExtension as _, params};
+
+use super::{
+    Control, ControlError, Facts, Labels,
+    db::audit,
+    hosts::{free_name, json},
+};
+use crate::pki::{Issued, PkiError};
+
+/// Life of a token unless said otherwise: time to walk to the other terminal.
+pub const DEFAULT_TOKEN_TTL: Duration = Duration::from_secs(15 * 60);
+/// Longest life of a token.
+pub const MAX_TOKEN_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
+/// A token is locked after so many wrong secrets.
+const MAX_FAILURES: i64 = 10;
+/// Most hosts that one token can let in.
+const MAX_USES: u32 = 100_000;
+
+/// What a new token allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenOptions {
+    /// How many hosts may join with it.
+    pub uses: u32,
+    /// For how long.
+    pub ttl: Duration,
+    /// Labels that these hosts get.
+    pub labels: Labels,
+}
+
+impl Default for TokenOptions {
+    fn default() -> Self {
+        Self {
+            uses: 1,
+            ttl: DEFAULT_TOKEN_TTL,
+            labels: Labels::new(),
+        }
+    }
+}
+
+/// Whether a token still lets anybody in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenState {
+    /// It does.
+    Live,
+    /// All its uses are gone.
+    Used,
+    /// Its time is over.
+    Expired,
+    /// An operator withdrew it.
+    Revoked,
+    /// Too many wrong secrets were tried.
+    Locked,
+}
+
+/// A token as the store knows it: without its secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRow {
+    /// Names it.
+    pub id: String,
+    /// How many hosts may join.
+    pub uses: u32,
+    /// How many did.
+    pub used: u32,
+    /// Labels for these hosts.
+    pub labels: Labels,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it ends.
+    pub expires: Timestamp,
+    /// Whether it still lets anybody in.
+    pub state: TokenState,
+    secret_hash: Vec<u8>,
+}
+
+/// A host that wants to join.
+#[derive(Clone)]
+pub struct EnrolRequest {
+    /// Names the token.
+    pub token_id: String,
+    /// Proves possession of it.
+    pub secret: String,
+    /// SHA-256 of the SubjectPublicKeyInfo of its key.
+    pub fingerprint: [u8; 32],
+    /// What it says about itself.
+    pub facts: Facts,
+    /// Its own labels.
+    pub labels: Labels,
+    /// Where it calls from, for the audit log.
+    pub from: String,
+}
+
+/// A host that joined.
+#[derive(Debug, Clone)]
+pub struct Enrolled {
+    /// Its identity.
+    pub host_id: HostId,
+    /// What people call it.
+    pub name: String,
+    /// Its certificate.
+    pub issued: Issued,
+    /// It had joined with this token and key before, and asked again.
+    pub again: bool,
+}
+
+/// Why a host may not join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EnrolRefusal {
+    /// No such token, or another secret; which of the two is not told.
+    #[error("this token is not known here: was it made by this aggregator, and copied whole?")]
+    Unknown,
+    /// Its time is over.
+    #[error("this token has expired: make a new one with `muster-aggregator token create`")]
+    Expired,
+    /// All uses are gone, and not to this key.
+    #[error(
+        "this token has been used by another host: make a new one, and look at the audit log if you did not expect this"
+    )]
+    Used,
+    /// An operator withdrew it.
+    #[error("this token was revoked")]
+    Revoked,
+    /// Too many wrong secrets were tried.
+    #[error("this token is locked after too many wrong attempts: make a new one")]
+    Locked,
+}
+
+const SELECT: &str = "SELECT id, secret_hash, uses, labels, created_ms, expires_ms, revoked_ms, \
+    failures, (SELECT count(*) FROM token_uses WHERE token_id = id) AS used FROM tokens";
+
+impl Control {
+    /// Makes a token for the root with this fingerprint.
+    ///
+    /// # Errors
+    /// When an option is out of range, or it cannot be written.
+    pub async fn create_token(
+        &self,
+        pin: [u8; 32],
+        options: TokenOptions,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<Token, ControlError> {
+        if !(1..=MAX_USES).contains(&options.uses) {
+            return Err(ControlError::TokenOption("a token has 1 to 100,000 uses"));
+        }
+        if options.ttl.is_zero() || options.ttl > MAX_TOKEN_TTL {
+            return Err(ControlError::TokenOption("a token lives at most 7 days"));
+        }
+        let token = Token::generate(pin, &SystemRandom::new()).map_err(|_| ControlError::Random)?;
+        let (id, hash) = (token.id().to_owned(), secret_hash(token.secret()));
+        let expires = now.plus(options.ttl);
+        let (epoch, actor) = (self.epoch, actor.to_owned());
+        self.write(move |connection| {
+            connection.execute(
+                "INSERT INTO tokens (id, secret_hash, uses, labels, created_ms, expires_ms, epoch)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![
+                    id,
+                    hash,
+                    options.uses,
+                    json(&options.labels),
+                    now.as_millis(),
+                    expires.as_millis(),
+                    epoch
+                ],
+            )?;
+            let outcome = format!("{} uses", options.uses);
+            audit(
+                connection,
+                epoch,
+                now,
+                [&actor, "create token", &id, &outcome],
+            )
+        })
+        .await?;
+        Ok(token)
+    }
+
+    /// All tokens, newest first.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn list_tokens(&self, now: Timestamp) -> Result<Vec<TokenRow>, ControlError> {
+        self.read(move |connection| {
+            let mut query =
+                connection.prepare(&format!("{SELECT} ORDER BY created_ms DESC, id"))?;
+            let mut rows = query.query([])?;
+            let mut tokens = Vec::new();
+            while let Some(row) = rows.next()? {
+                tokens.push(token_row(row, now)?);
+            }
+            Ok(tokens)
+        })
+        .await
+    }
+
+    /// Withdraws a token. False when there is none with this id that could still be used.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn revoke_token(
+        &self,
+        id: &str,
+        actor: &str,
+        now: Timestamp,
+    ) -> Result<bool, ControlError> {
+        let (id, actor, epoch) = (id.to_owned(), actor.to_owned(), self.epoch);
+        self.write(move |connection| {
+            let changed = connection.execute(
+                "UPDATE tokens SET revoked_ms = ?2
+                 WHERE id = ?1 AND revoked_ms IS NULL AND expires_ms > ?2 AND epoch = ?3",
+                params![id, now.as_millis(), epoch],
+            )?;
+            let outcome = if changed > 0 { "done" } else { "no such token" };
+            audit(
+                connection,
+                epoch,
+                now,
+                [&actor, "revoke token", &id, outcome],
+            )?;
+            Ok(changed > 0)
+        })
+        .await
+    }
+
+    /// Whether the enrolment door must be open: a token is live, or was used up but could be asked for again by a
+    /// host that missed its answer.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn live_token_exists(&self, now: Timestamp) -> Result<bool, ControlError> {
+        self.read(move |connection| {
+            let found: Option<i64> = connection
+                .prepare_cached(
+                    "SELECT 1 FROM tokens
+                     WHERE expires_ms > ?1 AND revoked_ms IS NULL AND failures < ?2 LIMIT 1",
+                )?
+                .query_row(params![now.as_millis(), MAX_FAILURES], |row| row.get(0))
+                .optional()?;
+            Ok(found.is_some())
+        })
+        .await
+    }
+
+    /// Lets a host in, or says why not, in one transaction with its audit line. `issue` makes the certificate for
+    /// the id it is given.
+    ///
+    /// # Errors
+    /// When it cannot be decided or written; the host may ask again.
+    pub async fn enrol<F>(
+        &self,
+        request: EnrolRequest,
+        issue: F,
+        now: Timestamp,
+    ) -> Result<Result<Enrolled, EnrolRefusal>, ControlError>
+    where
+        F: FnOnce(HostId) -> Result<Issued, PkiError> + Send + 'static,
+    {
+        let epoch = self.epoch;
+        self.write(move |connection| {
+            let outcome = join(connection, epoch, &request, issue, now)?;
+            let (subject, said) = match &outcome {
+                Ok(Enrolled {
+                    host_id,
+                    name,
+                    issued,
+                    again,
+                }) => {
+                    let how = if *again { "again" } else { "joined" };
+                    (
+                        host_id.to_string(),
+                        format!("{how} as {name}, serial {}", issued.serial),
+                    )
+                }
+                Err(EnrolRefusal::Used) => (
+                    shown(&request.token_id),
+                    "refused: token used by two keys".to_owned(),
+                ),
+                Err(refusal) => (shown(&request.token_id), format!("refused: {refusal:?}")),
+            };
+            audit(
+                connection,
+                epoch,
+                now,
+                [&request.from, "enrol", &subject, &said],
+            )?;
+            Ok(outcome)
+        })
+        .await
+    }
+}
+
+/// A stranger's text for the audit log.
+fn shown(token_id: &str) -> String {
+    token_id
+        .chars()
+        .take(8)
+        .filter(char::is_ascii_alphanumeric)
+        .collect()
+}
+
+fn join(
+    connection: &Connection,
+    epoch: i64,
+    request: &EnrolRequest,
+    issue: impl FnOnce(HostId) -> Result<Issued, PkiError>,
+    now: Timestamp,
+) -> Result<Result<Enrolled, EnrolRefusal>, ControlError> {
+    let Some(token) = find(connection, &request.token_id, now)? else {
+        return Ok(Err(EnrolRefusal::Unknown));
+    };
+    if token.state == TokenState::Locked {
+        return Ok(Err(EnrolRefusal::Locked));
+    }
+    let presented = secret_hash(&request.secret);
+    if !same(&presented, &token.secret_hash) {
+        connection.execute(
+            "UPDATE tokens SET failures = failures + 1 WHERE id = ?1 AND epoch = ?2",
+            params![token.id, epoch],
+        )?;
+        return Ok(Err(EnrolRefusal::Unknown));
+    }
+    let before: Option<String> = connection
+        .query_row(
+            "SELECT host_id FROM token_uses WHERE token_id = ?1 AND spki_hash = ?2",
+            params![token.id, request.fingerprint],
+            |row| row.get(0),
+        )
+        .optional()?;
+    let host_id = match (token.state, before) {
+        (TokenState::Expired, _) => return Ok(Err(EnrolRefusal::Expired)),
+        (TokenState::Revoked, _) => return Ok(Err(EnrolRefusal::Revoked)),
+        (_, Some(id)) => {
+            let host_id = id.parse().map_err(|_| ControlError::Row("token_uses"))?;
+            return again(connection, epoch, request, host_id, issue, now).map(Ok);
+        }
+        (TokenState::Used, None) => return Ok(Err(EnrolRefusal::Used)),
+        (_, None) => new_host_id()?,
+    };
+    let issued = issue(host_id).map_err(|error| ControlError::Issue(error.to_string()))?;
+    let name = free_name(connection, epoch, &request.facts.hostname, host_id, now)?;
+    connection.execute(
+        "INSERT INTO hosts (host_id, name, facts, labels, token_labels, created_ms, cert_serial,
+                            cert_not_after_ms, epoch)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        params![
+            host_id.to_string(),
+            name,
+            json(&request.facts),
+            json(&request.labels),
+            json(&token.labels),
+            now.as_millis(),
+            issued.serial,
+            issued.not_after.as_millis(),
+            epoch
+        ],
+    )?;
+    connection.execute(
+        "INSERT INTO token_uses (token_id, spki_hash, host_id, at_ms, epoch)
+         VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![
+            token.id,
+            request.fingerprint,
+            host_id.to_string(),
+            now.as_millis(),
+            epoch
+        ],
+    )?;
+    note_certificate(connection, epoch, request, host_id, &issued, now)?;
+    Ok(Ok(Enrolled {
+        host_id,
+        name,
+        issued,
+        again: false,
+    }))
+}
+
+/// The answer to a host that missed it the first time: the same identity, a new certificate.
+fn again(
+    connection: &Connection,
+    epoch: i64,
+    request: &EnrolRequest,
+    host_id: HostId,
+    issue: impl FnOnce(HostId) -> Result<Issued, PkiError>,
+    now: Timestamp,
+) -> Result<Enrolled, ControlError> {
+    let issued = issue(host_id).map_err(|error| ControlError::Issue(error.to_string()))?;
+    connection.execute(
+        "UPDATE hosts SET cert_serial = ?2, cert_not_after_ms = ?3 WHERE host_id = ?1 AND epoch = ?4",
+        params![
+            host_id.to_string(),
+            issued.serial,
+            issued.not_after.as_millis(),
+            epoch
+        ],
+    )?;
+    note_certificate(connection, epoch, request, host_id, &issued, now)?;
+    let known = super::hosts::find(connection, host_id)?;
+    Ok(Enrolled {
+        host_id,
+        name: known.ok_or(ControlError::UnknownHost(host_id))?.name,
+        issued,
+        again: true,
+    })
+}
+
+fn note_certificate(
+    connection: &Connection,
+    epoch: i64,
+    request: &EnrolRequest,
+    host_id: HostId,
+    issued: &Issued,
+    now: Timestamp,
+) -> Result<(), ControlError> {
+    connection.execute(
+        "INSERT INTO certificates (serial, holder, spki_hash, issued_ms, not_after_ms, epoch)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![
+            issued.serial,
+            format!("agent/{host_id}"),
+            request.fingerprint,
+            now.as_millis(),
+            issued.not_after.as_millis(),
+            epoch
+        ],
+    )?;
+    Ok(())
+}
+
+fn find(
+    connection: &Connection,
+    id: &str,
+    now: Timestamp,
+) -> Result<Option<TokenRow>, ControlError> {
+    let mut query = connection.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?;
+    let mut rows = query.query([id])?;
+    rows.next()?.map(|row| token_row(row, now)).transpose()
+}
+
+fn token_row(row: &rusqlite::Row<'_>, now: Timestamp) -> Result<TokenRow, ControlError> {
+    let labels: String = row.get("labels")?;
+    let expires = Timestamp::from_millis(row.get("expires_ms")?);
+    let (uses, used): (u32, u32) = (row.get("uses")?, row.get("used")?);
+    let state = if row.get::<_, Option<i64>>("revoked_ms")?.is_some() {
+        TokenState::Revoked
+    } else if row.get::<_, i64>("failures")? >= MAX_FAILURES {
+        TokenState::Locked
+    } else if expires <= now {
+        TokenState::Expired
+    } else if used >= uses {
+        TokenState::Used
+    } else {
+        TokenState::Live
+    };
+    Ok(TokenRow {
+        id: row.get("id")?,
+        uses,
+        used,
+        labels: serde_json::from_str(&labels).map_err(|_| ControlError::Row("tokens"))?,
+        created: Timestamp::from_millis(row.get("created_ms")?),
+        expires,
+        state,
+        secret_hash: row.get("secret_hash")?,
+    })
+}
+
+/// Compares in a time that does not depend on where the difference is. Both are hashes, so their length is no
+/// secret.
+fn same(one: &[u8], other: &[u8]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).fold(0, |sum, (a, b)| sum | (a ^ b)) == 0
+}
+
+fn new_host_id() -> Result<HostId, ControlError> {
+    let mut bytes = [0; 16];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| ControlError::Random)?;
+    Ok(HostId::from_bytes(bytes))
+}

@@ -1,0 +1,269 @@
+//! The enrolment door: how hosts join.
+//!
+//! It is bound only while a token could let somebody in, so most of the time there is nothing to attack. A caller
+//! has proved nothing but that it can reach the port: messages are small, connections short, and an address that
+//! fails five times within a minute is not listened to until the minute is over.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use muster_proto::{
+    limits::MAX_ENROLMENT_MESSAGE_BYTES,
+    time::{Clock, Timestamp},
+    v1::{
+        self,
+        enrolment_server::{Enrolment, EnrolmentServer},
+    },
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, transport::Server};
+
+use crate::{
+    control::{Control, EnrolRefusal, EnrolRequest},
+    listen::{self, Counters, Limits, Peer},
+    pki::{self, Authority, Doors},
+};
+
+/// Failures of one address within [`WINDOW`] before it is refused unheard.
+const MAX_FAILURES: u32 = 5;
+const WINDOW: Duration = Duration::from_secs(60);
+/// Addresses remembered; when there are more, the oldest windows are over long before.
+const MAX_ADDRESSES: usize = 10_000;
+
+/// How often to look whether a token was made or ended; another process may have done it.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Joining takes two round trips; nobody needs the connection longer.
+const CONNECTION_AGE: Duration = Duration::from_secs(60);
+
+/// What the door needs.
+#[derive(Clone)]
+pub struct EnrolDoor {
+    /// Tokens and hosts.
+    pub control: Control,
+    /// Signs.
+    pub authority: Arc<Authority>,
+    /// Certificates of the door.
+    pub doors: Arc<Doors>,
+    /// Told to hosts: host:port of the uplink; `:port` means the host they dialled.
+    pub uplink_address: String,
+    /// Bounds of the accept loop.
+    pub limits: Limits,
+    /// What the accept loop did.
+    pub counters: Arc<Counters>,
+    /// The wall clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl EnrolDoor {
+    /// Keeps the door at `address` open while a token could let somebody in, until `stop`. A port that is taken is
+    /// said once and tried again.
+    pub async fn run(self, address: SocketAddr, stop: CancellationToken) {
+        let mut open: Option<(CancellationToken, tokio::task::JoinHandle<()>)> = None;
+        let mut complained = false;
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = ticks.tick() => {}
+            }
+            let wanted = match self.control.live_token_exists(self.clock.now()).await {
+                Ok(wanted) => wanted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot tell whether the enrolment door must be open");
+                    continue;
+                }
+            };
+            if !wanted {
+                if let Some((close, task)) = open.take() {
+                    close.cancel();
+                    finished(task).await;
+                    tracing::info!(%address, "enrolment closed: no token is live");
+                }
+                continue;
+            }
+            if open.is_some() {
+                continue;
+            }
+            match listen::bind(address).await {
+                Ok(listener) => {
+                    let close = stop.child_token();
+                    let task = tokio::spawn(self.clone().serve(listener, close.clone()));
+                    open = Some((close, task));
+                    complained = false;
+                    tracing::info!(%address, "enrolment open: a token is live");
+                }
+                Err(error) if !complained => {
+                    tracing::error!(%error, "the enrolment door cannot be opened");
+                    complained = true;
+                }
+                Err(_) => {}
+            }
+        }
+        if let Some((close, task)) = open {
+            close.cancel();
+            finished(task).await;
+        }
+    }
+
+    /// Serves on a bound listener until `stop`.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+        let config = Arc::clone(&self.doors.enrolment);
+        let (limits, counters) = (self.limits.clone(), Arc::clone(&self.counters));
+        let incoming = listen::tls(listener, config, limits, counters, stop.clone());
+        let service = EnrolmentServer::new(Service {
+            door: self,
+            failures: Mutex::default(),
+        })
+        .max_decoding_message_size(MAX_ENROLMENT_MESSAGE_BYTES);
+        let served = Server::builder()
+            .timeout(Duration::from_secs(10))
+            .max_connection_age(CONNECTION_AGE)
+            .max_concurrent_streams(4)
+            .add_service(service)
+            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+            .await;
+        if let Err(error) = served {
+            tracing::error!(%error, "the enrolment door failed");
+        }
+    }
+}
+
+/// Hosts in the middle of joining get a moment; a connection that is only held open does not hold us.
+async fn finished(mut task: tokio::task::JoinHandle<()>) {
+    if tokio::time::timeout(Duration::from_secs(5), &mut task)
+        .await
+        .is_err()
+    {
+        task.abort();
+    }
+}
+
+struct Service {
+    door: EnrolDoor,
+    failures: Mutex<HashMap<IpAddr, Failures>>,
+}
+
+#[derive(Clone, Copy)]
+struct Failures {
+    since: Timestamp,
+    count: u32,
+}
+
+impl Service {
+    fn blocked(&self, address: IpAddr, now: Timestamp) -> bool {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures
+            .get(&address)
+            .is_some_and(|seen| seen.count >= MAX_FAILURES && now.since(seen.since) < WINDOW)
+    }
+
+    fn failed(&self, address: IpAddr, now: Timestamp) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() >= MAX_ADDRESSES {
+            failures.retain(|_, seen| now.since(seen.since) < WINDOW);
+        }
+        if failures.len() >= MAX_ADDRESSES && !failures.contains_key(&address) {
+            return;
+        }
+        let seen = failures.entry(address).or_insert(Failures {
+            since: now,
+            count: 0,
+        });
+        if now.since(seen.since) >= WINDOW {
+            *seen = Failures {
+                since: now,
+                count: 0,
+            };
+        }
+        seen.count += 1;
+    }
+
+    async fn join(
+        &self,
+        request: v1::EnrolRequest,
+        address: IpAddr,
+        now: Timestamp,
+    ) -> Result<v1::EnrolResponse, Status> {
+        let csr = pki::Request::check(&request.csr).map_err(|error| {
+            Status::invalid_argument(format!(
+                "the certificate request is not acceptable: {error}"
+            ))
+        })?;
+        let mut facts = request.facts.unwrap_or_default();
+        let labels = std::mem::take(&mut facts.labels).into_iter().collect();
+        let asked = EnrolRequest {
+            token_id: request.token_id,
+            secret: request.token_secret,
+            fingerprint: *csr.fingerprint(),
+            facts: facts.into(),
+            labels,
+            from: address.to_string(),
+        };
+        let authority = Arc::clone(&self.door.authority);
+        let issue = move |host_id| authority.issue_agent(&csr, host_id, now);
+        let enrolled = self
+            .door
+            .control
+            .enrol(asked, issue, now)
+            .await
+            .map_err(|error| {
+                tracing::error!(%error, "a host could not join");
+                Status::unavailable("the aggregator cannot record new hosts now; its log says why")
+            })?
+            .map_err(|refusal| refused(refusal, address))?;
+        tracing::info!(host = %enrolled.host_id, name = enrolled.name, %address, again = enrolled.again, "host joined");
+        Ok(v1::EnrolResponse {
+            certificate_chain: enrolled
+                .issued
+                .chain
+                .iter()
+                .map(|certificate| certificate.to_vec())
+                .collect(),
+            bundle: Some(self.door.authority.bundle()),
+            host_id: enrolled.host_id.as_bytes().to_vec(),
+            uplink_address: self.door.uplink_address.clone(),
+            server_wall_ms: now.as_millis(),
+        })
+    }
+}
+
+fn refused(refusal: EnrolRefusal, address: IpAddr) -> Status {
+    tracing::warn!(%address, why = %refusal, "a host was refused");
+    match refusal {
+        EnrolRefusal::Unknown => Status::unauthenticated(refusal.to_string()),
+        _ => Status::permission_denied(refusal.to_string()),
+    }
+}
+
+#[tonic::async_trait]
+impl Enrolment for Service {
+    async fn enrol(
+        &self,
+        request: Request<v1::EnrolRequest>,
+    ) -> Result<Response<v1::EnrolResponse>, Status> {
+        let address = request
+            .extensions()
+            .get::<Peer>()
+            .map(|peer| peer.addr.ip().to_canonical())
+            .ok_or_else(|| Status::internal("the connection has no address"))?;
+        let now = self.door.clock.now();
+        if self.blocked(address, now) {
+            return Err(Status::resource_exhausted(
+                "too many failed attempts from this address: wait a minute",
+            ));
+        }
+        let joined = self.join(request.into_inner(), address, now).await;
+        if let Err(status) = &joined
+            && status.code() != tonic::Code::Unavailable
+        {
+            self.failed(address, now);
+        }
+        joined.map(Response::new)
+    }
+}

@@ -1,0 +1,73 @@
+//! Commands on the state folder that need no running aggregator: `init` and `token …`.
+//!
+//! A running aggregator sees what they did within a second: they share its database.
+
+use std::{
+    fs,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::Path,
+};
+
+use anyhow::Context as _;
+use muster_proto::{
+    time::{Clock as _, SystemClock},
+    token::Token,
+};
+
+use crate::{
+    control::{Control, TokenOptions, TokenRow},
+    pki::Authority,
+};
+
+/// Who did it, in the audit log.
+const ACTOR: &str = "local";
+
+/// Makes the state folder, the authority and the database. `names` are the DNS names and addresses under which
+/// browsers and scrapers reach the aggregator.
+///
+/// # Errors
+/// When there is an authority already, or something cannot be written.
+pub fn init(state: &Path, names: &[String]) -> anyhow::Result<Authority> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state)
+        .with_context(|| format!("cannot make the state folder {}", state.display()))?;
+    let mode = fs::metadata(state)?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        tracing::warn!(path = %state.display(), mode = format!("{mode:04o}"), "others can look into the state folder: chmod 700 it");
+    }
+    let authority = Authority::init(state, names, SystemClock.now())?;
+    Control::open(state)?;
+    Ok(authority)
+}
+
+/// Makes a join token.
+///
+/// # Errors
+/// When there is no authority, an option is out of range, or it cannot be written.
+pub async fn token_create(state: &Path, options: TokenOptions) -> anyhow::Result<Token> {
+    let authority = Authority::open(state)?;
+    let control = Control::open(state)?;
+    let pin = authority.pin();
+    Ok(control
+        .create_token(pin, options, ACTOR, SystemClock.now())
+        .await?)
+}
+
+/// All tokens, newest first.
+///
+/// # Errors
+/// When they cannot be read.
+pub async fn token_list(state: &Path) -> anyhow::Result<Vec<TokenRow>> {
+    Ok(Control::open(state)?.list_tokens(SystemClock.now()).await?)
+}
+
+/// Withdraws a token; false when none with this id could still be used.
+///
+/// # Errors
+/// When it cannot be written.
+pub async fn token_revoke(state: &Path, id: &str) -> anyhow::Result<bool> {
+    let control = Control::open(state)?;
+    Ok(control.revoke_token(id, ACTOR, SystemClock.now()).await?)
+}
