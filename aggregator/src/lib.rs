@@ -10,6 +10,7 @@ pub mod incident;
 pub mod journal;
 pub mod listen;
 pub mod pki;
+pub mod query;
 pub mod selector;
 pub mod setup;
 
