@@ -1,6 +1,10 @@
 //! The running fleet behind the door: the one implementation of [`FleetRead`] outside tests.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use muster_proto::{
     id::HostId,
@@ -16,13 +20,12 @@ use super::{
     },
 };
 use crate::{
+    detect::Severity,
     fleet::{Fleet, HostState, Liveness, ReadContext, Unit, UnitState},
+    incident::Incidents,
     journal::JournalHealth,
     selector::{NumberField, Selector, Subject, TextField},
 };
-
-/// Gives the open incidents of a host at once, from memory.
-pub type IncidentsOf = dyn Fn(HostId) -> OpenIncidents + Send + Sync;
 
 /// Handles to what the pages are made of.
 #[derive(Clone)]
@@ -32,7 +35,7 @@ pub struct LiveFleet {
     /// The log's writer.
     pub journal: Arc<JournalHealth>,
     /// Incidents.
-    pub incidents: Arc<IncidentsOf>,
+    pub incidents: Incidents,
 }
 
 impl FleetRead for LiveFleet {
@@ -74,11 +77,23 @@ impl FleetRead for LiveFleet {
                 .collect(),
             agents_connected: totals.connected,
             queue_bytes: self.journal.queued_bytes(),
+            log_bytes: self.journal.disk_bytes.load(Ordering::Relaxed),
+            log_failures: self.journal.failures.load(Ordering::Relaxed),
+            incident_changes_waiting: self.incidents.totals().waiting,
         }
     }
 
     fn open_incidents(&self, host: HostId) -> OpenIncidents {
-        (self.incidents)(host)
+        let mut open = OpenIncidents::default();
+        for (severity, count) in self.incidents.open_by_severity(host) {
+            let of_severity = match severity {
+                Severity::Critical => &mut open.critical,
+                Severity::Warning => &mut open.warning,
+                Severity::Info => &mut open.info,
+            };
+            *of_severity = u64::from(count);
+        }
+        open
     }
 }
 
@@ -238,5 +253,59 @@ impl Subject for Asked<'_> {
             NumberField::Incidents => Some(whole(self.incidents)),
             NumberField::Failed => self.host.has_units().then(|| failed(self.host.units())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        fleet::host::Enrolled,
+        http::page::{Freshness, freshness},
+    };
+
+    #[test]
+    fn an_enrolled_host_is_chosen_by_what_is_known_of_it_and_has_no_page_yet() {
+        let now = Timestamp::from_millis(1_700_000_000_000);
+        let facts = HostFacts {
+            os_id: "debian".into(),
+            os_version: "12".into(),
+            ..HostFacts::default()
+        };
+        let who = Enrolled {
+            id: HostId::from_bytes([7; 16]),
+            name: "web-01".into(),
+            labels: BTreeMap::from([("role".into(), "web".into())]),
+            facts,
+            certificate_not_after: None,
+        };
+        let host = HostState::new(who, now);
+        for (selector, expected) in [
+            ("", true),
+            ("role=web,state=joined", true),
+            ("name=web-01", true),
+            ("os=debian*", true),
+            ("state=live", false),
+            ("agent", false),
+            ("cpu>=0", false),
+            ("failed>=0", false),
+            ("incidents>1", true),
+            ("incidents>2", false),
+        ] {
+            let parsed = Selector::parse(selector).expect("a selector");
+            let incidents = OpenIncidents {
+                warning: 2,
+                ..OpenIncidents::default()
+            };
+            assert_eq!(
+                HostView::matches(&host, &parsed, incidents),
+                expected,
+                "{selector}"
+            );
+        }
+        assert!(matches!(freshness(&host, now), Freshness::Stale(_)));
+        assert!(HostView::units(&host).is_none());
     }
 }

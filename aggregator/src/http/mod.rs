@@ -50,9 +50,10 @@ use self::{
     page::Freshness,
     process::Process,
     rules::{Access, AllowedHosts},
-    sd::{HostEntry, InstanceFormat, RawQuery},
+    sd::{HostEntry, InstanceFormat, QueryError, RawQuery},
     source::{FleetRead, HostView},
 };
+use crate::config::HttpConfig;
 
 /// Where host pages begin; the host's name follows.
 const HOST_PAGE_PREFIX: &str = "/metrics/hosts/";
@@ -100,6 +101,33 @@ impl Default for Settings {
             external_address: None,
             instance: InstanceFormat::default(),
         }
+    }
+}
+
+impl Settings {
+    /// What the configuration says, which is checked already.
+    ///
+    /// # Errors
+    /// When `instance` is no instance format.
+    pub fn of(config: &HttpConfig) -> Result<Self, QueryError> {
+        // With TLS, the certificate binds the name.
+        let allowed_hosts = if config.tls && config.hosts.is_empty() {
+            AllowedHosts::Any
+        } else {
+            let lower = |name: &String| name.to_ascii_lowercase();
+            AllowedHosts::Loopback(config.hosts.iter().map(lower).collect())
+        };
+        let external = &config.external_address;
+        Ok(Self {
+            allowed_hosts,
+            access: match &config.token {
+                Some(token) => Access::bearer(token),
+                None => Access::Open,
+            },
+            external_address: (!external.is_empty()).then(|| external.clone()),
+            // Written there as `host:9100`.
+            instance: InstanceFormat::parse(&config.instance.replacen("host", "{host}", 1))?,
+        })
     }
 }
 

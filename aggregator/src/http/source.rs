@@ -108,7 +108,7 @@ impl OpenIncidents {
     }
 }
 
-/// Counters of ingest since the aggregator started.
+/// Figures of the aggregator's own work; counters since it started.
 #[derive(Debug, Clone, Default)]
 pub struct IngestTotals {
     /// Frames durable in the log.
@@ -123,6 +123,12 @@ pub struct IngestTotals {
     pub agents_connected: u64,
     /// Bytes received and not yet durable.
     pub queue_bytes: u64,
+    /// Size of the log on disk.
+    pub log_bytes: u64,
+    /// Commits to the log that failed.
+    pub log_failures: u64,
+    /// Incidents whose last change waits for the store.
+    pub incident_changes_waiting: u64,
 }
 
 /// Answers of all shards together.

@@ -14,7 +14,6 @@ use muster_proto::{
     v1::{HostState, SilenceCause},
 };
 use proptest::prelude::*;
-use ring::digest;
 use tokio::sync::watch;
 use tower::ServiceExt;
 
@@ -27,6 +26,7 @@ use super::{
     source::OpenIncidents,
     testing::{FakeFleet, FakeHost, NOW, family},
 };
+use crate::config::HttpConfig;
 
 struct Answer {
     status: StatusCode,
@@ -285,8 +285,7 @@ async fn other_names_are_refused_on_loopback() {
 
 #[tokio::test]
 async fn a_token_is_asked_for_where_one_is_set() {
-    let digest = digest::digest(&digest::SHA256, b"sesame");
-    let access = Access::Bearer(digest.as_ref().try_into().expect("32 bytes"));
+    let access = Access::bearer("sesame");
     let settings = Settings {
         access,
         ..Settings::default()
@@ -307,6 +306,42 @@ async fn a_token_is_asked_for_where_one_is_set() {
         let challenge = answer.header(header::WWW_AUTHENTICATE);
         assert_eq!(challenge, if status == 401 { "Bearer" } else { "" });
     }
+}
+
+#[test]
+fn settings_come_from_the_configuration() {
+    let plain = HttpConfig {
+        listen: ([127, 0, 0, 1], 7446).into(),
+        tls: false,
+        token: None,
+        hosts: vec!["Muster.example".to_owned()],
+        external_address: String::new(),
+        instance: "host".to_owned(),
+    };
+    let settings = Settings::of(&plain).expect("legal");
+    let names = AllowedHosts::Loopback(vec!["muster.example".to_owned()]);
+    assert_eq!(settings.allowed_hosts, names);
+    assert!(matches!(settings.access, Access::Open));
+    assert_eq!(settings.external_address, None);
+    assert_eq!(settings.instance, InstanceFormat::default());
+
+    let beyond = HttpConfig {
+        tls: true,
+        token: Some("sesame".to_owned()),
+        hosts: Vec::new(),
+        external_address: "muster.example:7446".to_owned(),
+        instance: "host:9100".to_owned(),
+        ..plain
+    };
+    let settings = Settings::of(&beyond).expect("legal");
+    assert_eq!(settings.allowed_hosts, AllowedHosts::Any);
+    assert!(matches!(settings.access, Access::Bearer(_)));
+    assert_eq!(
+        settings.external_address.as_deref(),
+        Some("muster.example:7446")
+    );
+    let format = InstanceFormat::parse("{host}:9100").expect("legal");
+    assert_eq!(settings.instance, format);
 }
 
 #[tokio::test]
