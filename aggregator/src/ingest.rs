@@ -138,7 +138,12 @@ impl Inner {
             clock_offset_ms: Timestamp::from_millis(hello.wall_ms).millis_since(self.clock.now()),
         };
         let mut holds = vec![session.incarnation];
-        holds.extend(hello.spool.iter().map(|spool| Incarnation(spool.incarnation)));
+        holds.extend(
+            hello
+                .spool
+                .iter()
+                .map(|spool| Incarnation(spool.incarnation)),
+        );
         holds.dedup();
         Ok((session, holds))
     }
@@ -156,7 +161,11 @@ impl Inner {
             }))) => hello,
             Ok(Some(Ok(_))) => return Err(Refusal::Deny(v1::DenyReason::ProtocolViolation)),
             Ok(Some(Err(status))) => return Err(Refusal::Status(status)),
-            Ok(None) => return Err(Refusal::Status(Status::cancelled("stream ended before Hello"))),
+            Ok(None) => {
+                return Err(Refusal::Status(Status::cancelled(
+                    "stream ended before Hello",
+                )));
+            }
             Err(_) => {
                 return Err(Refusal::Status(Status::deadline_exceeded(
                     "no Hello within 10 s",

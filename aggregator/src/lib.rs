@@ -1,6 +1,8 @@
 //! The aggregator: keeps the state of a fleet, detects what is wrong, answers operators.
 
 pub mod admin;
+pub mod cli;
+pub mod config;
 pub mod control;
 pub mod detect;
 pub mod enrol;
@@ -11,6 +13,7 @@ pub mod ingest;
 pub mod journal;
 pub mod listen;
 pub mod pki;
+pub mod query;
 pub mod selector;
 pub mod setup;
 

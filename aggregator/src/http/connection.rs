@@ -1,7 +1,6 @@
-//! One connection of the HTTP door, with the bounds hyper leaves open by default.
+//! The connections of the HTTP door, with the bounds hyper leaves open by default.
 //!
-//! Which connections are accepted, how many and over which TLS is the accept loop's; this serves one that
-//! is there already. HTTP/2 only where TLS negotiated it: without, the first bytes would have to be waited
+//! Accepting and TLS are the accept loop's ([`crate::listen`]); this serves what it gives. HTTP/2 only where TLS negotiated it: without, the first bytes would have to be waited
 //! for to tell the versions apart.
 
 use std::time::Duration;
@@ -12,8 +11,14 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::JoinSet,
+};
+use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
+
+use crate::listen::Incoming;
 
 /// How long a connection may be idle, or take for its headers. Above the longest usual scrape interval of
 /// 60 s, so that Prometheus keeps its connections.
@@ -33,6 +38,33 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// After shutdown, requests under way have this long.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+/// Connections at once. A Prometheus server keeps one for each target it scrapes at the same moment;
+/// further ones wait in the accept loop.
+const MAX_CONNECTIONS: usize = 1_024;
+
+/// Serves every connection that is accepted, until `stop` is cancelled or no more come. Returns when the
+/// last one has ended, at most [`SHUTDOWN_GRACE`] after `stop`.
+pub async fn serve_all(mut incoming: Incoming, router: Router, stop: CancellationToken) {
+    let mut connections = JoinSet::new();
+    loop {
+        let more = connections.len() < MAX_CONNECTIONS;
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = incoming.next(), if more => match accepted {
+                Some(Ok(connection)) => {
+                    // The accept loop offers HTTP/1.1 alone.
+                    let (router, stop) = (router.clone(), stop.clone());
+                    connections.spawn(serve(connection, Version::Http1, router, stop));
+                }
+                Some(Err(error)) => tracing::warn!(%error, "http connection not accepted"),
+                None => break,
+            },
+        }
+    }
+    while connections.join_next().await.is_some() {}
+}
 
 /// What TLS negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,10 +123,16 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use axum::routing::get;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex},
+        net::TcpStream,
+    };
 
     use super::*;
+    use crate::listen;
 
     fn router() -> Router {
         Router::new().route("/", get(async || "here"))
@@ -138,6 +176,27 @@ mod tests {
         let began = tokio::time::Instant::now();
         exchange(b"", stop).await;
         assert!(began.elapsed() <= SHUTDOWN_GRACE);
+    }
+
+    #[tokio::test]
+    async fn serves_what_is_accepted_until_stopped() {
+        let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = listen::bind(loopback).await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let stop = CancellationToken::new();
+        let (limits, counters) = (listen::Limits::default(), Arc::default());
+        let incoming = listen::plain(listener, limits, counters, stop.clone());
+        let serving = tokio::spawn(serve_all(incoming, router(), stop.clone()));
+        let mut client = TcpStream::connect(address).await.expect("it listens");
+        let request = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        client.write_all(request).await.expect("connected");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.expect("text");
+        assert!(answer.ends_with("\r\n\r\nhere"), "{answer}");
+        let idle = TcpStream::connect(address).await.expect("it listens");
+        stop.cancel();
+        serving.await.expect("serving does not panic");
+        drop(idle);
     }
 
     #[tokio::test(start_paused = true)]

@@ -96,6 +96,9 @@ fn ingest(page: &mut Writer, totals: &IngestTotals) {
         (&DUPLICATE, totals.frames_duplicate),
         (&LOST, totals.frames_lost),
         (&QUEUE, totals.queue_bytes),
+        (&LOG, totals.log_bytes),
+        (&LOG_FAILURES, totals.log_failures),
+        (&INCIDENTS_WAITING, totals.incident_changes_waiting),
     ] {
         page.own(own).sample([], whole(value));
     }
@@ -197,6 +200,21 @@ const QUEUE: Own = Own(
     "muster_aggregator_ingest_queue_bytes",
     Kind::Gauge,
     "Bytes of frames received and not yet durable.",
+);
+const LOG: Own = Own(
+    "muster_aggregator_log_size_bytes",
+    Kind::Gauge,
+    "Size of the log of frames on disk.",
+);
+const LOG_FAILURES: Own = Own(
+    "muster_aggregator_log_commit_failures_total",
+    Kind::Counter,
+    "Commits to the log that failed; agents keep the frames until one succeeds.",
+);
+const INCIDENTS_WAITING: Own = Own(
+    "muster_aggregator_incident_changes_waiting",
+    Kind::Gauge,
+    "Incidents whose last change is not in the store yet.",
 );
 const REQUESTS: Own = Own(
     "muster_aggregator_http_requests_total",

@@ -9,6 +9,7 @@
 
 pub mod connection;
 mod fleet_page;
+pub mod live;
 pub mod negotiate;
 pub mod page;
 mod process;
@@ -49,9 +50,10 @@ use self::{
     page::Freshness,
     process::Process,
     rules::{Access, AllowedHosts},
-    sd::{HostEntry, InstanceFormat, RawQuery},
-    source::FleetRead,
+    sd::{HostEntry, InstanceFormat, QueryError, RawQuery},
+    source::{FleetRead, HostView},
 };
+use crate::config::HttpConfig;
 
 /// Where host pages begin; the host's name follows.
 const HOST_PAGE_PREFIX: &str = "/metrics/hosts/";
@@ -99,6 +101,33 @@ impl Default for Settings {
             external_address: None,
             instance: InstanceFormat::default(),
         }
+    }
+}
+
+impl Settings {
+    /// What the configuration says, which is checked already.
+    ///
+    /// # Errors
+    /// When `instance` is no instance format.
+    pub fn of(config: &HttpConfig) -> Result<Self, QueryError> {
+        // With TLS, the certificate binds the name.
+        let allowed_hosts = if config.tls && config.hosts.is_empty() {
+            AllowedHosts::Any
+        } else {
+            let lower = |name: &String| name.to_ascii_lowercase();
+            AllowedHosts::Loopback(config.hosts.iter().map(lower).collect())
+        };
+        let external = &config.external_address;
+        Ok(Self {
+            allowed_hosts,
+            access: match &config.token {
+                Some(token) => Access::bearer(token),
+                None => Access::Open,
+            },
+            external_address: (!external.is_empty()).then(|| external.clone()),
+            // Written there as `host:9100`.
+            instance: InstanceFormat::parse(&config.instance.replacen("host", "{host}", 1))?,
+        })
     }
 }
 
@@ -240,7 +269,7 @@ async fn discovery<F: FleetRead>(
     let query = match query {
         Ok(Query(raw)) => match raw.check(&state.settings().instance) {
             Ok(query) => query,
-            Err(error) => return refusal(StatusCode::BAD_REQUEST, &chain(&error)),
+            Err(error) => return refusal(StatusCode::BAD_REQUEST, &crate::chain(&error)),
         },
         Err(rejected) => return refusal(StatusCode::BAD_REQUEST, &rejected.body_text()),
     };
@@ -249,11 +278,11 @@ async fn discovery<F: FleetRead>(
                     HTTP listener in the aggregator's configuration";
         return refusal(StatusCode::BAD_REQUEST, text);
     };
-    let reading = query.clone();
-    let read = state
-        .0
-        .fleet
-        .each(move |host, _| Some(HostEntry::of(host, &reading)));
+    let (reading, incidents) = (query.clone(), state.0.fleet.clone());
+    let read = state.0.fleet.each(move |host, _| {
+        let open = incidents.open_incidents(host.id());
+        Some(HostEntry::of(host, &reading, open))
+    });
     let gathered = read.await;
     if !gathered.missing.is_empty() {
         let missing = gathered.missing.join(", ");
@@ -287,7 +316,7 @@ async fn fleet_metrics<F: FleetRead>(
         Some(HostPoint::of(
             host,
             now,
-            incidents.open_incidents(source::HostView::id(host)),
+            incidents.open_incidents(host.id()),
         ))
     });
     let points = read.await;
@@ -348,7 +377,7 @@ async fn host_page<F: FleetRead>(
         .fleet
         .host(name, move |host, now| match page::freshness(host, now) {
             Freshness::Fresh(age) => {
-                let open = incidents.open_incidents(source::HostView::id(host));
+                let open = incidents.open_incidents(host.id());
                 Ok(page::render(host, age, open, format))
             }
             Freshness::Stale(why) => Err(why),
@@ -430,16 +459,4 @@ fn plain(status: StatusCode, text: impl Into<Body>) -> Response {
         .headers_mut()
         .insert(header::CONTENT_TYPE, content_type);
     response
-}
-
-/// An error with its sources.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

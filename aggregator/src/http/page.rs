@@ -100,7 +100,7 @@ pub enum Freshness {
     Stale(String),
 }
 
-/// Judges by the aggregator's clock alone; the host's own has no say.
+/// Judges by when the aggregator received, and by the host's own time only against a backlog.
 pub fn freshness(host: &impl HostView, now: Timestamp) -> Freshness {
     let name = host.name();
     let limit = host
@@ -129,6 +129,17 @@ pub fn freshness(host: &impl HostView, now: Timestamp) -> Freshness {
         return Freshness::Stale(format!(
             "host {name:?} is late; last sample {seconds} s ago, stale after {} s",
             limit.as_secs()
+        ));
+    }
+    // Generous by the clock's offset, whichever of the two clocks the tick was corrected to.
+    let offset = host.clock_offset_ms().unwrap_or(0).unsigned_abs();
+    let behind = host
+        .last_tick()
+        .map_or(Duration::ZERO, |tick| now.since(tick));
+    if behind > limit + Duration::from_millis(offset) {
+        return Freshness::Stale(format!(
+            "host {name:?} is sending what it held back; its latest values are {} s old",
+            behind.as_secs()
         ));
     }
     Freshness::Fresh(age)

@@ -41,6 +41,19 @@ pub enum Access {
     Bearer([u8; 32]),
 }
 
+impl Access {
+    /// Whoever presents this token; only its digest is kept.
+    #[must_use]
+    pub fn bearer(token: &str) -> Self {
+        Self::Bearer(sha256(token))
+    }
+}
+
+fn sha256(text: &str) -> [u8; 32] {
+    let digest = digest::digest(&digest::SHA256, text.as_bytes());
+    digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
 /// Applies the rules. Outermost of the router, so that its answers get the headers too.
 pub(super) async fn apply<F: FleetRead>(
     State(state): State<HttpState<F>>,
@@ -172,9 +185,7 @@ fn bears(headers: &HeaderMap, expected: &[u8; 32]) -> bool {
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    token.is_some_and(|(_, token)| {
-        digest::digest(&digest::SHA256, token.trim().as_bytes()).as_ref() == expected
-    })
+    token.is_some_and(|(_, token)| sha256(token.trim()) == *expected)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use muster_proto::{id::HostId, series::is_label_name, v1::HostState};
 use serde::{Deserialize, Serialize};
 
-use super::source::{HostView, state_word};
+use super::source::{HostView, OpenIncidents, state_word};
 use crate::selector::{Selector, SelectorError};
 
 /// Stands for the host's name in an instance format.
@@ -34,7 +34,7 @@ pub(super) struct RawQuery {
 /// The parameters, checked.
 #[derive(Debug, Clone)]
 pub(super) struct Query {
-    pub(super) selector: Selector,
+    selector: Selector,
     shard: Shard,
     promote: Vec<String>,
     instance: InstanceFormat,
@@ -175,10 +175,10 @@ pub(super) struct HostEntry {
 impl HostEntry {
     /// Reads a host. Those that are not asked for are read too: whether a name is unique is a question to
     /// the whole fleet.
-    pub(super) fn of(host: &impl HostView, query: &Query) -> Self {
+    pub(super) fn of(host: &impl HostView, query: &Query, incidents: OpenIncidents) -> Self {
         let facts = host.facts();
         let own = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
-        let chosen = query.shard.holds(host.id()) && query.selector.matches(host);
+        let chosen = query.shard.holds(host.id()) && host.matches(&query.selector, incidents);
         Self {
             id: host.id(),
             name: host.name().to_owned(),

@@ -12,7 +12,7 @@ use muster_proto::{
     v1::{HostFacts, HostState, SilenceCause},
 };
 
-use crate::selector::Subject;
+use crate::selector::Selector;
 
 /// One series of a host with its value now.
 #[derive(Debug, Clone, Copy)]
@@ -52,10 +52,12 @@ pub struct Ratios {
     pub pressure: Option<f64>,
 }
 
-/// A host as its pages need it. Name and labels come by way of [`Subject`], which selectors read too.
-pub trait HostView: Subject {
+/// A host as its pages need it.
+pub trait HostView {
     /// Identity.
     fn id(&self) -> HostId;
+    /// Name for people.
+    fn name(&self) -> &str;
     /// All labels, sorted by key.
     fn labels(&self) -> impl Iterator<Item = (&str, &str)>;
     /// What the agent said of its host on connecting.
@@ -68,6 +70,9 @@ pub trait HostView: Subject {
     fn silence_cause(&self) -> SilenceCause;
     /// When the aggregator received the last frame, by the aggregator's clock.
     fn last_seen(&self) -> Option<Timestamp>;
+    /// The host's own time of the values: a host that sends what it held back is heard now and tells of
+    /// then.
+    fn last_tick(&self) -> Option<Timestamp>;
     /// Host's clock less the aggregator's.
     fn clock_offset_ms(&self) -> Option<i64>;
     /// End of the validity of the agent's certificate.
@@ -80,6 +85,8 @@ pub trait HostView: Subject {
     fn anomaly_score(&self) -> Option<f64>;
     /// What the fleet's page sums up.
     fn ratios(&self) -> Ratios;
+    /// Whether the selector chooses this host, which has so many open incidents.
+    fn matches(&self, selector: &Selector, incidents: OpenIncidents) -> bool;
 }
 
 /// Open incidents by severity.
@@ -93,7 +100,15 @@ pub struct OpenIncidents {
     pub info: u64,
 }
 
-/// Counters of ingest since the aggregator started.
+impl OpenIncidents {
+    /// All of them.
+    #[must_use]
+    pub const fn count(self) -> u64 {
+        self.critical + self.warning + self.info
+    }
+}
+
+/// Figures of the aggregator's own work; counters since it started.
 #[derive(Debug, Clone, Default)]
 pub struct IngestTotals {
     /// Frames durable in the log.
@@ -108,6 +123,12 @@ pub struct IngestTotals {
     pub agents_connected: u64,
     /// Bytes received and not yet durable.
     pub queue_bytes: u64,
+    /// Size of the log on disk.
+    pub log_bytes: u64,
+    /// Commits to the log that failed.
+    pub log_failures: u64,
+    /// Incidents whose last change waits for the store.
+    pub incident_changes_waiting: u64,
 }
 
 /// Answers of all shards together.

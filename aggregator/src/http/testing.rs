@@ -12,7 +12,7 @@ use muster_proto::{
 use super::source::{
     FleetRead, Gathered, HostView, IngestTotals, OpenIncidents, Ratios, Reading, UnitView,
 };
-use crate::selector::{NumberField, Subject, TextField};
+use crate::selector::{NumberField, Selector, Subject, TextField};
 
 /// The aggregator's clock in these tests.
 pub(super) const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -28,6 +28,7 @@ pub(super) struct FakeHost {
     pub(super) state: HostState,
     pub(super) cause: SilenceCause,
     pub(super) last_seen: Option<Timestamp>,
+    pub(super) last_tick: Option<Timestamp>,
     pub(super) families: Vec<Family>,
     /// Index into `families`, label values, value.
     pub(super) series: Vec<(usize, Vec<String>, f64)>,
@@ -56,6 +57,7 @@ impl FakeHost {
             state: HostState::Live,
             cause: SilenceCause::Unspecified,
             last_seen: Some(NOW.minus(Duration::from_secs(2))),
+            last_tick: Some(NOW.minus(Duration::from_secs(3))),
             families: vec![
                 family("node_load1", Kind::Gauge, &[]),
                 family("node_cpu_seconds_total", Kind::Counter, &["cpu", "mode"]),
@@ -91,29 +93,36 @@ pub(super) fn family(name: &str, kind: Kind, labels: &[&str]) -> Family {
     }
 }
 
-impl Subject for FakeHost {
+/// What selectors are asked of: a host and the number of its incidents.
+struct Asked<'a>(&'a FakeHost, u64);
+
+impl Subject for Asked<'_> {
     fn name(&self) -> &str {
-        &self.name
+        &self.0.name
     }
 
     fn label(&self, key: &str) -> Option<&str> {
-        let found = self.labels.iter().find(|(own, _)| own == key);
+        let found = self.0.labels.iter().find(|(own, _)| own == key);
         found.map(|(_, value)| value.as_str())
     }
 
     fn text(&self, field: TextField) -> Option<Cow<'_, str>> {
-        let state = super::source::state_word(self.state);
+        let state = super::source::state_word(self.0.state);
         (field == TextField::State).then_some(Cow::Borrowed(state))
     }
 
-    fn number(&self, _: NumberField) -> Option<f64> {
-        None
+    fn number(&self, field: NumberField) -> Option<f64> {
+        (field == NumberField::Incidents).then(|| super::page::whole(self.1))
     }
 }
 
 impl HostView for FakeHost {
     fn id(&self) -> HostId {
         self.id
+    }
+
+    fn name(&self) -> &str {
+        &self.name
     }
 
     fn labels(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -140,6 +149,10 @@ impl HostView for FakeHost {
 
     fn last_seen(&self) -> Option<Timestamp> {
         self.last_seen
+    }
+
+    fn last_tick(&self) -> Option<Timestamp> {
+        self.last_tick
     }
 
     fn clock_offset_ms(&self) -> Option<i64> {
@@ -178,6 +191,10 @@ impl HostView for FakeHost {
 
     fn ratios(&self) -> Ratios {
         self.ratios
+    }
+
+    fn matches(&self, selector: &Selector, incidents: OpenIncidents) -> bool {
+        selector.matches(&Asked(self, incidents.count()))
     }
 }
 

@@ -14,7 +14,6 @@ use muster_proto::{
     v1::{HostState, SilenceCause},
 };
 use proptest::prelude::*;
-use ring::digest;
 use tokio::sync::watch;
 use tower::ServiceExt;
 
@@ -27,6 +26,7 @@ use super::{
     source::OpenIncidents,
     testing::{FakeFleet, FakeHost, NOW, family},
 };
+use crate::config::HttpConfig;
 
 struct Answer {
     status: StatusCode,
@@ -73,6 +73,9 @@ async fn ask(door: &Router, method: &str, target: &str, headers: &[(&str, &str)]
     }
 }
 
+/// Names of [`fleet`], sorted.
+const ALL: [&str; 5] = ["db-01", "edge-01", "late-01", "new-01", "web-01"];
+
 async fn get(door: &Router, target: &str) -> Answer {
     ask(door, "GET", target, &[]).await
 }
@@ -94,7 +97,11 @@ fn fleet() -> FakeFleet {
         last_seen: Some(NOW.minus(Duration::from_secs(31))),
         ..FakeHost::live("late-01", 4)
     };
-    FakeFleet::of([FakeHost::live("web-01", 1), silent, new, late])
+    let catching_up = FakeHost {
+        last_tick: Some(NOW.minus(Duration::from_secs(3_600))),
+        ..FakeHost::live("edge-01", 5)
+    };
+    FakeFleet::of([FakeHost::live("web-01", 1), silent, new, late, catching_up])
 }
 
 #[tokio::test]
@@ -278,8 +285,7 @@ async fn other_names_are_refused_on_loopback() {
 
 #[tokio::test]
 async fn a_token_is_asked_for_where_one_is_set() {
-    let digest = digest::digest(&digest::SHA256, b"sesame");
-    let access = Access::Bearer(digest.as_ref().try_into().expect("32 bytes"));
+    let access = Access::bearer("sesame");
     let settings = Settings {
         access,
         ..Settings::default()
@@ -300,6 +306,42 @@ async fn a_token_is_asked_for_where_one_is_set() {
         let challenge = answer.header(header::WWW_AUTHENTICATE);
         assert_eq!(challenge, if status == 401 { "Bearer" } else { "" });
     }
+}
+
+#[test]
+fn settings_come_from_the_configuration() {
+    let plain = HttpConfig {
+        listen: ([127, 0, 0, 1], 7446).into(),
+        tls: false,
+        token: None,
+        hosts: vec!["Muster.example".to_owned()],
+        external_address: String::new(),
+        instance: "host".to_owned(),
+    };
+    let settings = Settings::of(&plain).expect("legal");
+    let names = AllowedHosts::Loopback(vec!["muster.example".to_owned()]);
+    assert_eq!(settings.allowed_hosts, names);
+    assert!(matches!(settings.access, Access::Open));
+    assert_eq!(settings.external_address, None);
+    assert_eq!(settings.instance, InstanceFormat::default());
+
+    let beyond = HttpConfig {
+        tls: true,
+        token: Some("sesame".to_owned()),
+        hosts: Vec::new(),
+        external_address: "muster.example:7446".to_owned(),
+        instance: "host:9100".to_owned(),
+        ..plain
+    };
+    let settings = Settings::of(&beyond).expect("legal");
+    assert_eq!(settings.allowed_hosts, AllowedHosts::Any);
+    assert!(matches!(settings.access, Access::Bearer(_)));
+    assert_eq!(
+        settings.external_address.as_deref(),
+        Some("muster.example:7446")
+    );
+    let format = InstanceFormat::parse("{host}:9100").expect("legal");
+    assert_eq!(settings.instance, format);
 }
 
 #[tokio::test]
@@ -397,14 +439,11 @@ async fn discovery_lists_every_host() {
         };
         list.into_iter().map(instance).collect::<Vec<_>>()
     };
-    assert_eq!(
-        instances("/sd").await,
-        ["db-01", "late-01", "new-01", "web-01"]
-    );
+    assert_eq!(instances("/sd").await, ALL);
     assert_eq!(instances("/sd?selector=state%3Dsilent").await, ["db-01"]);
     assert_eq!(
         instances("/sd?selector=role").await,
-        ["late-01", "new-01", "web-01"]
+        ["edge-01", "late-01", "new-01", "web-01"]
     );
     assert_eq!(
         instances("/sd?selector=!role&instance={host}:9100").await,
@@ -413,7 +452,7 @@ async fn discovery_lists_every_host() {
     let mut halves = instances("/sd?shard=1/2").await;
     halves.extend(instances("/sd?shard=2/2").await);
     halves.sort();
-    assert_eq!(halves, ["db-01", "late-01", "new-01", "web-01"]);
+    assert_eq!(halves, ALL);
 }
 
 #[tokio::test]
@@ -476,12 +515,12 @@ async fn the_fleet_page_sums_up_and_names_no_host() {
         "muster_build_info{version=\"0.1.0\"} 1",
         "muster_hosts{state=\"joined\"} 1",
         "muster_hosts{state=\"late\"} 1",
-        "muster_hosts{state=\"live\"} 1",
+        "muster_hosts{state=\"live\"} 2",
         "muster_hosts{state=\"silent\"} 1",
-        // Of the two hosts whose samples arrive.
-        "muster_services{state=\"active\"} 2",
+        // Of the three hosts whose samples arrive.
+        "muster_services{state=\"active\"} 3",
         "muster_services{state=\"inactive\"} 0",
-        "muster_incidents{state=\"open\",severity=\"warning\"} 4",
+        "muster_incidents{state=\"open\",severity=\"warning\"} 5",
         "muster_incidents{state=\"open\",severity=\"critical\"} 0",
         "muster_fleet_cpu_utilisation_ratio{stat=\"p95\"} 0.5",
         "muster_fleet_sample_age_seconds{stat=\"p50\"} 2",
