@@ -177,7 +177,8 @@ fn apply(message: &Message, shared: &Shared) -> Option<()> {
             units.vanished(&name);
         }
         "Reloading" => {
-            if !body.deserialize::<bool>().ok()? {
+            let begins = body.deserialize::<bool>().ok()?;
+            if !begins {
                 units.reloaded();
             }
         }
