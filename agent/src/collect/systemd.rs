@@ -125,7 +125,7 @@ impl Shared {
         if units.wants() {
             self.work.notify_one();
         }
-        if !units.changes.is_empty() {
+        if !units.changes.is_empty() || units.fresh {
             self.urgent.notify_one();
         }
     }
@@ -165,6 +165,8 @@ pub(super) struct Units {
     changes: Vec<Change>,
     /// Whether what was put last no longer holds.
     changed: bool,
+    /// Whether everything was listed since the last round.
+    fresh: bool,
 }
 
 enum Bus {
@@ -218,6 +220,7 @@ impl Units {
             signalled: HashSet::new(),
             changes: Vec::new(),
             changed: false,
+            fresh: false,
         }
     }
 
@@ -287,7 +290,9 @@ impl Units {
             }
         }
         if all {
-            self.changed |= !matches!(self.bus, Bus::Up);
+            let came_up = !self.is_up();
+            self.changed |= came_up;
+            self.fresh |= came_up;
             self.bus = Bus::Up;
         }
     }
@@ -407,6 +412,7 @@ impl Units {
 
     /// Puts what has changed since the last round.
     fn put(&mut self, out: &mut Readings) -> Result<Outcome, CollectError> {
+        self.fresh = false;
         for change in self.changes.drain(..) {
             let mut fields = vec![
                 word(EventFieldKey::From, &change.from),
