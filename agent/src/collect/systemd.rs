@@ -158,6 +158,10 @@ pub(super) struct Units {
     /// Units to ask for, or all of them.
     pending: BTreeSet<String>,
     relist: bool,
+    /// systemd reads its unit files anew: it forgets all units and makes them again.
+    reloading: bool,
+    /// Whether there are units that are `gone`.
+    some_gone: bool,
     /// Whether the state of the whole system is to be asked for.
     system_stale: bool,
     /// Units of which a signal came since the last question was sent: its answer may be older.
@@ -185,6 +189,8 @@ struct Unit {
     watched: bool,
     /// Matches the patterns, but is beyond the bound.
     beyond: bool,
+    /// systemd said that it forgot the unit; it may come back in the same breath.
+    gone: bool,
 }
 
 /// A watched unit's change of state.
@@ -216,6 +222,8 @@ impl Units {
             running: None,
             pending: BTreeSet::new(),
             relist: true,
+            reloading: false,
+            some_gone: false,
             system_stale: true,
             signalled: HashSet::new(),
             changes: Vec::new(),
@@ -225,7 +233,8 @@ impl Units {
     }
 
     fn wants(&self) -> bool {
-        self.relist || self.system_stale || !self.pending.is_empty()
+        let something = self.system_stale || self.some_gone || !self.pending.is_empty();
+        (self.relist || something) && !self.reloading
     }
 
     /// What to ask for now, if anything. From here on signals are newer than the answer.
@@ -235,6 +244,9 @@ impl Units {
         }
         self.system_stale = false;
         self.signalled.clear();
+        if !self.relist {
+            self.bury();
+        }
         let named: Vec<String> = std::mem::take(&mut self.pending).into_iter().collect();
         Some(if std::mem::take(&mut self.relist) {
             Question::All
@@ -249,6 +261,7 @@ impl Units {
     pub(super) fn begin(&mut self, version: &str) {
         self.version = bounded(version);
         self.relist = true;
+        self.reloading = false;
     }
 
     /// The connection ended, or there is none.
@@ -275,7 +288,7 @@ impl Units {
                 .cloned()
                 .collect();
             for name in gone {
-                self.removed(&name);
+                self.remove(&name);
             }
         }
         for unit in listed {
@@ -284,9 +297,10 @@ impl Units {
                 self.pending.insert(unit.name.clone());
             } else if unit.load_state == "loaded" {
                 self.set_state(&unit.name, &unit.active_state);
+                self.revive(&unit.name);
             } else {
                 // Named by another unit, and not there.
-                self.removed(&unit.name);
+                self.remove(&unit.name);
             }
         }
         if all {
@@ -334,7 +348,9 @@ impl Units {
     /// A signal: systemd loaded the unit.
     pub(super) fn appeared(&mut self, name: &str) {
         self.signalled.insert(name.to_owned());
-        if !self.all.contains_key(name) {
+        if self.all.contains_key(name) {
+            self.revive(name);
+        } else {
             // What was just loaded has not been started.
             self.set_state(name, "inactive");
         }
@@ -342,11 +358,15 @@ impl Units {
         self.pending.insert(name.to_owned());
     }
 
-    /// A signal: systemd forgot the unit.
+    /// A signal: systemd forgot the unit. A reload forgets all units and makes them again, so it is
+    /// kept until the next question.
     pub(super) fn vanished(&mut self, name: &str) {
         self.signalled.insert(name.to_owned());
         self.pending.remove(name);
-        self.removed(name);
+        if let Some(unit) = self.all.get_mut(name) {
+            unit.gone = true;
+            self.some_gone = true;
+        }
     }
 
     /// A signal: the unit's state.
@@ -359,12 +379,36 @@ impl Units {
         self.system_stale = true;
     }
 
-    /// A signal: unit files were read anew.
-    pub(super) fn reloaded(&mut self) {
+    /// A signal: unit files begin to be read anew, or were.
+    pub(super) fn reloading(&mut self, begins: bool) {
+        self.reloading = begins;
         self.relist = true;
     }
 
-    fn removed(&mut self, name: &str) {
+    fn revive(&mut self, name: &str) {
+        if let Some(unit) = self.all.get_mut(name) {
+            unit.gone = false;
+        }
+    }
+
+    /// Forgets the units that systemd forgot.
+    fn bury(&mut self) {
+        if !std::mem::take(&mut self.some_gone) {
+            return;
+        }
+        let gone = self.all.iter().filter(|(_, unit)| unit.gone);
+        let gone: Vec<String> = gone.map(|(name, _)| name.clone()).collect();
+        for name in gone {
+            self.remove(&name);
+        }
+    }
+
+    /// Forgets the unit. Only what is not running is ever forgotten: a failed one has not failed any
+    /// more, and whoever waits for that is told.
+    fn remove(&mut self, name: &str) {
+        if self.all.contains_key(name) {
+            self.set_state(name, "inactive");
+        }
         if let Some(unit) = self.all.remove(name) {
             self.watched -= usize::from(unit.watched);
             self.changed = true;
@@ -438,7 +482,9 @@ impl Units {
                 *count += u64::from(*state == unit.state);
             }
             beyond += u64::from(unit.beyond);
-            if unit.watched {
+            // Until its type is known, a service would stand there as another series.
+            let known = unit.service.kind.is_some() || !name.ends_with(".service");
+            if unit.watched && known {
                 put_unit(name, unit, out);
             }
         }
@@ -559,7 +605,7 @@ mod tests {
         let mut fixed = Fixed(units(&SystemdConfig::default(), &[("a.service", "active")]));
         let mut host = testing::Host::new();
         host.collect(&mut fixed);
-        fixed.0.reloaded();
+        fixed.0.reloading(false);
         assert!(matches!(fixed.0.question(), Some(Question::All)));
         let facts = ServiceFacts {
             result: Some("signal".to_owned()),
@@ -591,6 +637,56 @@ mod tests {
     }
 
     #[test]
+    fn a_reload_forgets_all_units_and_makes_them_again_without_an_event() {
+        let all = [
+            ("a.timer", "active"),
+            ("b.timer", "failed"),
+            ("old.timer", "inactive"),
+        ];
+        let mut fixed = Fixed(units(&SystemdConfig::default(), &all));
+        let mut host = testing::Host::new();
+        host.collect(&mut fixed);
+        fixed.0.reloading(true);
+        for (name, _) in all {
+            fixed.0.vanished(name);
+        }
+        fixed.0.appeared("a.timer");
+        assert!(fixed.0.question().is_none(), "not in the middle of it");
+        fixed.0.reloading(false);
+        assert!(matches!(fixed.0.question(), Some(Question::All)));
+        fixed.0.appeared("b.timer");
+        let now = listed(&[("a.timer", "active"), ("b.timer", "failed")]);
+        fixed.0.listed(&now, true);
+        let Some(Question::Named(named)) = fixed.0.question() else {
+            unreachable!("b.timer appeared after the question");
+        };
+        assert_eq!(named, ["b.timer"]);
+        fixed.0.listed(&now[1..], false);
+        let values = host.collect(&mut fixed);
+        assert_eq!(
+            values[r#"node_systemd_unit_state{name="b.timer",state="failed",type=""}"#],
+            1.0
+        );
+        assert_eq!(fixed.0.all.len(), 2);
+        assert!(host.readings().take_events().is_empty());
+    }
+
+    #[test]
+    fn a_failed_unit_that_is_forgotten_has_not_failed_any_more() {
+        let all = [("once.service", "failed")];
+        let mut fixed = Fixed(units(&SystemdConfig::default(), &all));
+        let mut host = testing::Host::new();
+        fixed.0.question();
+        fixed.0.vanished("once.service");
+        assert!(matches!(fixed.0.question(), Some(Question::System)));
+        let values = host.collect(&mut fixed);
+        assert!(!values.keys().any(|key| key.contains("once.service")));
+        let events = host.readings().take_events();
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0].fields[1], word(EventFieldKey::To, "inactive"));
+    }
+
+    #[test]
     fn units_beyond_the_bound_are_counted() {
         let config = SystemdConfig {
             max_units: 2,
@@ -598,10 +694,10 @@ mod tests {
             ..SystemdConfig::default()
         };
         let all = [
-            ("a.service", "active"),
-            ("b.service", "active"),
-            ("c.service", "active"),
-            ("no.service", "active"),
+            ("a.timer", "active"),
+            ("b.timer", "active"),
+            ("c.timer", "active"),
+            ("no.timer", "active"),
         ];
         let mut fixed = Fixed(units(&config, &all));
         let values = testing::Host::new().collect(&mut fixed);

@@ -178,9 +178,7 @@ fn apply(message: &Message, shared: &Shared) -> Option<()> {
         }
         "Reloading" => {
             let begins = body.deserialize::<bool>().ok()?;
-            if !begins {
-                units.reloaded();
-            }
+            units.reloading(begins);
         }
         "PropertiesChanged" => {
             let name = unit_name(header.path()?.as_str())?;
