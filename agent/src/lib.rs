@@ -14,6 +14,7 @@ pub mod enrol;
 pub mod host;
 pub mod identity;
 mod live;
+pub mod sample;
 pub mod sampler;
 pub mod settings;
 pub mod simulate;
