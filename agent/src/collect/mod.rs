@@ -11,12 +11,15 @@ pub mod cpu;
 pub mod diskstats;
 pub mod dmi;
 pub mod filefd;
+pub mod filesystem;
 pub mod glob;
 pub mod loadavg;
 pub mod meminfo;
+pub mod mounts;
 pub mod netdev;
 pub mod os;
 pub mod pressure;
+pub mod prober;
 pub mod readings;
 #[cfg(test)]
 mod testing;
@@ -122,6 +125,7 @@ pub fn collectors(
         Box::new(meminfo::Meminfo::default()),
         Box::new(loadavg::Loadavg::default()),
         Box::new(diskstats::Diskstats::new(&config.disk)),
+        Box::new(filesystem::Filesystem::new(&config.filesystem)),
         Box::new(netdev::Netdev::new(&config.network)),
         Box::new(vmstat::Vmstat::default()),
         Box::new(pressure::Pressure::default()),

@@ -528,6 +528,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn the_table_is_what_a_plain_map_would_be(
             rounds in prop::collection::vec((0..3usize, values(), prop::bool::weighted(0.8)), 0..40)
