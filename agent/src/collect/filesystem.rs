@@ -23,7 +23,7 @@ use muster_proto::{
 use super::{
     About, CollectError, Collector, FilesystemConfig, Outcome, Readings, glob,
     mounts::{self, Mount},
-    prober::{Answer, Probe, Prober, Space, Statvfs},
+    prober::{Answer, Prober, Space, Statvfs},
     text, word,
 };
 use crate::host::{HostRoot, KeptFile};
@@ -108,7 +108,7 @@ impl Filesystem {
 
     /// Asks `probe` instead of the kernel, and never waits for it.
     #[cfg(test)]
-    fn with_probe(config: &FilesystemConfig, probe: Arc<dyn Probe>) -> Self {
+    fn with_probe(config: &FilesystemConfig, probe: Arc<dyn super::prober::Probe>) -> Self {
         Self {
             source: Some(Source::Live(Prober::new(probe))),
             first_patience: Duration::ZERO,
@@ -354,7 +354,10 @@ impl Captured {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{prober::tests::Gate, testing},
+        super::{
+            prober::{Probe, tests::Gate},
+            testing,
+        },
         *,
     };
 
