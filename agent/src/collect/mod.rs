@@ -11,13 +11,18 @@ pub mod cpu;
 pub mod diskstats;
 pub mod dmi;
 pub mod filefd;
+pub mod filesystem;
 pub mod glob;
 pub mod loadavg;
 pub mod meminfo;
+pub mod mounts;
 pub mod netdev;
 pub mod os;
 pub mod pressure;
+pub mod prober;
 pub mod readings;
+pub mod systemd;
+mod systemd_bus;
 #[cfg(test)]
 mod testing;
 pub mod text;
@@ -36,6 +41,7 @@ use muster_proto::{
     time::Timestamp,
     v1::{self, event_field},
 };
+use tokio::sync::Notify;
 
 pub use self::{
     agent::{AgentCounters, Lost},
@@ -96,6 +102,12 @@ pub enum CollectError {
     /// A file could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The system bus was there and went away.
+    #[error("the system bus is not reached: {why}")]
+    Bus {
+        /// What the connection ended with.
+        why: String,
+    },
     /// A file was read and not understood.
     #[error("{path} is not understood: {what}")]
     Malformed {
@@ -112,6 +124,7 @@ pub enum CollectError {
 pub fn collectors(
     config: &CollectConfig,
     counters: &Arc<AgentCounters>,
+    urgent: &Arc<Notify>,
 ) -> Vec<Box<dyn Collector>> {
     vec![
         Box::new(uname::Uname::default()),
@@ -122,18 +135,24 @@ pub fn collectors(
         Box::new(meminfo::Meminfo::default()),
         Box::new(loadavg::Loadavg::default()),
         Box::new(diskstats::Diskstats::new(&config.disk)),
+        Box::new(filesystem::Filesystem::new(&config.filesystem)),
         Box::new(netdev::Netdev::new(&config.network)),
         Box::new(vmstat::Vmstat::default()),
         Box::new(pressure::Pressure::default()),
         Box::new(filefd::Filefd::default()),
+        Box::new(systemd::Systemd::new(&config.systemd, Arc::clone(urgent))),
         Box::new(agent::Agent::new(Arc::clone(counters))),
     ]
 }
 
 /// The collectors that the configuration leaves on.
 #[must_use]
-pub fn enabled(config: &CollectConfig, counters: &Arc<AgentCounters>) -> Vec<Box<dyn Collector>> {
-    let mut all = collectors(config, counters);
+pub fn enabled(
+    config: &CollectConfig,
+    counters: &Arc<AgentCounters>,
+    urgent: &Arc<Notify>,
+) -> Vec<Box<dyn Collector>> {
+    let mut all = collectors(config, counters, urgent);
     all.retain(|collector| config.is_enabled(collector.about().name));
     all
 }
@@ -154,7 +173,7 @@ pub fn describe(config: &CollectConfig) -> Vec<CollectorInfo> {
         on: config.is_enabled(collector.about().name),
         about: collector.about(),
     };
-    collectors(config, &Arc::default())
+    collectors(config, &Arc::default(), &Arc::default())
         .into_iter()
         .map(info)
         .collect()
@@ -167,6 +186,7 @@ pub struct Collection {
     readings: Readings,
     measured: Option<Timestamp>,
     counters: Arc<AgentCounters>,
+    urgent: Arc<Notify>,
 }
 
 struct Slot {
@@ -181,10 +201,11 @@ impl Collection {
     /// The collectors that `config` leaves on, looking at `host`. Nothing is read yet.
     #[must_use]
     pub fn new(host: HostRoot, config: &CollectConfig) -> Self {
-        let counters = Arc::default();
-        let collectors = enabled(config, &counters);
+        let (counters, urgent) = (Arc::default(), Arc::default());
+        let collectors = enabled(config, &counters, &urgent);
         Self {
             counters,
+            urgent,
             ..Self::with(host, collectors, config.max_series)
         }
     }
@@ -204,6 +225,7 @@ impl Collection {
             readings: Readings::with_quota(max_series.min(limits::MAX_SERIES)),
             measured: None,
             counters: Arc::default(),
+            urgent: Arc::default(),
         }
     }
 
@@ -238,6 +260,13 @@ impl Collection {
     #[must_use]
     pub fn counters(&self) -> Arc<AgentCounters> {
         Arc::clone(&self.counters)
+    }
+
+    /// Is told when something happened that should not wait for the next tick: a unit changed its
+    /// state. The next [`Collection::run`], at whatever moment, has the event.
+    #[must_use]
+    pub fn urgent(&self) -> Arc<Notify> {
+        Arc::clone(&self.urgent)
     }
 
     /// The host that is looked at.
@@ -484,7 +513,7 @@ mod tests {
             disabled: vec!["cpu".to_owned()],
             ..CollectConfig::default()
         };
-        let left = enabled(&config, &Arc::default());
+        let left = enabled(&config, &Arc::default(), &Arc::default());
         assert_eq!(left.iter().filter(|c| c.about().name == "cpu").count(), 0);
         assert!(
             describe(&config)
