@@ -17,6 +17,7 @@ pub mod identity;
 mod live;
 pub mod sample;
 pub mod sampler;
+pub mod settings;
 pub mod simulate;
 pub mod status;
 pub mod telemetry;

@@ -1,8 +1,31 @@
-//! Aggregator.
+//! The aggregator: keeps the state of a fleet, detects what is wrong, answers operators.
 
 pub mod admin;
+pub mod cli;
+pub mod config;
 pub mod control;
+pub mod detect;
 pub mod enrol;
+pub mod fleet;
+pub mod http;
+pub mod incident;
+pub mod ingest;
+pub mod journal;
 pub mod listen;
 pub mod pki;
+pub mod query;
+pub mod selector;
 pub mod setup;
+
+/// An error and its causes in one line, as logs and operators get it.
+#[must_use]
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

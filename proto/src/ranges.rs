@@ -55,6 +55,26 @@ impl RangeSet {
         self.ranges.splice(from..to, [(low, high)]);
     }
 
+    /// Takes one number out; false if it was not there.
+    pub fn remove(&mut self, seq: u64) -> bool {
+        if !self.contains(seq) {
+            return false;
+        }
+        let at = self.ranges.partition_point(|&(first, _)| first <= seq) - 1;
+        let (first, last) = self.ranges[at];
+        let below = (first < seq).then(|| (first, seq - 1));
+        let above = (seq < last).then(|| (seq + 1, last));
+        self.ranges.splice(at..=at, below.into_iter().chain(above));
+        true
+    }
+
+    /// The smallest number from `from` on that is in the set.
+    #[must_use]
+    pub fn next_present(&self, from: u64) -> Option<u64> {
+        let at = self.ranges.partition_point(|&(_, last)| last < from);
+        self.ranges.get(at).map(|&(first, _)| first.max(from))
+    }
+
     /// How many numbers of `first..=last` are in the set.
     #[must_use]
     pub fn count_in(&self, first: u64, last: u64) -> u64 {
@@ -125,7 +145,9 @@ mod tests {
             let mut set = RangeSet::new();
             let mut plain = BTreeSet::new();
             for (first, length) in steps {
-                if length == 0 {
+                if length == 5 {
+                    prop_assert_eq!(set.remove(first), plain.remove(&first));
+                } else if length == 0 {
                     prop_assert_eq!(set.insert(first), plain.insert(first));
                 } else {
                     set.insert_range(first, first + length - 1);
@@ -136,6 +158,7 @@ mod tests {
                 prop_assert_eq!(set.contains(seq), plain.contains(&seq));
                 let missing = (seq..).find(|s| !plain.contains(s)).expect("the set is finite");
                 prop_assert_eq!(set.first_missing(seq), missing);
+                prop_assert_eq!(set.next_present(seq), plain.range(seq..).next().copied());
             }
             prop_assert_eq!(set.last(), plain.last().copied());
             prop_assert_eq!(set.count_in(10, 40), plain.range(10..=40).count() as u64);

@@ -1,1 +1,7 @@
-fn main() {}
+//! `muster`: the operator's command line. Everything is in [`muster_aggregator::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    muster_aggregator::cli::main()
+}

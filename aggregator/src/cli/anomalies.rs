@@ -1,0 +1,116 @@
+//! `muster anomalies`: hosts that do not behave as they usually do, and what moved.
+
+use muster_proto::{time::Timestamp, v1};
+use serde_json::json;
+
+use super::{
+    hosts::anomaly,
+    output::{Column, List, Shown, moment, number},
+    services::hosts,
+    text::{Text, Tone},
+    units::{bits_per_second, bytes, percent_plain},
+};
+
+/// Causes shown in a table; JSON has all.
+const SHOWN_CAUSES: usize = 3;
+
+/// Every column of an anomaly.
+pub static COLUMNS: &[Column<v1::Anomaly>] = &[
+    Column {
+        key: "host",
+        title: "HOST",
+        shown: Shown::Always,
+        right: false,
+        human: |row, _| Text::toned(Tone::Strong, &row.host),
+        value: |row| json!(row.host),
+    },
+    Column {
+        key: "score",
+        title: "SCORE",
+        shown: Shown::Always,
+        right: true,
+        human: |row, _| anomaly(Some(row.score)),
+        value: |row| number(Some(row.score)),
+    },
+    Column {
+        key: "since",
+        title: "SINCE",
+        shown: Shown::Always,
+        right: true,
+        human: |row, view| Text::plain(view.when(Timestamp::from_millis(row.since_ms))),
+        value: |row| moment(Some(row.since_ms)),
+    },
+    Column {
+        key: "causes",
+        title: "WHAT MOVED",
+        shown: Shown::Always,
+        right: false,
+        human: |row, _| {
+            let causes: Vec<String> = row.causes.iter().take(SHOWN_CAUSES).map(cause).collect();
+            Text::plain(causes.join(", "))
+        },
+        value: |row| {
+            let cause = |cause: &v1::AnomalyCause| {
+                json!({
+                    "signal": cause.signal,
+                    "observed": number(Some(cause.observed)),
+                    "usual": number(Some(cause.usual)),
+                    "excess": number(Some(cause.excess)),
+                })
+            };
+            row.causes.iter().map(cause).collect()
+        },
+    },
+];
+
+/// The list of an answer.
+#[must_use]
+pub fn list(response: v1::ListAnomaliesResponse) -> List<v1::Anomaly> {
+    let learning = response.hosts_learning;
+    let mut footer = Vec::new();
+    if learning > 0 {
+        footer.push(Text::toned(
+            Tone::Dim,
+            format!("{} still learning what is usual", hosts(learning)),
+        ));
+    }
+    List {
+        columns: COLUMNS,
+        rows: response.anomalies,
+        name: |row| row.host.clone(),
+        meta: response.meta.unwrap_or_default(),
+        footer,
+        empty: Text::plain("no host is off its usual range"),
+    }
+}
+
+/// `cpu busy 97% (usual 31%)`: a signal by its unit, which its name ends with.
+fn cause(cause: &v1::AnomalyCause) -> String {
+    let value = |value: f64| {
+        let signal = cause.signal.as_str();
+        if signal.contains("_ratio") {
+            percent_plain(value)
+        } else if signal.starts_with("network_") && signal.ends_with("_bytes_per_second") {
+            bits_per_second(value)
+        } else if signal.ends_with("_bytes_per_second") {
+            format!("{}/s", bytes(value))
+        } else if signal.ends_with("_bytes") {
+            bytes(value)
+        } else if signal.ends_with("_per_second") {
+            format!("{value:.0}/s")
+        } else {
+            format!("{value:.1}")
+        }
+    };
+    let words = cause
+        .signal
+        .replace("_bytes_per_second", "")
+        .replace("_per_second", "")
+        .replace("_ratio", "")
+        .replace('_', " ");
+    format!(
+        "{words} {} (usual {})",
+        value(cause.observed),
+        value(cause.usual)
+    )
+}

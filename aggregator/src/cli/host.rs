@@ -1,0 +1,437 @@
+//! `muster host NAME`: everything about one host on one screen.
+
+use std::time::Duration;
+
+use muster_proto::{time::Timestamp, v1};
+use serde_json::{Value, json};
+
+use super::{
+    hosts::{self, anomaly, labels, silence_word, state_text},
+    incidents,
+    output::{Detail, moment, number},
+    text::{Text, Tone},
+    units::{
+        View, bits_per_second, bytes, number as decimal, percent, percent_plain, short, sparkline,
+    },
+};
+
+/// Events and entries of a line that lists things.
+const SHOWN: usize = 5;
+
+/// Everything of an answer.
+#[must_use]
+pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
+    let row = host.row.clone().unwrap_or_default();
+    let mut lines = vec![head(&host, &row, view), about(&host, &row, view)];
+    lines.push(cpu(&host, &row));
+    lines.push(memory(&host, &row));
+    if !host.filesystems.is_empty() {
+        lines.push(filesystems(&host));
+    }
+    if !host.disks.is_empty() {
+        lines.push(disks(&host));
+    }
+    if !host.interfaces.is_empty() {
+        lines.push(network(&host));
+    }
+    lines.push(failing(&host, &row, view));
+    lines.push(unusual(&host, &row));
+    for incident in &host.incidents {
+        let opened = view.now.since(Timestamp::from_millis(incident.opened_ms));
+        lines.push(
+            Text::plain("incident  ")
+                .with(Tone::Strong, incidents::id(incident.number))
+                .and(" ")
+                .with(
+                    incidents::severity_tone(incident.severity()),
+                    incidents::severity(incident.severity()),
+                )
+                .and(format!(" \"{}\" open {}", incident.summary, short(opened))),
+        );
+    }
+    if !host.failing_collectors.is_empty() {
+        lines.push(
+            Text::plain("collect   ")
+                .with(Tone::Warn, "failing: ")
+                .and(host.failing_collectors.join(", ")),
+        );
+    }
+    for event in host.events.iter().rev().take(SHOWN).rev() {
+        lines.push(
+            Text::plain("event     ")
+                .with(Tone::Dim, view.exact(Timestamp::from_millis(event.at_ms)))
+                .and(format!("  {}", event_words(event))),
+        );
+    }
+    lines.push(books(&host));
+    lines.push(Text::toned(Tone::Dim, "next: ").and(next(&host, &row)));
+    Detail {
+        name: row.name.clone(),
+        item: item(&host, &row),
+        lines,
+        meta: host.meta.unwrap_or_default(),
+    }
+}
+
+fn head(host: &v1::HostDetail, row: &v1::HostRow, view: &View) -> Text {
+    let facts = host.facts.clone().unwrap_or_default();
+    let mut line = Text::toned(Tone::Strong, &row.name).and("  ");
+    line.append(state_text(row));
+    if let Some(cause) = silence_word(row).filter(|cause| *cause != "unknown") {
+        line.push(Tone::Plain, format!(" ({cause})"));
+    }
+    if row.state_since_ms > 0 {
+        let since = Timestamp::from_millis(row.state_since_ms);
+        line.push(Tone::Plain, format!(" since {}", view.since(since)));
+    }
+    let mut parts: Vec<String> = [&row.os, &row.kernel]
+        .into_iter()
+        .filter(|text| !text.is_empty())
+        .cloned()
+        .collect();
+    if facts.cpus > 0 {
+        parts.push(format!("{} CPU", facts.cpus));
+    }
+    if facts.memory_bytes > 0 {
+        #[expect(clippy::cast_precision_loss, reason = "shown with two digits")]
+        parts.push(bytes(facts.memory_bytes as f64));
+    }
+    line.push(Tone::Plain, format!("    {}", parts.join(", ")));
+    if let Some(boot) = host.boot_time_ms {
+        let up = view.now.since(Timestamp::from_millis(boot));
+        line.push(Tone::Plain, format!("    up {}", short(up)));
+    }
+    line
+}
+
+fn about(host: &v1::HostDetail, row: &v1::HostRow, view: &View) -> Text {
+    let labels = labels(row);
+    let mut line = Text::plain("labels  ");
+    if labels.is_empty() {
+        line.push(Tone::Dim, "none");
+    } else {
+        line.push(Tone::Plain, labels);
+    }
+    let mut parts = Vec::new();
+    if !row.agent_version.is_empty() {
+        parts.push(format!("agent {}", row.agent_version));
+    }
+    if host.certificate_expires_ms > 0 {
+        let left = Timestamp::from_millis(host.certificate_expires_ms).since(view.now);
+        parts.push(format!("cert {}", short(left)));
+    }
+    if let Some(offset) = host.clock_offset_ms {
+        parts.push(format!("clock {offset:+} ms"));
+    }
+    if let Some(seen) = row.last_seen_ms {
+        parts.push(format!("seen {}", view.ago(Timestamp::from_millis(seen))));
+    }
+    line.push(Tone::Dim, format!("    {}", parts.join(", ")));
+    line
+}
+
+fn recent(host: &v1::HostDetail, field: &str, top: Option<f64>) -> String {
+    host.recent
+        .iter()
+        .find(|recent| recent.field == field)
+        .map_or(String::new(), |recent| sparkline(&recent.values, top))
+}
+
+/// A name of seven columns, a percentage of five, what the last values were.
+fn measure(name: &str, value: Text, recent: &str) -> Text {
+    let pad = " ".repeat(5usize.saturating_sub(value.width()));
+    let mut line = Text::plain(format!("  {name:<7} {pad}"));
+    line.append(value);
+    let missing = " ".repeat(10usize.saturating_sub(recent.chars().count()));
+    line.and(format!("  {recent}{missing}"))
+}
+
+fn cpu(host: &v1::HostDetail, row: &v1::HostRow) -> Text {
+    let mut line = measure(
+        "CPU",
+        percent(row.cpu_ratio),
+        &recent(host, "cpu_ratio", Some(1.0)),
+    );
+    for mode in ["user", "system", "iowait", "steal"] {
+        if let Some(ratio) = host.cpu_modes.get(mode) {
+            line.push(Tone::Plain, format!("  {mode} {:.0}", ratio * 100.0));
+        }
+    }
+    line.push(Tone::Plain, "  load ");
+    line.append(decimal(row.load1, 1));
+    stalled(&mut line, host, "cpu some");
+    line
+}
+
+fn memory(host: &v1::HostDetail, row: &v1::HostRow) -> Text {
+    let mut line = measure(
+        "memory",
+        percent(row.memory_ratio),
+        &recent(host, "memory_ratio", Some(1.0)),
+    );
+    stalled(&mut line, host, "memory some");
+    line
+}
+
+/// What pressure stall information says, when it says anything.
+fn stalled(line: &mut Text, host: &v1::HostDetail, what: &str) {
+    if let Some(&ratio) = host.pressure.get(what) {
+        let tone = if ratio >= 0.1 {
+            Tone::Warn
+        } else {
+            Tone::Plain
+        };
+        line.push(Tone::Plain, "  stalled ");
+        line.push(tone, percent_plain(ratio));
+        line.push(Tone::Plain, " of the time");
+    }
+}
+
+fn filesystems(host: &v1::HostDetail) -> Text {
+    let mut fullest: Vec<&v1::Filesystem> = host.filesystems.iter().collect();
+    fullest.sort_by(|a, b| b.used_ratio.total_cmp(&a.used_ratio));
+    let mut line = Text::plain("  disk   ");
+    for filesystem in fullest.iter().take(SHOWN) {
+        line.push(Tone::Plain, format!(" {} ", filesystem.mountpoint));
+        if filesystem.hung {
+            line.push(Tone::Bad, "does not answer");
+        } else {
+            line.append(percent(Some(filesystem.used_ratio)));
+            line.push(
+                Tone::Dim,
+                format!(" ({} free)", bytes(filesystem.available_bytes)),
+            );
+        }
+        if filesystem.readonly {
+            line.push(Tone::Warn, " read-only");
+        }
+        if filesystem
+            .inodes_used_ratio
+            .is_some_and(|ratio| ratio >= 0.9)
+        {
+            line.push(Tone::Plain, " inodes ");
+            line.append(percent(filesystem.inodes_used_ratio));
+        }
+        line.push(Tone::Plain, "   ");
+    }
+    let more = fullest.len().saturating_sub(SHOWN);
+    if more > 0 {
+        line.push(Tone::Dim, format!("and {more} more"));
+    }
+    line
+}
+
+fn disks(host: &v1::HostDetail) -> Text {
+    let mut busiest: Vec<&v1::Disk> = host.disks.iter().collect();
+    busiest.sort_by(|a, b| {
+        let busy = |disk: &v1::Disk| disk.busy_ratio.unwrap_or(-1.0);
+        busy(b).total_cmp(&busy(a))
+    });
+    let mut line = Text::plain("  io     ");
+    for disk in busiest.iter().take(3) {
+        line.push(Tone::Plain, format!(" {} ", disk.device));
+        line.append(percent(disk.busy_ratio));
+        line.push(Tone::Plain, " busy");
+        let rates = [
+            ("read", disk.read_bytes_per_second),
+            ("write", disk.written_bytes_per_second),
+        ];
+        for (what, rate) in rates {
+            if let Some(rate) = rate {
+                line.push(Tone::Plain, format!(" {what} {}/s", bytes(rate)));
+            }
+        }
+        line.push(Tone::Plain, "   ");
+    }
+    line
+}
+
+fn network(host: &v1::HostDetail) -> Text {
+    let mut busiest: Vec<&v1::Interface> = host.interfaces.iter().collect();
+    let traffic = |interface: &v1::Interface| {
+        interface.receive_bytes_per_second.unwrap_or(0.0)
+            + interface.transmit_bytes_per_second.unwrap_or(0.0)
+    };
+    busiest.sort_by(|a, b| traffic(b).total_cmp(&traffic(a)));
+    let mut line = Text::plain("  net    ");
+    for interface in busiest.iter().take(3) {
+        line.push(Tone::Plain, format!(" {}", interface.device));
+        let rates = [
+            ("in", interface.receive_bytes_per_second),
+            ("out", interface.transmit_bytes_per_second),
+        ];
+        for (what, rate) in rates {
+            let rate = rate.map_or_else(|| "–".to_owned(), bits_per_second);
+            line.push(Tone::Plain, format!(" {what} {rate}"));
+        }
+        if let Some(errors) = interface.errors_per_second.filter(|errors| *errors > 0.0) {
+            line.push(Tone::Warn, format!(" {errors:.1} errors/s"));
+        }
+        line.push(Tone::Plain, "   ");
+    }
+    line
+}
+
+fn failing(host: &v1::HostDetail, row: &v1::HostRow, view: &View) -> Text {
+    let mut line = Text::plain("failing   ");
+    let Some(services) = row.services else {
+        return line.with(Tone::Dim, "– no service manager could be asked");
+    };
+    if host.failing_services.is_empty() {
+        return line.and(format!("none of {services} services"));
+    }
+    for (at, unit) in host.failing_services.iter().enumerate() {
+        let between = if at > 0 { ", " } else { "" };
+        line = line.and(between).with(Tone::Bad, &unit.name);
+        if let Some(since) = unit.since_ms {
+            line.push(
+                Tone::Plain,
+                format!(" {}", view.when(Timestamp::from_millis(since))),
+            );
+        }
+        if unit.restarts > 0 {
+            line.push(Tone::Plain, format!(" {} restarts", unit.restarts));
+        }
+    }
+    line.and(format!("  of {services} services"))
+}
+
+fn unusual(host: &v1::HostDetail, row: &v1::HostRow) -> Text {
+    let mut line = Text::plain("anomaly   ");
+    line.append(anomaly(row.anomaly_score));
+    if row.anomaly_score.is_none() {
+        line.push(Tone::Dim, " still learning what is usual");
+    } else if !host.anomaly_causes.is_empty() {
+        line.push(Tone::Plain, format!(" {}", host.anomaly_causes.join(", ")));
+    }
+    line
+}
+
+fn books(host: &v1::HostDetail) -> Text {
+    let books = host.books.unwrap_or_default();
+    let dropped = books.lost + books.rejected;
+    let tone = if dropped > 0 { Tone::Warn } else { Tone::Dim };
+    Text::plain("frames    ")
+        .with(Tone::Dim, format!("{} stored, ", books.stored))
+        .with(
+            tone,
+            format!("{} lost, {} rejected", books.lost, books.rejected),
+        )
+}
+
+fn next(host: &v1::HostDetail, row: &v1::HostRow) -> String {
+    if let Some(incident) = host.incidents.first() {
+        return format!("muster incident {}", incidents::id(incident.number));
+    }
+    if let Some(unit) = host.failing_services.first() {
+        return format!("ssh {} journalctl -u {} -e", row.name, unit.name);
+    }
+    format!("muster services --host {}", row.name)
+}
+
+fn event_words(event: &v1::Event) -> String {
+    let word = |key: v1::EventFieldKey| {
+        event.fields.iter().find_map(|field| match &field.value {
+            Some(v1::event_field::Value::Word(word)) if field.key() == key => Some(word.as_str()),
+            _ => None,
+        })
+    };
+    let subject = &event.subject;
+    let to = word(v1::EventFieldKey::To).unwrap_or("–");
+    match event.kind() {
+        v1::EventKind::Unspecified => format!("something this version does not know {subject}"),
+        v1::EventKind::AgentStarted => "agent started".to_owned(),
+        v1::EventKind::Booted => "booted".to_owned(),
+        v1::EventKind::UnitStateChanged => {
+            let from = word(v1::EventFieldKey::From).unwrap_or("–");
+            let result = word(v1::EventFieldKey::Result)
+                .filter(|result| *result != "success")
+                .map_or(String::new(), |result| format!(" ({result})"));
+            format!("{subject} {from} → {to}{result}")
+        }
+        v1::EventKind::CollectorChanged => format!("collector {subject} {to}"),
+        v1::EventKind::FilesystemHung => format!("filesystem {subject} {to}"),
+    }
+}
+
+fn item(host: &v1::HostDetail, row: &v1::HostRow) -> Value {
+    let mut item = serde_json::Map::new();
+    for column in hosts::COLUMNS {
+        item.insert(column.key.to_owned(), (column.value)(row));
+    }
+    let facts = host.facts.clone().unwrap_or_default();
+    let books = host.books.unwrap_or_default();
+    let rest = json!({
+        "hostname": facts.hostname,
+        "architecture": facts.architecture,
+        "cpus": facts.cpus,
+        "memoryBytes": facts.memory_bytes,
+        "bootTime": moment(host.boot_time_ms),
+        "clockOffsetSeconds": host.clock_offset_ms.map(|ms| Duration::from_millis(ms.unsigned_abs()).as_secs_f64() * if ms < 0 { -1.0 } else { 1.0 }),
+        "certificateExpires": moment(Some(host.certificate_expires_ms)),
+        "cpuModes": object(&host.cpu_modes),
+        "pressure": object(&host.pressure),
+        "filesystems": host.filesystems.iter().map(|filesystem| json!({
+            "mountpoint": filesystem.mountpoint,
+            "device": filesystem.device,
+            "fstype": filesystem.fstype,
+            "sizeBytes": number(Some(filesystem.size_bytes)),
+            "availableBytes": number(Some(filesystem.available_bytes)),
+            "usedRatio": number(Some(filesystem.used_ratio)),
+            "inodesUsedRatio": number(filesystem.inodes_used_ratio),
+            "readonly": filesystem.readonly,
+            "hung": filesystem.hung,
+        })).collect::<Value>(),
+        "disks": host.disks.iter().map(|disk| json!({
+            "device": disk.device,
+            "busyRatio": number(disk.busy_ratio),
+            "readBytesPerSecond": number(disk.read_bytes_per_second),
+            "writtenBytesPerSecond": number(disk.written_bytes_per_second),
+        })).collect::<Value>(),
+        "interfaces": host.interfaces.iter().map(|interface| json!({
+            "device": interface.device,
+            "receiveBytesPerSecond": number(interface.receive_bytes_per_second),
+            "transmitBytesPerSecond": number(interface.transmit_bytes_per_second),
+            "errorsPerSecond": number(interface.errors_per_second),
+        })).collect::<Value>(),
+        "failingServices": host.failing_services.iter().map(|unit| json!({
+            "service": unit.name,
+            "state": unit.state,
+            "since": moment(unit.since_ms),
+            "restarts": unit.restarts,
+        })).collect::<Value>(),
+        "incidents": host.incidents.iter().map(|incident| json!({
+            "id": incidents::id(incident.number),
+            "severity": incidents::severity(incident.severity()),
+            "summary": incident.summary,
+            "opened": moment(Some(incident.opened_ms)),
+        })).collect::<Value>(),
+        "events": host.events.iter().map(|event| json!({
+            "at": moment(Some(event.at_ms)),
+            "kind": event.kind().as_str_name().trim_start_matches("EVENT_KIND_").to_lowercase(),
+            "subject": event.subject,
+            "what": event_words(event),
+        })).collect::<Value>(),
+        "failingCollectors": host.failing_collectors,
+        "anomalyCauses": host.anomaly_causes,
+        "frames": {
+            "produced": books.produced,
+            "stored": books.stored,
+            "rejected": books.rejected,
+            "lost": books.lost,
+            "duplicate": books.duplicate,
+        },
+    });
+    if let Value::Object(rest) = rest {
+        item.extend(rest);
+    }
+    Value::Object(item)
+}
+
+fn object(map: &std::collections::BTreeMap<String, f64>) -> Value {
+    let object: serde_json::Map<String, Value> = map
+        .iter()
+        .map(|(key, value)| (key.clone(), number(Some(*value))))
+        .collect();
+    Value::Object(object)
+}

@@ -1,0 +1,425 @@
+//! The `muster` command line: parse, ask, print.
+//!
+//! Each noun has a file that turns one answer of the operator API into columns or lines; [`output`] makes
+//! every form of them, [`text`] is the one sink through which remote text reaches a terminal, [`failure`]
+//! says what went wrong, and [`client`] is the way to the aggregator. Answers go to stdout, everything
+//! else to stderr; the exit codes are those of `docs/cli.md`.
+
+pub mod anomalies;
+pub mod args;
+pub mod client;
+pub mod context;
+pub mod doctor;
+pub mod export;
+pub mod failure;
+pub mod host;
+pub mod hosts;
+pub mod incidents;
+pub mod login;
+pub mod output;
+pub mod services;
+pub mod session;
+pub mod summary;
+pub mod table;
+pub mod text;
+pub mod units;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use clap::{CommandFactory as _, Parser as _};
+use muster_proto::v1;
+
+use args::{By, Cli, Color, Command, ContextCommand, Export, Role, Severity, Shell};
+use export::Scrape;
+use failure::{Code, Failure};
+use output::Rendered;
+use session::Session;
+use text::{Text, Tone};
+
+/// Rows of `muster top` unless `-n` says otherwise: what fits on a screen.
+const TOP_ROWS: u32 = 20;
+/// How often `muster top` redraws on a terminal.
+const TOP_REDRAW: std::time::Duration = std::time::Duration::from_secs(2);
+/// Clears the screen and goes to its first line.
+const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are asked for: stdout and 0. The rest is wrong usage.
+            let code = if error.use_stderr() {
+                Code::Usage as u8
+            } else {
+                0
+            };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let choice = match cli.global.color {
+        Color::Auto => anstream::ColorChoice::Auto,
+        Color::Always => anstream::ColorChoice::Always,
+        Color::Never => anstream::ColorChoice::Never,
+    };
+    choice.write_global();
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Code::Failed, format!("cannot start ({error})")))
+        .and_then(|runtime| runtime.block_on(run(cli)));
+    match outcome {
+        Ok(code) => code,
+        Err(failure) => {
+            let _ = write!(anstream::stderr(), "{}", failure.lines());
+            ExitCode::from(failure.code as u8)
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    let session = Session::new(cli.global.clone())?;
+    let on_terminal = io::stdout().is_terminal();
+    let mut redraw = cli.global.watch;
+    if let Some(Command::Top(top)) = &cli.command
+        && on_terminal
+        && !top.once
+        && cli.global.output.is_none()
+    {
+        redraw = redraw.or(Some(TOP_REDRAW));
+    }
+    let Some(pause) = redraw else {
+        return print(&answer(&session, cli.command.as_ref()).await?);
+    };
+    if !on_terminal {
+        return Err(
+            Failure::new(Code::Usage, "--watch redraws a terminal, and this is none")
+                .hint("watch -n 2 muster …", "or call it again from a loop"),
+        );
+    }
+    loop {
+        // A redraw that fails says so and goes on: the aggregator may come back.
+        match answer(&session, cli.command.as_ref()).await {
+            Ok(rendered) => {
+                let _ = write!(io::stdout(), "{CLEAR}");
+                print(&rendered)?;
+            }
+            Err(failure) if failure.code == Code::Unreachable => {
+                let _ = write!(anstream::stderr(), "{}", failure.lines());
+            }
+            Err(failure) => return Err(failure),
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Writes an answer; one that lacks parts of the fleet is told apart by its exit code.
+fn print(rendered: &Rendered) -> Result<ExitCode, Failure> {
+    let mut out = anstream::stdout().lock();
+    let written = out
+        .write_all(rendered.text.as_bytes())
+        .and_then(|()| out.flush());
+    match written {
+        // Who reads us (`| head`) has enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            return Err(Failure::new(
+                Code::Failed,
+                format!("cannot write the answer ({error})"),
+            ));
+        }
+        Ok(()) => {}
+    }
+    if !rendered.missing.is_empty() {
+        let mut line = Text::toned(Tone::Warn, "incomplete:");
+        line.push(
+            Tone::Plain,
+            format!(" no answer from {}", rendered.missing.join(", ")),
+        );
+        let mut text = String::new();
+        line.line_to(&mut text);
+        let _ = write!(anstream::stderr(), "{text}");
+        return Ok(ExitCode::from(Code::Partial as u8));
+    }
+    if rendered.bad {
+        return Ok(ExitCode::from(Code::Failed as u8));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks what the command wants to know and makes it text.
+async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered, Failure> {
+    let Some(command) = command else {
+        let request = v1::GetSummaryRequest::default();
+        let summary = session
+            .ask(async move |mut client| client.get_summary(request).await)
+            .await?;
+        return output::detail(summary::detail(summary), &session.options);
+    };
+    match command {
+        Command::Hosts(hosts) => {
+            let names = session::names(&hosts.names)?;
+            let sort = session.options.sort.clone().unwrap_or_default();
+            list_hosts(
+                session,
+                &hosts.selector,
+                names,
+                output::snake(&sort),
+                session.limit,
+            )
+            .await
+        }
+        Command::Top(top) => {
+            let sort = format!("-{}", by_word(top.by));
+            let limit = session.limit.or(Some(TOP_ROWS));
+            list_hosts(session, &top.selector, Vec::new(), sort, limit).await
+        }
+        Command::Host { name } => {
+            let request = v1::GetHostRequest { name: name.clone() };
+            let host = session
+                .ask(async move |mut client| client.get_host(request).await)
+                .await
+                .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"))?;
+            let view = session.view(host.meta.as_ref());
+            output::detail(host::detail(host, &view), &session.options)
+        }
+        Command::Services(services) => {
+            session::check_selector(&services.selector)?;
+            let request = v1::ListServicesRequest {
+                selector: services.selector.clone(),
+                names: session::names(&services.names)?,
+                failed_only: services.failed,
+                host: services.host.clone(),
+            };
+            let response = session
+                .ask(async move |mut client| client.list_services(request).await)
+                .await
+                .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"))?;
+            let view = session.view(response.meta.as_ref());
+            let list = services::list(response, services.failed);
+            output::list(list, &session.options, &view)
+        }
+        Command::Anomalies(anomalies) => {
+            session::check_selector(&anomalies.selector)?;
+            let request = v1::ListAnomaliesRequest {
+                selector: anomalies.selector.clone(),
+                min_score: anomalies.min_score,
+                host: anomalies.host.clone(),
+            };
+            let response = session
+                .ask(async move |mut client| client.list_anomalies(request).await)
+                .await
+                .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"))?;
+            let view = session.view(response.meta.as_ref());
+            output::list(anomalies::list(response), &session.options, &view)
+        }
+        Command::Incidents(incidents) => {
+            session::check_selector(&incidents.selector)?;
+            let severity = match incidents.severity {
+                None => "",
+                Some(Severity::Critical) => "critical",
+                Some(Severity::Warning) => "warning",
+                Some(Severity::Info) => "info",
+            };
+            let request = v1::ListIncidentsRequest {
+                all: incidents.all,
+                selector: incidents.selector.clone(),
+                severity: severity.to_owned(),
+                host: incidents.host.clone(),
+                limit: session.limit.unwrap_or(0),
+            };
+            let response = session
+                .ask(async move |mut client| client.list_incidents(request).await)
+                .await
+                .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"))?;
+            let view = session.view(response.meta.as_ref());
+            let list = incidents::list(response, incidents.all);
+            output::list(list, &session.options, &view)
+        }
+        Command::Incident { number } => {
+            let request = v1::GetIncidentRequest { number: *number };
+            let incident = session
+                .ask(async move |mut client| client.get_incident(request).await)
+                .await
+                .map_err(|failure| {
+                    not_found(failure, "muster incidents --all", "the incidents there are")
+                })?;
+            let view = session.view(incident.meta.as_ref());
+            output::detail(incidents::detail(incident, &view), &session.options)
+        }
+        Command::Doctor => {
+            let timeout = session.global.timeout;
+            let checks = doctor::walk(session.target(), &session.config, timeout).await;
+            let bad = doctor::failed(&checks);
+            let rendered = if session.for_people() {
+                Rendered::text(doctor::lines(&checks))
+            } else {
+                let view = session.view(None);
+                output::list(doctor::list(checks), &session.options, &view)?
+            };
+            Ok(Rendered { bad, ..rendered })
+        }
+        Command::Context(command) => contexts(session, command),
+        Command::Login(login) => {
+            let name = login.name.clone().unwrap_or_else(session::user_name);
+            let role = match login.role {
+                Role::Viewer => "viewer",
+                Role::Operator => "operator",
+                Role::Admin => "admin",
+            };
+            let said = login::login(
+                &login.admin_socket,
+                &name,
+                role,
+                session.global.context.as_deref(),
+                session.global.server.as_deref(),
+                &session.config,
+            )
+            .await?;
+            Ok(said_lines(&said))
+        }
+        Command::Whoami => {
+            let status = session.status().await?;
+            output::detail(
+                session::whoami(status, &session.target()?),
+                &session.options,
+            )
+        }
+        Command::Export(Export::PrometheusConfig {
+            url,
+            selector,
+            ca,
+            cert,
+            key,
+        }) => {
+            session::check_selector(selector)?;
+            let (scheme, address) = match url {
+                Some(url) => Scrape::split_url(url).ok_or_else(|| {
+                    Failure::new(
+                        Code::Usage,
+                        format!("{url:?} is not the address of an HTTP door"),
+                    )
+                    .because("expected http://HOST:PORT or https://HOST:PORT")
+                })?,
+                None => session.http_door()?,
+            };
+            let scrape = Scrape {
+                scheme,
+                address,
+                ca: ca.clone(),
+                cert: cert.clone(),
+                key: key.clone(),
+                selector: selector.clone(),
+            };
+            Ok(Rendered::text(scrape.yaml()))
+        }
+        Command::Completion { shell } => {
+            let shell = match shell {
+                Shell::Bash => clap_complete::Shell::Bash,
+                Shell::Zsh => clap_complete::Shell::Zsh,
+                Shell::Fish => clap_complete::Shell::Fish,
+            };
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "muster", &mut script);
+            Ok(Rendered::text(
+                String::from_utf8_lossy(&script).into_owned(),
+            ))
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command())
+                .render(&mut page)
+                .map_err(|error| Failure::new(Code::Failed, format!("no manual page ({error})")))?;
+            Ok(Rendered::text(String::from_utf8_lossy(&page).into_owned()))
+        }
+        Command::Version => Ok(Rendered::text(format!(
+            "muster {}\n",
+            env!("CARGO_PKG_VERSION")
+        ))),
+    }
+}
+
+async fn list_hosts(
+    session: &Session,
+    selector: &str,
+    names: Vec<String>,
+    sort: String,
+    limit: Option<u32>,
+) -> Result<Rendered, Failure> {
+    session::check_selector(selector)?;
+    let literal = names.clone();
+    let request = v1::ListHostsRequest {
+        selector: selector.to_owned(),
+        names,
+        sort,
+        limit: limit.unwrap_or(0),
+    };
+    let response = session
+        .ask(async move |mut client| client.list_hosts(request).await)
+        .await?;
+    if response.hosts.is_empty() && !literal.is_empty() {
+        return Err(Failure::new(
+            Code::NotFound,
+            format!("no host is called {}", literal.join(", ")),
+        )
+        .hint("muster hosts", "the hosts there are"));
+    }
+    let view = session.view(response.meta.as_ref());
+    // The aggregator has ordered and cut already.
+    let options = output::Options {
+        sort: None,
+        limit: None,
+        ..session.options.clone()
+    };
+    output::list(hosts::list(response, limit), &options, &view)
+}
+
+fn by_word(by: By) -> &'static str {
+    match by {
+        By::Cpu => "cpu",
+        By::Mem => "mem",
+        By::Disk => "disk",
+        By::Io => "io",
+        By::Net => "net",
+        By::Psi => "psi",
+        By::Load => "load",
+        By::Anomaly => "anomaly",
+    }
+}
+
+fn not_found(failure: Failure, command: &str, what: &str) -> Failure {
+    if failure.code == Code::NotFound && failure.tries.is_empty() {
+        return failure.hint(command, what);
+    }
+    failure
+}
+
+fn contexts(session: &Session, command: &ContextCommand) -> Result<Rendered, Failure> {
+    match command {
+        ContextCommand::List => {
+            let view = session.view(None);
+            output::list(session.contexts()?, &session.options, &view)
+        }
+        ContextCommand::Use { name } => session.use_context(name).map(|said| said_lines(&said)),
+        ContextCommand::Add(add) => session.add_context(add).map(|said| said_lines(&said)),
+        ContextCommand::Remove { name } => {
+            session.remove_context(name).map(|said| said_lines(&said))
+        }
+    }
+}
+
+fn said_lines(said: &str) -> Rendered {
+    let mut out = String::new();
+    for line in said.lines() {
+        Text::plain(line).line_to(&mut out);
+    }
+    Rendered::text(out)
+}

@@ -1,0 +1,411 @@
+//! From verdicts to transitions: how long something must hold, and what is open on a host.
+//!
+//! For every subject that is not simply normal the engine keeps since when it has been abnormal, normal or
+//! gone *without a break*. An unknown verdict, or a pause in which a tick was missed, breaks them all: what
+//! was not observed cannot be counted, so taking observations away never opens and never clears anything.
+//! Observations that were held back count in their own time, but only a live one opens or clears.
+//!
+//! Which incidents are open is the store's word; [`Engine::adopt`] takes it over after a start. What it
+//! holds of a host is serialised in checkpoints, and continues from there with the same bits.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use muster_proto::time::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    AnomalyView, Cause, Change, Coverage, DetectConfig, Detector, Evidence, Findings, Observation,
+    Reason, Rule, Severity, Transition, Verdict,
+    filesystem_full::FilesystemFull,
+    host_score::{HostScore, Watch},
+    host_silent::HostSilent,
+    unit_failed::UnitFailed,
+};
+use crate::fleet::{Liveness, SIGNALS};
+
+/// Shorter pauses between ticks are not taken as something missed: at an interval of one second a busy
+/// host is late by more than that.
+const PAUSE_FLOOR: Duration = Duration::from_secs(15);
+
+/// All detectors, with the bounds they were built with.
+pub struct Engine {
+    host_silent: HostSilent,
+    filesystem_full: FilesystemFull,
+    unit_failed: UnitFailed,
+    host_score: HostScore,
+}
+
+/// What the engine and its detectors remember about one host.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct HostDetection {
+    last_tick: Option<Timestamp>,
+    silent: Option<Timestamp>,
+    score: Watch,
+    /// By rule, then by subject; only what is open or on its way.
+    tracks: BTreeMap<String, Tracks>,
+}
+
+type Tracks = BTreeMap<String, Track>;
+
+/// What is open, as the store knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opening {
+    /// Name of the rule.
+    pub rule: String,
+    /// What it is about.
+    pub subject: String,
+    /// How much it matters.
+    pub severity: Severity,
+    /// Since when it holds.
+    pub since: Timestamp,
+}
+
+/// One subject of one rule.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Track {
+    /// For each severity, since when it is at least that, without a break.
+    abnormal: [Option<Timestamp>; Severity::ALL.len()],
+    normal: Option<Timestamp>,
+    gone: Option<Timestamp>,
+    open: Option<(Severity, Timestamp)>,
+}
+
+/// The circumstances of one step.
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    evidence: Evidence<'a>,
+    at: Timestamp,
+    live: bool,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self::new(&DetectConfig::default())
+    }
+}
+
+impl Engine {
+    /// An engine with these bounds.
+    #[must_use]
+    pub fn new(config: &DetectConfig) -> Self {
+        Self {
+            host_silent: HostSilent,
+            filesystem_full: FilesystemFull::new(config),
+            unit_failed: UnitFailed,
+            host_score: HostScore::new(config),
+        }
+    }
+
+    /// Takes in what a host showed; what that opens or clears is appended to `out`. An observation that is
+    /// not later than the last one changes nothing.
+    pub fn step(
+        &self,
+        state: &mut HostDetection,
+        seen: &Observation<'_>,
+        out: &mut Vec<Transition>,
+    ) {
+        if let Some(last) = state.last_tick {
+            if seen.tick <= last {
+                return;
+            }
+            let longest = seen.interval.saturating_mul(3) / 2;
+            if seen.tick.since(last) > longest.max(PAUSE_FLOOR) {
+                state.interrupt();
+            }
+        }
+        state.last_tick = Some(seen.tick);
+        let step = Step {
+            evidence: Evidence::Tick(seen),
+            at: seen.tick,
+            live: seen.live,
+        };
+        self.judge(state, step, out);
+    }
+
+    /// Takes in how the host stands at the aggregator's time `at`.
+    pub fn liveness(
+        &self,
+        state: &mut HostDetection,
+        at: Timestamp,
+        liveness: Liveness,
+        out: &mut Vec<Transition>,
+    ) {
+        let step = Step {
+            evidence: Evidence::Liveness(liveness),
+            at,
+            live: true,
+        };
+        self.judge(state, step, out);
+    }
+
+    /// Makes what counts as open here what is open in the store, which survives what a checkpoint does not.
+    ///
+    /// To be called when a host was restored, before the log is replayed. An incident whose track was lost
+    /// stays open until it is observed normal; one that the store never got is opened again by the replay or
+    /// the next live observation.
+    pub fn adopt(&self, state: &mut HostDetection, open: &[Opening]) {
+        for track in state.tracks.values_mut().flat_map(BTreeMap::values_mut) {
+            track.open = None;
+        }
+        for opening in open {
+            let tracks = state.tracks.entry(opening.rule.clone()).or_default();
+            let track = tracks.entry(opening.subject.clone()).or_default();
+            track.open = Some((opening.severity, opening.since));
+        }
+        state.forget_settled();
+    }
+
+    /// The one list of detectors.
+    fn judge(&self, state: &mut HostDetection, step: Step<'_>, out: &mut Vec<Transition>) {
+        let HostDetection {
+            silent,
+            score,
+            tracks,
+            ..
+        } = state;
+        run(&self.host_silent, silent, tracks, step, out);
+        run(&self.filesystem_full, &mut (), tracks, step, out);
+        run(&self.unit_failed, &mut (), tracks, step, out);
+        run(&self.host_score, score, tracks, step, out);
+    }
+}
+
+impl HostDetection {
+    /// The host score; 1 is about what a busy hour of this host reaches. Nothing while it learns or too
+    /// little is observed.
+    #[must_use]
+    pub fn score(&self) -> Option<f64> {
+        self.score.score.score().map(f64::from)
+    }
+
+    /// The anomaly that goes on, if one does.
+    #[must_use]
+    pub fn anomaly(&self) -> Option<AnomalyView> {
+        let episode = self.score.episode.as_ref()?;
+        let causes = episode.moved.iter().filter_map(|moved| {
+            Some(Cause {
+                signal: SIGNALS.get(usize::try_from(moved.metric).ok()?)?,
+                observed: f64::from(moved.observed),
+                usual: f64::from(moved.usual),
+                excess: f64::from(moved.excess),
+            })
+        });
+        Some(AnomalyView {
+            score: self.score()?,
+            since: episode.since,
+            causes: causes.collect(),
+        })
+    }
+
+    /// Whether it is still learning what is usual on this host.
+    #[must_use]
+    pub fn learning(&self) -> bool {
+        self.score.score.learning()
+    }
+
+    /// Something was not observed.
+    fn interrupt(&mut self) {
+        for track in self.tracks.values_mut().flat_map(BTreeMap::values_mut) {
+            track.interrupt();
+        }
+        self.forget_settled();
+    }
+
+    fn forget_settled(&mut self) {
+        self.tracks.retain(|_, tracks| {
+            tracks.retain(|_, track| !track.is_settled());
+            !tracks.is_empty()
+        });
+    }
+}
+
+/// Runs one detector and takes its findings to its tracks.
+fn run<D: Detector>(
+    detector: &D,
+    own: &mut D::State,
+    all: &mut BTreeMap<String, Tracks>,
+    step: Step<'_>,
+    out: &mut Vec<Transition>,
+) {
+    let rule = detector.rule();
+    if !rule.makes_incidents {
+        let sink = &mut |_: &str, _: Verdict<'_>| {};
+        detector.step(own, &step.evidence, &mut Findings { sink });
+        return;
+    }
+    // Most hosts have nothing open: no entry is made unless something is to be remembered.
+    let mut before = all.remove(rule.name).unwrap_or_default();
+    let mut after = Tracks::new();
+    let sink = &mut |subject: &str, verdict: Verdict<'_>| {
+        let mut entry = before.remove_entry(subject);
+        if entry.is_none() && matches!(verdict, Verdict::Abnormal { .. }) {
+            entry = Some((subject.to_owned(), Track::default()));
+        }
+        if let Some((subject, mut track)) = entry {
+            track.observe(rule, &subject, verdict, step, out);
+            if !track.is_settled() {
+                after.insert(subject, track);
+            }
+        }
+    };
+    let coverage = detector.step(own, &step.evidence, &mut Findings { sink });
+    for (subject, mut track) in before {
+        match coverage {
+            Coverage::NotAsked => {}
+            Coverage::Partial => track.interrupt(),
+            Coverage::Complete => track.observe_gone(rule, &subject, step, out),
+        }
+        if !track.is_settled() {
+            after.insert(subject, track);
+        }
+    }
+    if !after.is_empty() {
+        all.insert(rule.name.to_owned(), after);
+    }
+}
+
+impl Track {
+    /// Nothing to remember.
+    fn is_settled(&self) -> bool {
+        self.open.is_none() && self.abnormal[0].is_none()
+    }
+
+    /// Whether what is open began later than this: the store knows it already, and a replay of the log has
+    /// not come to it yet.
+    fn is_ahead_of(&self, at: Timestamp) -> bool {
+        self.open.is_some_and(|(_, since)| at < since)
+    }
+
+    fn interrupt(&mut self) {
+        *self = Self {
+            open: self.open,
+            ..Self::default()
+        };
+    }
+
+    fn observe(
+        &mut self,
+        rule: &'static Rule,
+        subject: &str,
+        verdict: Verdict<'_>,
+        step: Step<'_>,
+        out: &mut Vec<Transition>,
+    ) {
+        if self.is_ahead_of(step.at) {
+            return;
+        }
+        match verdict {
+            Verdict::Unknown => self.interrupt(),
+            Verdict::Normal(reason) => {
+                let since = self.normal.unwrap_or(step.at);
+                self.interrupt();
+                self.normal = Some(since);
+                if step.at.since(since) >= rule.clear_after {
+                    self.clear(rule, subject, reason, step, out);
+                }
+            }
+            Verdict::Abnormal { severity, reason } => {
+                (self.normal, self.gone) = (None, None);
+                for (level, since) in Severity::ALL.into_iter().zip(&mut self.abnormal) {
+                    *since = (level <= severity).then(|| since.unwrap_or(step.at));
+                }
+                self.open(rule, subject, reason, step, out);
+            }
+        }
+    }
+
+    fn observe_gone(
+        &mut self,
+        rule: &'static Rule,
+        subject: &str,
+        step: Step<'_>,
+        out: &mut Vec<Transition>,
+    ) {
+        if self.is_ahead_of(step.at) {
+            return;
+        }
+        let since = self.gone.unwrap_or(step.at);
+        self.interrupt();
+        self.gone = Some(since);
+        if rule
+            .gone_after
+            .is_some_and(|after| step.at.since(since) >= after)
+        {
+            self.clear(rule, subject, Reason::Gone, step, out);
+        }
+    }
+
+    /// Opens at the gravest severity that has held for long enough, or raises what is open to it.
+    fn open(
+        &mut self,
+        rule: &'static Rule,
+        subject: &str,
+        reason: Reason<'_>,
+        step: Step<'_>,
+        out: &mut Vec<Transition>,
+    ) {
+        let held = Severity::ALL.into_iter().zip(self.abnormal).rev();
+        let mut held = held.filter_map(|(severity, since)| Some((severity, since?)));
+        let Some((severity, since)) =
+            held.find(|(_, since)| step.at.since(*since) >= rule.open_after)
+        else {
+            return;
+        };
+        if !step.live || self.open.is_some_and(|(current, _)| current >= severity) {
+            return;
+        }
+        if let Some((lesser, since)) = self.open.take() {
+            let evidence = format!("became {}: {reason}", severity.as_str());
+            out.push(transition(
+                rule,
+                subject,
+                lesser,
+                since,
+                step.at,
+                Change::Cleared { evidence },
+            ));
+        }
+        self.open = Some((severity, since));
+        let change = Change::Opened {
+            summary: reason.summary(subject),
+            evidence: reason.to_string(),
+        };
+        out.push(transition(rule, subject, severity, since, step.at, change));
+    }
+
+    fn clear(
+        &mut self,
+        rule: &'static Rule,
+        subject: &str,
+        reason: Reason<'_>,
+        step: Step<'_>,
+        out: &mut Vec<Transition>,
+    ) {
+        if !step.live {
+            return;
+        }
+        if let Some((severity, since)) = self.open.take() {
+            let evidence = reason.to_string();
+            let change = Change::Cleared { evidence };
+            out.push(transition(rule, subject, severity, since, step.at, change));
+        }
+    }
+}
+
+fn transition(
+    rule: &'static Rule,
+    subject: &str,
+    severity: Severity,
+    since: Timestamp,
+    at: Timestamp,
+    change: Change,
+) -> Transition {
+    Transition {
+        rule: rule.name,
+        subject: subject.to_owned(),
+        severity,
+        since,
+        at,
+        change,
+    }
+}

@@ -1,0 +1,59 @@
+//! A host that fell silent without saying why.
+//!
+//! When a host counts as silent is decided by its liveness, grace and the aggregator's own stalls included.
+//! A goodbye before (the agent was stopped, the host reboots or shuts down) is an announcement, not a fault,
+//! and neither it nor mere lateness says anything about a silence that is open: only being heard ends that.
+
+use std::time::Duration;
+
+use super::{Coverage, Detector, Evidence, Findings, Reason, Rule, Severity, Verdict};
+use crate::fleet::{Liveness, Silence};
+use muster_proto::time::Timestamp;
+
+const RULE: Rule = Rule {
+    name: "host_silent",
+    open_after: Duration::ZERO,
+    clear_after: Duration::ZERO,
+    gone_after: None,
+    makes_incidents: true,
+};
+
+pub(super) struct HostSilent;
+
+impl Detector for HostSilent {
+    /// The host's own time of its last sample.
+    type State = Option<Timestamp>;
+
+    fn rule(&self) -> &'static Rule {
+        &RULE
+    }
+
+    fn step(
+        &self,
+        state: &mut Self::State,
+        evidence: &Evidence<'_>,
+        findings: &mut Findings<'_>,
+    ) -> Coverage {
+        let liveness = match evidence {
+            Evidence::Liveness(liveness) => *liveness,
+            Evidence::Tick(seen) => {
+                *state = Some(seen.tick);
+                return Coverage::NotAsked;
+            }
+        };
+        findings.add(
+            "",
+            match liveness {
+                Liveness::Live => Verdict::Normal(Reason::Heard),
+                Liveness::Silent(Silence::Unknown) => Verdict::Abnormal {
+                    severity: Severity::Critical,
+                    reason: Reason::Silence { last_tick: *state },
+                },
+                Liveness::Silent(Silence::Stopped | Silence::Reboot | Silence::Shutdown)
+                | Liveness::Late
+                | Liveness::Joined => Verdict::Unknown,
+            },
+        );
+        Coverage::Partial
+    }
+}

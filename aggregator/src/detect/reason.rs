@@ -1,0 +1,203 @@
+//! The figures behind a verdict, and the words in which people read them.
+//!
+//! A verdict is given for every unit and filesystem at every tick, and told once in a while; so the
+//! figures travel as they are and become text only when something opens or clears.
+
+use std::fmt;
+
+use muster_proto::time::Timestamp;
+
+use crate::fleet::UnitState;
+
+/// Why a detector said what it said.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Reason<'a> {
+    /// Space of a filesystem.
+    Space {
+        /// Used / (used + available), 0 to 1.
+        used_ratio: f64,
+        /// Bytes left to ordinary users.
+        available_bytes: f64,
+    },
+    /// Inodes of a filesystem.
+    Inodes {
+        /// Where it is mounted.
+        mountpoint: &'a str,
+        /// Share in use, 0 to 1.
+        used_ratio: f64,
+    },
+    /// State of a unit.
+    Unit {
+        /// As the service manager reports it.
+        state: UnitState,
+        /// Automatic restarts so far.
+        restarts: u64,
+    },
+    /// Nothing is heard from the host, and it did not say goodbye.
+    Silence {
+        /// The host's own time of its last sample.
+        last_tick: Option<Timestamp>,
+    },
+    /// The host is heard.
+    Heard,
+    /// The host score.
+    Score(f64),
+    /// The subject is no longer there.
+    Gone,
+}
+
+impl Reason<'_> {
+    /// One line for people that says what is wrong with `subject`.
+    #[must_use]
+    pub fn summary(&self, subject: &str) -> String {
+        match self {
+            Self::Space {
+                used_ratio,
+                available_bytes,
+            } => format!(
+                "{subject} is {} full, {} left",
+                Percent(*used_ratio),
+                Bytes(*available_bytes)
+            ),
+            Self::Inodes {
+                mountpoint,
+                used_ratio,
+            } => {
+                format!(
+                    "{mountpoint} has {} of its inodes in use",
+                    Percent(*used_ratio)
+                )
+            }
+            Self::Unit { state, .. } => format!("{subject} is {}", state.as_str()),
+            Self::Silence { .. } => "silent: nothing heard, and no goodbye".to_owned(),
+            Self::Heard => "heard again".to_owned(),
+            Self::Score(score) => format!("unusual: score {score:.1}"),
+            Self::Gone => format!("{subject} is gone"),
+        }
+    }
+}
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Space {
+                used_ratio,
+                available_bytes,
+            } => {
+                write!(
+                    f,
+                    "used {}, available {}",
+                    Percent(*used_ratio),
+                    Bytes(*available_bytes)
+                )
+            }
+            Self::Inodes { used_ratio, .. } => {
+                write!(f, "inodes used {}", Percent(*used_ratio))
+            }
+            Self::Unit { state, restarts } => {
+                write!(f, "state {}, automatic restarts {restarts}", state.as_str())
+            }
+            Self::Silence {
+                last_tick: Some(tick),
+            } => match jiff_time(*tick) {
+                Some(time) => write!(f, "last sample {time} by the host's clock"),
+                None => f.write_str("last sample at a time that is no date"),
+            },
+            Self::Silence { last_tick: None } => f.write_str("no sample since this state began"),
+            Self::Heard => f.write_str("heard again"),
+            Self::Score(score) => write!(f, "score {score:.2}"),
+            Self::Gone => f.write_str("no longer reported by the host"),
+        }
+    }
+}
+
+fn jiff_time(at: Timestamp) -> Option<jiff::Timestamp> {
+    jiff::Timestamp::from_millisecond(at.as_millis()).ok()
+}
+
+struct Percent(f64);
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Down, not to the nearest: 99.96 % is not full yet.
+        write!(f, "{:.1} %", (self.0 * 1000.0).floor() / 10.0)
+    }
+}
+
+struct Bytes(f64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+        let mut value = self.0.max(0.0);
+        let mut unit = UNITS[0];
+        for larger in &UNITS[1..] {
+            if value < 1024.0 {
+                break;
+            }
+            value /= 1024.0;
+            unit = larger;
+        }
+        if unit == "B" {
+            write!(f, "{value:.0} {unit}")
+        } else {
+            write!(f, "{value:.1} {unit}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_as_a_person_would_write_it() {
+        let space = |used_ratio, available_bytes| Reason::Space {
+            used_ratio,
+            available_bytes,
+        };
+        let unit = Reason::Unit {
+            state: UnitState::Failed,
+            restarts: 5,
+        };
+        let last_tick = Some(Timestamp::from_millis(1_700_000_000_000));
+        for (reason, subject, summary, evidence) in [
+            (
+                space(0.9345, 4_400_000_000.0),
+                "/var",
+                "/var is 93.4 % full, 4.1 GiB left",
+                "used 93.4 %, available 4.1 GiB",
+            ),
+            (
+                space(0.9999, 12.0),
+                "/",
+                "/ is 99.9 % full, 12 B left",
+                "used 99.9 %, available 12 B",
+            ),
+            (
+                Reason::Inodes {
+                    mountpoint: "/srv",
+                    used_ratio: 1.0,
+                },
+                "/srv inodes",
+                "/srv has 100.0 % of its inodes in use",
+                "inodes used 100.0 %",
+            ),
+            (
+                unit,
+                "cron.service",
+                "cron.service is failed",
+                "state failed, automatic restarts 5",
+            ),
+            (
+                Reason::Silence { last_tick },
+                "",
+                "silent: nothing heard, and no goodbye",
+                "last sample 2023-11-14T22:13:20Z by the host's clock",
+            ),
+        ] {
+            assert_eq!(reason.summary(subject), summary);
+            assert_eq!(reason.to_string(), evidence);
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The state of all hosts in one file, so that a start reads a little log instead of all of it.
+//!
+//! ```text
+//! magic "MUSTERCP" | version u32 | crc32c u32 of the body | body: postcard of Checkpoint
+//! ```
+//! Little endian. The file is replaced whole (temporary file, fdatasync, rename, fsync of the folder). It
+//! holds at least everything up to the log record it names; later records are applied again at the next
+//! start, which changes nothing where they are contained already.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::host::CheckpointedHost;
+
+const MAGIC: &[u8; 8] = b"MUSTERCP";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 16;
+
+/// What the file holds.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Highest record of the log that is contained for sure.
+    pub covers: u64,
+    /// All hosts.
+    pub hosts: Vec<CheckpointedHost>,
+}
+
+/// Why a checkpoint was not read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The disk refused.
+    #[error("cannot {action} checkpoint {path}", path = .path.display())]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the disk said.
+        #[source]
+        source: io::Error,
+    },
+    /// It is not what was written, or of another version.
+    #[error("checkpoint {path} is damaged or of another version", path = .path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It could not be put into bytes.
+    #[error("cannot encode checkpoint")]
+    Encode(#[from] postcard::Error),
+}
+
+/// Reads the file; `None` if there is none.
+pub fn read(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(CheckpointError::Io {
+                action: "read",
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    let unusable = || CheckpointError::Unusable {
+        path: path.to_owned(),
+    };
+    let (header, body) = bytes.split_at_checked(HEADER_BYTES).ok_or_else(unusable)?;
+    let word = |at: usize| {
+        u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
+    if &header[..8] != MAGIC || word(8) != VERSION || word(12) != crc32c::crc32c(body) {
+        return Err(unusable());
+    }
+    postcard::from_bytes(body).map(Some).map_err(|_| unusable())
+}
+
+/// Replaces the file.
+pub fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+    let body = postcard::to_stdvec(checkpoint)?;
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    header.extend_from_slice(MAGIC);
+    header.extend_from_slice(&VERSION.to_le_bytes());
+    header.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+
+    let io = |action| {
+        move |source| CheckpointError::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let temporary = path.with_extension("tmp");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(io("create"))?;
+    file.write_all(&header)
+        .and_then(|()| file.write_all(&body))
+        .and_then(|()| file.sync_data())
+        .map_err(io("write"))?;
+    fs::rename(&temporary, path).map_err(io("replace"))?;
+    match path.parent() {
+        Some(folder) => File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(io("replace")),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_is_found() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("checkpoint");
+        assert!(read(&path).expect("no file is no error").is_none());
+        let checkpoint = Checkpoint {
+            covers: 77,
+            hosts: Vec::new(),
+        };
+        write(&path, &checkpoint).expect("written");
+        assert_eq!(read(&path).expect("reads").expect("is there").covers, 77);
+        let whole = fs::read(&path).expect("reads");
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x40;
+            fs::write(&path, &damaged).expect("written");
+            assert!(
+                matches!(read(&path), Err(CheckpointError::Unusable { .. })),
+                "byte {at}"
+            );
+            fs::write(&path, &whole[..at]).expect("written");
+            assert!(
+                matches!(read(&path), Err(CheckpointError::Unusable { .. })),
+                "cut at {at}"
+            );
+        }
+    }
+}

@@ -1,0 +1,1000 @@
+//! What is known of one host: its latest values, its books, how it stands.
+//!
+//! A host is a fold over what it sent. [`Host::receive`] judges a frame, [`Host::stored`] notes that it
+//! is on disk; both are idempotent by (incarnation, sequence number), so frames may come again after a
+//! reconnection and from the log after a restart.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use muster_proto::{
+    codec::{Changes, DecodeError, Decoder},
+    id::{HostId, Incarnation},
+    limits,
+    ranges::RangeSet,
+    series::{Family, Raw},
+    time::Timestamp,
+    v1,
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::{
+    derive::{self, Derived, Gather, Input, Signals},
+    liveness::{Liveness, Silence, Voice},
+    names::{Names, SeriesKey},
+};
+use crate::detect::{Engine, HostDetection, Observation, Transition};
+
+/// Recent values kept of each field of [`RECENT_FIELDS`].
+const RECENT_TICKS: usize = 30;
+
+/// Fields of `HostRow` of which recent values are kept.
+pub const RECENT_FIELDS: [&str; 5] = [
+    "cpu_ratio",
+    "memory_ratio",
+    "disk_ratio",
+    "network_receive_bytes_per_second",
+    "network_transmit_bytes_per_second",
+];
+
+/// Events kept for `muster host`.
+const RECENT_EVENTS: usize = 32;
+
+/// Incarnations whose books are kept apart (design/delivery.md §2); older ones are added up.
+const MAX_INCARNATIONS: usize = 64;
+
+/// Checksums kept to tell a repeated frame from another one under the same number.
+const RECENT_CHECKSUMS: usize = 16;
+
+/// A longer pause between two ticks gives no rate: it would be the mean of a time nobody saw.
+const MAX_RATE_SPAN: Duration = Duration::from_secs(3600);
+
+/// A frame as a host sent it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FrameIn {
+    /// Life of the agent.
+    pub incarnation: Incarnation,
+    /// Number within it.
+    pub seq: u64,
+    /// Sent as it was taken, or held back before.
+    pub live: bool,
+    /// The host's own time of the sample.
+    pub tick: Timestamp,
+    /// When this aggregator received it.
+    pub received: Timestamp,
+    /// CRC-32C of the payload.
+    pub crc32c: u32,
+    /// The encoded sample.
+    pub payload: bytes::Bytes,
+}
+
+/// What becomes of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// To be written to the log.
+    Store,
+    /// On its way to the disk already, or on it.
+    Duplicate,
+    /// Never to be sent again.
+    Rejected(v1::RejectReason),
+    /// Not to be answered: the host leaves more holes than are kept track of.
+    Violation,
+}
+
+/// What a host says of itself when it connects.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Session {
+    /// Life of the agent.
+    pub incarnation: Incarnation,
+    /// Number of the connection, growing over the host's life.
+    pub session: u64,
+    /// Boot of the host.
+    pub boot_id: Vec<u8>,
+    /// Interval between ticks.
+    pub interval: Duration,
+    /// The agent's clock minus the aggregator's.
+    pub clock_offset_ms: i64,
+}
+
+/// The books of one incarnation.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+struct Ledger {
+    /// Highest number that is known to have been given.
+    produced: u64,
+    durable: RangeSet,
+    rejected: RangeSet,
+    lost: RangeSet,
+    /// The three together: what is not here is still to come.
+    settled: RangeSet,
+    /// Handed to the log, not yet on disk.
+    #[serde(skip)]
+    in_flight: RangeSet,
+}
+
+/// A unit of the host's service manager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unit {
+    /// Full name, e.g. `cron.service`.
+    pub name: String,
+    /// Active state.
+    pub state: UnitState,
+    /// Since when, where the change was seen.
+    pub since: Option<Timestamp>,
+    /// Automatic restarts as the service manager counts them.
+    pub restarts: u64,
+}
+
+/// systemd's active states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "systemd's own words")]
+pub enum UnitState {
+    Active,
+    Activating,
+    Deactivating,
+    Inactive,
+    Failed,
+}
+
+impl UnitState {
+    /// All of them, in the order in which pages list them.
+    pub const ALL: [Self; 5] = [
+        Self::Active,
+        Self::Activating,
+        Self::Deactivating,
+        Self::Inactive,
+        Self::Failed,
+    ];
+
+    /// systemd's word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Activating => "activating",
+            Self::Deactivating => "deactivating",
+            Self::Inactive => "inactive",
+            Self::Failed => "failed",
+        }
+    }
+
+    fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == word)
+    }
+}
+
+/// One series with a value, as readers see it.
+#[derive(Debug, Clone, Copy)]
+pub struct SeriesView<'a> {
+    /// Name, type, label names.
+    pub family: &'a Family,
+    /// One value for each label name.
+    pub labels: &'a [String],
+    /// Latest value in base units.
+    pub value: f64,
+    /// Counters: per second over the last tick.
+    pub rate: Option<f64>,
+}
+
+/// Who a host is, as the control store knows it.
+#[derive(Debug, Clone)]
+pub struct Enrolled {
+    /// Identity.
+    pub id: HostId,
+    /// Unique name for people.
+    pub name: String,
+    /// Labels for selection.
+    pub labels: BTreeMap<String, String>,
+    /// What the host last said of itself.
+    pub facts: v1::HostFacts,
+    /// End of life of its newest certificate.
+    pub certificate_not_after: Option<Timestamp>,
+}
+
+/// The part of a host that is carried over a restart. Written by postcard; a change of this type needs a
+/// new version of the checkpoint.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Kept {
+    session: Option<Session>,
+    ledgers: Vec<(Incarnation, Ledger)>,
+    settled: SettledBooks,
+    decoding: Option<Incarnation>,
+    last_tick: Option<Timestamp>,
+    last_received: Option<Timestamp>,
+    goodbye: Option<Silence>,
+    liveness: Option<Liveness>,
+    state_since: Timestamp,
+    boot_time_seconds: Option<f64>,
+    derived: Derived,
+    recent: VecDeque<[f32; RECENT_FIELDS.len()]>,
+    units: Vec<Unit>,
+    has_units: bool,
+    detection: HostDetection,
+}
+
+/// Books of incarnations that are no longer kept apart.
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
+struct SettledBooks {
+    produced: u64,
+    stored: u64,
+    rejected: u64,
+    lost: u64,
+}
+
+/// One host. See the module's own words.
+#[derive(Debug)]
+pub struct HostState {
+    who: Enrolled,
+    kept: Kept,
+    duplicates: u64,
+    decoder: Decoder<Arc<SeriesKey>>,
+    /// The value each series had at the tick before; parallel to the decoder's slots.
+    before: Vec<Option<Raw>>,
+    rates: Vec<f32>,
+    events: VecDeque<v1::Event>,
+    checksums: VecDeque<(Incarnation, u64, u32)>,
+    heard: Option<Instant>,
+    connected: bool,
+}
+
+impl HostState {
+    /// A host of which nothing was heard yet.
+    #[must_use]
+    pub fn new(who: Enrolled, now: Timestamp) -> Self {
+        Self {
+            who,
+            kept: Kept {
+                state_since: now,
+                ..Kept::default()
+            },
+            duplicates: 0,
+            decoder: Decoder::default(),
+            before: Vec::new(),
+            rates: Vec::new(),
+            events: VecDeque::new(),
+            checksums: VecDeque::new(),
+            heard: None,
+            connected: false,
+        }
+    }
+
+    // ---- what readers ask ----
+
+    /// Identity.
+    #[must_use]
+    pub fn id(&self) -> HostId {
+        self.who.id
+    }
+
+    /// Unique name for people.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.who.name
+    }
+
+    /// Labels for selection.
+    #[must_use]
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.who.labels
+    }
+
+    /// What the host said of itself when it last connected.
+    #[must_use]
+    pub fn facts(&self) -> &v1::HostFacts {
+        &self.who.facts
+    }
+
+    /// Interval between its ticks; the default until it said so.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        let session = self.kept.session.as_ref();
+        session.map_or(Duration::from_secs(10), |session| session.interval)
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn liveness(&self) -> Liveness {
+        self.kept.liveness.unwrap_or(Liveness::Joined)
+    }
+
+    /// Since when it stands so.
+    #[must_use]
+    pub fn state_since(&self) -> Timestamp {
+        self.kept.state_since
+    }
+
+    /// When this aggregator last received a frame of it.
+    #[must_use]
+    pub fn last_seen(&self) -> Option<Timestamp> {
+        self.kept.last_received
+    }
+
+    /// The host's own time of its last sample.
+    #[must_use]
+    pub fn last_tick(&self) -> Option<Timestamp> {
+        self.kept.last_tick
+    }
+
+    /// When its kernel booted, by its own clock.
+    #[must_use]
+    pub fn boot_time(&self) -> Option<Timestamp> {
+        let seconds = self.kept.boot_time_seconds?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a float to integer cast saturates; nonsense stays nonsense"
+        )]
+        Some(Timestamp::from_millis((seconds * 1000.0) as i64))
+    }
+
+    /// The agent's clock minus the aggregator's when it last connected.
+    #[must_use]
+    pub fn clock_offset_ms(&self) -> Option<i64> {
+        Some(self.kept.session.as_ref()?.clock_offset_ms)
+    }
+
+    /// End of life of its newest certificate.
+    #[must_use]
+    pub fn certificate_not_after(&self) -> Option<Timestamp> {
+        self.who.certificate_not_after
+    }
+
+    /// Series with a value now, in the order of the host's dictionary.
+    pub fn series(&self) -> impl Iterator<Item = SeriesView<'_>> {
+        let slots = self.decoder.slots().iter().zip(&self.rates);
+        slots
+            .filter(|(slot, _)| slot.present)
+            .map(|(slot, &rate)| SeriesView {
+                family: &slot.key.family,
+                labels: &slot.key.labels,
+                value: slot.scale.value(slot.raw),
+                rate: (slot.key.rated && !rate.is_nan()).then_some(f64::from(rate)),
+            })
+    }
+
+    /// Number of series with a value now.
+    #[must_use]
+    pub fn series_count(&self) -> usize {
+        self.decoder.slots().iter().filter(|s| s.present).count()
+    }
+
+    /// What the host is listed by.
+    #[must_use]
+    pub fn derived(&self) -> &Derived {
+        &self.kept.derived
+    }
+
+    /// Recent values of a field of [`RECENT_FIELDS`], oldest first; NaN where it was not known.
+    #[must_use]
+    pub fn recent(&self, field: &str) -> Vec<f32> {
+        let at = RECENT_FIELDS.iter().position(|known| *known == field);
+        at.map_or_else(Vec::new, |at| {
+            self.kept.recent.iter().map(|values| values[at]).collect()
+        })
+    }
+
+    /// Units of its service manager, by name.
+    #[must_use]
+    pub fn units(&self) -> &[Unit] {
+        &self.kept.units
+    }
+
+    /// Whether it reports a service manager.
+    #[must_use]
+    pub fn has_units(&self) -> bool {
+        self.kept.has_units
+    }
+
+    /// What happened on it lately, oldest first.
+    pub fn events(&self) -> impl Iterator<Item = &v1::Event> {
+        self.events.iter()
+    }
+
+    /// Collectors that failed in its last sample.
+    #[must_use]
+    pub fn failing_collectors(&self) -> Vec<String> {
+        let failing = self.decoder.slots().iter().filter(|slot| {
+            slot.present && slot.key.input == Input::CollectorSuccess && slot.raw.as_int() == 0
+        });
+        failing
+            .filter_map(|slot| slot.key.labels.first().cloned())
+            .collect()
+    }
+
+    /// What became of its frames.
+    #[must_use]
+    pub fn books(&self) -> v1::Books {
+        let SettledBooks {
+            produced,
+            stored,
+            rejected,
+            lost,
+        } = self
+            .kept
+            .ledgers
+            .iter()
+            .fold(self.kept.settled, |sum, (_, ledger)| sum.plus(ledger));
+        v1::Books {
+            produced,
+            stored,
+            rejected,
+            lost,
+            duplicate: self.duplicates,
+        }
+    }
+
+    /// What its detectors remember.
+    #[must_use]
+    pub fn detection(&self) -> &HostDetection {
+        &self.kept.detection
+    }
+
+    // ---- what the shard does with it ----
+
+    /// Takes over what enrolment or a Hello changed about it.
+    pub fn set_identity(&mut self, who: Enrolled) {
+        self.who = who;
+    }
+
+    /// The boot id of the host's newest session.
+    #[must_use]
+    pub fn boot_id(&self) -> Option<&[u8]> {
+        Some(&self.kept.session.as_ref()?.boot_id)
+    }
+
+    /// Whether it has an open stream.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// When its last frame was received, since this process started.
+    #[must_use]
+    pub fn heard(&self) -> Option<Instant> {
+        self.heard
+    }
+
+    /// A stream was opened or closed.
+    pub fn set_connected(&mut self, connected: bool) {
+        self.connected = connected;
+    }
+
+    /// A new session begins: from a Hello, or from the log.
+    pub fn begin_session(&mut self, session: Session) {
+        let new_boot = self.boot_id() != Some(&session.boot_id);
+        let last = self
+            .kept
+            .session
+            .as_ref()
+            .map(|session| session.incarnation);
+        let new_agent = last != Some(session.incarnation);
+        if new_boot || new_agent {
+            for (slot, before) in self.decoder.slots().iter().zip(&mut self.before) {
+                if new_boot || slot.key.of_agent {
+                    *before = None;
+                }
+            }
+        }
+        self.kept.session = Some(session);
+        self.kept.goodbye = None;
+    }
+
+    /// What is already here of an incarnation, for the Welcome.
+    #[must_use]
+    pub fn have(&self, incarnation: Incarnation) -> v1::Have {
+        let decoding = self.kept.decoding == Some(incarnation);
+        v1::Have {
+            incarnation: incarnation.0,
+            durable: self.durable(incarnation),
+            decoded_to: if decoding {
+                self.decoder.decoded_to()
+            } else {
+                0
+            },
+        }
+    }
+
+    /// What is on disk of an incarnation, at most as many ranges as an Ack may carry.
+    #[must_use]
+    pub fn durable(&self, incarnation: Incarnation) -> Vec<v1::Range> {
+        self.ledger(incarnation).map_or_else(Vec::new, |ledger| {
+            ledger.durable.to_wire(limits::MAX_ACK_RANGES)
+        })
+    }
+
+    /// Judges a frame and, if it is new, takes it into the latest values.
+    ///
+    /// `replayed` frames come from the log: they are on disk already and are applied without judging
+    /// their time. What the detectors conclude is appended to `out`.
+    pub fn receive(
+        &mut self,
+        frame: &FrameIn,
+        context: &mut Receiving<'_>,
+        out: &mut Vec<Transition>,
+    ) -> Verdict {
+        let key = (frame.incarnation, frame.seq);
+        let ledger = self.ledger_mut(frame.incarnation);
+        ledger.produced = ledger.produced.max(frame.seq);
+        if frame.seq == 0 {
+            return Verdict::Rejected(v1::RejectReason::Malformed);
+        }
+        if ledger.durable.contains(frame.seq) || ledger.in_flight.contains(frame.seq) {
+            if !context.replayed {
+                self.duplicates += 1;
+            }
+            let other = |&(incarnation, seq, crc): &(Incarnation, u64, u32)| {
+                (incarnation, seq) == key && crc != frame.crc32c
+            };
+            return if self.checksums.iter().any(other) {
+                Verdict::Rejected(v1::RejectReason::SeqConflict)
+            } else {
+                Verdict::Duplicate
+            };
+        }
+        if ledger.settled.len() > MAX_HOLES {
+            return Verdict::Violation;
+        }
+        if !context.replayed {
+            if crc32c::crc32c(&frame.payload) != frame.crc32c {
+                return self.reject(frame, v1::RejectReason::Checksum);
+            }
+            if frame.tick > frame.received.plus(limits::MAX_FUTURE) {
+                return self.reject(frame, v1::RejectReason::Future);
+            }
+        }
+        if let Err(reason) = self.apply(frame, context, out) {
+            return self.reject(frame, reason);
+        }
+        if self.checksums.len() == RECENT_CHECKSUMS {
+            self.checksums.pop_front();
+        }
+        self.checksums
+            .push_back((frame.incarnation, frame.seq, frame.crc32c));
+        self.kept.last_received = self.kept.last_received.max(Some(frame.received));
+        if context.replayed {
+            self.stored(frame.incarnation, frame.seq);
+        } else {
+            self.heard = Some(context.now);
+            let ledger = self.ledger_mut(frame.incarnation);
+            ledger.in_flight.insert(frame.seq);
+        }
+        Verdict::Store
+    }
+
+    fn reject(&mut self, frame: &FrameIn, reason: v1::RejectReason) -> Verdict {
+        self.rejected(frame.incarnation, frame.seq);
+        Verdict::Rejected(reason)
+    }
+
+    /// Notes that a frame was refused for good.
+    pub fn rejected(&mut self, incarnation: Incarnation, seq: u64) {
+        let ledger = self.ledger_mut(incarnation);
+        ledger.produced = ledger.produced.max(seq);
+        if ledger.settled.insert(seq) {
+            ledger.rejected.insert(seq);
+        }
+    }
+
+    /// Notes that a frame is on disk; false if it was noted before.
+    pub fn stored(&mut self, incarnation: Incarnation, seq: u64) -> bool {
+        let ledger = self.ledger_mut(incarnation);
+        ledger.in_flight.remove(seq);
+        // What was refused or given up and comes after all counts as stored only.
+        ledger.rejected.remove(seq);
+        ledger.lost.remove(seq);
+        ledger.settled.insert(seq);
+        ledger.durable.insert(seq)
+    }
+
+    /// Notes that a frame did not get to the disk: it may come again.
+    pub fn not_stored(&mut self, incarnation: Incarnation, seq: u64) {
+        self.ledger_mut(incarnation).in_flight.remove(seq);
+    }
+
+    /// Notes that frames will never come. Only numbers that did not come count; returns how many.
+    pub fn gap(&mut self, incarnation: Incarnation, first: u64, last: u64) -> u64 {
+        let ledger = self.ledger_mut(incarnation);
+        // A gap can only name numbers near those that were given: a claim of 2^64 is no claim.
+        let plausible = ledger.produced.saturating_add(MAX_GAP_AHEAD);
+        if first == 0 || first > last || last > plausible {
+            return 0;
+        }
+        let mut named = 0;
+        let mut from = ledger.settled.first_missing(first);
+        while from <= last {
+            let until = ledger
+                .settled
+                .next_present(from)
+                .map_or(last, |next| last.min(next - 1));
+            ledger.lost.insert_range(from, until);
+            ledger.settled.insert_range(from, until);
+            named += until - from + 1;
+            from = ledger.settled.first_missing(until);
+        }
+        ledger.produced = ledger.produced.max(last);
+        named
+    }
+
+    /// The clean end of an incarnation.
+    pub fn fin(&mut self, incarnation: Incarnation, last_seq: u64, reason: v1::FinReason) {
+        let ledger = self.ledger_mut(incarnation);
+        if last_seq <= ledger.produced.saturating_add(MAX_GAP_AHEAD) {
+            ledger.produced = ledger.produced.max(last_seq);
+        }
+        let current = self
+            .kept
+            .session
+            .as_ref()
+            .map(|session| session.incarnation);
+        if current == Some(incarnation) {
+            self.kept.goodbye = Some(Silence::of_goodbye(reason));
+        }
+    }
+
+    /// How the host stands now, if that changed.
+    pub fn judge(
+        &mut self,
+        now: Instant,
+        wall: Timestamp,
+        listening_since: Instant,
+    ) -> Option<Liveness> {
+        let voice = Voice {
+            heard: self.heard,
+            ever_heard: self.kept.last_received.is_some(),
+            interval: self.interval(),
+            connected: self.connected,
+            goodbye: self.kept.goodbye,
+        };
+        let liveness = super::liveness::judge(&voice, now, listening_since);
+        if self.kept.liveness == Some(liveness) {
+            return None;
+        }
+        self.kept.liveness = Some(liveness);
+        self.kept.state_since = wall;
+        Some(liveness)
+    }
+
+    /// Tells the detectors how the host stands.
+    pub fn observe_liveness(&mut self, engine: &Engine, at: Timestamp, out: &mut Vec<Transition>) {
+        let liveness = self.liveness();
+        engine.liveness(&mut self.kept.detection, at, liveness, out);
+    }
+
+    fn ledger(&self, incarnation: Incarnation) -> Option<&Ledger> {
+        let found = self.kept.ledgers.iter().find(|(id, _)| *id == incarnation);
+        found.map(|(_, ledger)| ledger)
+    }
+
+    fn ledger_mut(&mut self, incarnation: Incarnation) -> &mut Ledger {
+        let ledgers = &mut self.kept.ledgers;
+        if let Some(at) = ledgers.iter().rposition(|(id, _)| *id == incarnation) {
+            return &mut ledgers[at].1;
+        }
+        if ledgers.len() == MAX_INCARNATIONS {
+            let (_, oldest) = ledgers.remove(0);
+            self.kept.settled = self.kept.settled.plus(&oldest);
+        }
+        ledgers.push((incarnation, Ledger::default()));
+        let last = ledgers.len() - 1;
+        &mut ledgers[last].1
+    }
+
+    /// Takes the frame's sample into the latest values, unless it is there already.
+    fn apply(
+        &mut self,
+        frame: &FrameIn,
+        context: &mut Receiving<'_>,
+        out: &mut Vec<Transition>,
+    ) -> Result<(), v1::RejectReason> {
+        if self.kept.decoding == Some(frame.incarnation) && frame.seq <= self.decoder.decoded_to() {
+            return Ok(());
+        }
+        if self.kept.decoding != Some(frame.incarnation) {
+            if !muster_proto::codec::is_key_frame(&frame.payload) {
+                return Err(v1::RejectReason::NoKeyFrame);
+            }
+            self.kept.decoding = Some(frame.incarnation);
+        }
+        let old = muster_proto::codec::is_key_frame(&frame.payload).then(|| self.last_values());
+        let decoded = self.decoder.apply(
+            frame.seq,
+            &frame.payload,
+            context.series_quota,
+            context.names,
+            context.changes,
+        );
+        if let Err(error) = decoded {
+            tracing::debug!(host = %self.who.id, seq = frame.seq, %error, "frame refused");
+            self.before.clear();
+            self.rates.clear();
+            return Err(match error {
+                DecodeError::NoKeyFrame { .. } => v1::RejectReason::NoKeyFrame,
+                DecodeError::TooMany("series") => v1::RejectReason::Quota,
+                _ => v1::RejectReason::Malformed,
+            });
+        }
+        if let Some(old) = old {
+            self.carry_over(&old);
+        }
+        self.before.resize(self.decoder.slots().len(), None);
+        self.rates.resize(self.decoder.slots().len(), f32::NAN);
+        self.take_events(context.changes);
+        if self.kept.last_tick >= Some(frame.tick) {
+            // Out of order: it completes the books and the decoder, and tells nothing about now.
+            return Ok(());
+        }
+        let signals = self.derive(frame.tick, context.changes);
+        self.kept.last_tick = Some(frame.tick);
+        let seen = Observation {
+            tick: frame.tick,
+            interval: self.interval(),
+            live: frame.live,
+            signals: &signals,
+            filesystems: &self.kept.derived.filesystems,
+            filesystems_known: !self.kept.derived.filesystems.is_empty(),
+            units: &self.kept.units,
+            units_known: self.kept.has_units,
+        };
+        context.engine.step(&mut self.kept.detection, &seen, out);
+        Ok(())
+    }
+
+    /// Values before a key frame, by series.
+    fn last_values(&self) -> HashMap<*const SeriesKey, Raw> {
+        let slots = self.decoder.slots().iter().zip(&self.before);
+        slots
+            .filter_map(|(slot, before)| Some((Arc::as_ptr(&slot.key), (*before)?)))
+            .collect()
+    }
+
+    /// Finds the values before a key frame again under the series' new numbers.
+    fn carry_over(&mut self, old: &HashMap<*const SeriesKey, Raw>) {
+        let slots = self.decoder.slots().iter();
+        self.before = slots
+            .map(|slot| old.get(&Arc::as_ptr(&slot.key)).copied())
+            .collect();
+        self.rates.clear();
+    }
+
+    fn take_events(&mut self, changes: &mut Changes) {
+        for event in changes.events.drain(..) {
+            if event.subject.len() > limits::MAX_EVENT_SUBJECT_BYTES {
+                continue;
+            }
+            if self.events.len() == RECENT_EVENTS {
+                self.events.pop_front();
+            }
+            self.events.push_back(event);
+        }
+    }
+
+    /// Rates of all counters, then everything made of them.
+    fn derive(&mut self, tick: Timestamp, changes: &Changes) -> Signals {
+        let span = self.kept.last_tick.map(|last| tick.since(last));
+        let seconds = span
+            .filter(|span| *span <= MAX_RATE_SPAN)
+            .map(|span| span.as_secs_f64());
+        let mut gather = Gather::default();
+        let mut filesystem_seen = false;
+        let parallel = self.before.iter_mut().zip(&mut self.rates);
+        for (slot, (before, rate)) in self.decoder.slots().iter().zip(parallel) {
+            if !slot.present {
+                *before = None;
+                *rate = f32::NAN;
+                continue;
+            }
+            let value = slot.scale.value(slot.raw);
+            let mut per_second = None;
+            if slot.key.rated {
+                let last = before.map(|raw| slot.scale.value(raw));
+                per_second = last
+                    .zip(seconds)
+                    .and_then(|(last, seconds)| derive::rate(last, value, seconds));
+                #[expect(clippy::cast_possible_truncation, reason = "7 digits do for a rate")]
+                {
+                    *rate = per_second.unwrap_or(f64::NAN) as f32;
+                }
+                *before = Some(slot.raw);
+            }
+            filesystem_seen |= matches!(slot.key.input, Input::Filesystem(_));
+            gather.add(slot.key.input, value, per_second);
+        }
+        self.kept.boot_time_seconds = gather.boot_time_seconds().or(self.kept.boot_time_seconds);
+        let filesystems = if filesystem_seen {
+            self.filesystems()
+        } else {
+            Vec::new()
+        };
+        self.kept.derived = gather.derived(filesystems);
+        self.derive_units(tick, changes);
+        let recent = RECENT_FIELDS.map(|field| self.recent_value(field));
+        if self.kept.recent.len() == RECENT_TICKS {
+            self.kept.recent.pop_front();
+        }
+        self.kept.recent.push_back(recent);
+        gather.signals(&self.kept.derived)
+    }
+
+    fn filesystems(&self) -> Vec<derive::FilesystemPoint> {
+        let present = self.decoder.slots().iter().filter(|slot| slot.present);
+        derive::filesystems(present.filter_map(|slot| match slot.key.input {
+            Input::Filesystem(figure) => {
+                Some((figure, &slot.key.labels[..], slot.scale.value(slot.raw)))
+            }
+            _ => None,
+        }))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "for a chart of one line")]
+    fn recent_value(&self, field: &str) -> f32 {
+        let derived = &self.kept.derived;
+        let value = match field {
+            "cpu_ratio" => derived.cpu_ratio,
+            "memory_ratio" => derived.memory_ratio,
+            "disk_ratio" => derived.disk_ratio,
+            "network_receive_bytes_per_second" => derived.network_receive_bytes_per_second,
+            _ => derived.network_transmit_bytes_per_second,
+        };
+        value.unwrap_or(f64::NAN) as f32
+    }
+
+    /// Brings the list of units up to date, if one of their series changed.
+    fn derive_units(&mut self, tick: Timestamp, changes: &Changes) {
+        let slots = self.decoder.slots();
+        let touched = |id: &u32| {
+            let input = slots[*id as usize].key.input;
+            matches!(input, Input::UnitState | Input::UnitRestarts)
+        };
+        if !changes.key && !changes.changed.iter().chain(&changes.absent).any(touched) {
+            return;
+        }
+        let mut states: BTreeMap<&str, UnitState> = BTreeMap::new();
+        let mut restarts: HashMap<&str, u64> = HashMap::new();
+        let mut reported = false;
+        for slot in slots.iter().filter(|slot| slot.present) {
+            let Some(name) = slot.key.labels.first() else {
+                continue;
+            };
+            match slot.key.input {
+                Input::UnitState => {
+                    reported = true;
+                    let state = slot
+                        .key
+                        .labels
+                        .get(1)
+                        .and_then(|word| UnitState::parse(word));
+                    if let (1, Some(state)) = (slot.raw.as_int(), state) {
+                        states.insert(name, state);
+                    }
+                }
+                Input::UnitRestarts => {
+                    restarts.insert(name, u64::try_from(slot.raw.as_int()).unwrap_or(0));
+                }
+                _ => {}
+            }
+        }
+        let known: HashMap<&str, (UnitState, Option<Timestamp>)> = self
+            .kept
+            .units
+            .iter()
+            .map(|unit| (unit.name.as_str(), (unit.state, unit.since)))
+            .collect();
+        let units = states
+            .into_iter()
+            .map(|(name, state)| Unit {
+                name: name.to_owned(),
+                state,
+                since: match known.get(name) {
+                    Some((before, since)) if *before == state => *since,
+                    Some(_) => Some(tick),
+                    None => None,
+                },
+                restarts: restarts.get(name).copied().unwrap_or(0),
+            })
+            .collect();
+        self.kept.units = units;
+        self.kept.has_units = reported;
+    }
+
+    // ---- over a restart ----
+
+    /// What is carried over a restart.
+    pub fn write_checkpoint(&self) -> Result<CheckpointedHost, postcard::Error> {
+        let mut decoder = Vec::new();
+        if self.decoder.decoded_to() != 0 {
+            self.decoder.snapshot(|key| &key.labels[..], &mut decoder);
+        }
+        Ok(CheckpointedHost {
+            id: self.who.id,
+            kept: postcard::to_stdvec(&self.kept)?,
+            decoded_to: self.decoder.decoded_to(),
+            decoder,
+        })
+    }
+
+    /// Takes over what a checkpoint holds of this host. On an error the host begins anew, as if only
+    /// enrolled.
+    pub fn restore(
+        &mut self,
+        checkpoint: &CheckpointedHost,
+        context: &mut Receiving<'_>,
+    ) -> Result<(), postcard::Error> {
+        let kept: Kept = postcard::from_bytes(&checkpoint.kept)?;
+        self.kept = kept;
+        if checkpoint.decoded_to == 0 {
+            return Ok(());
+        }
+        let decoded = self.decoder.apply(
+            checkpoint.decoded_to,
+            &checkpoint.decoder,
+            limits::MAX_SERIES,
+            context.names,
+            context.changes,
+        );
+        if let Err(error) = decoded {
+            tracing::warn!(host = %self.who.id, %error, "latest values could not be restored; the agent will send them again");
+            return Ok(());
+        }
+        let slots = self.decoder.slots();
+        self.before = slots
+            .iter()
+            .map(|slot| (slot.present && slot.key.rated).then_some(slot.raw))
+            .collect();
+        self.rates = vec![f32::NAN; slots.len()];
+        Ok(())
+    }
+}
+
+/// Ranges an incarnation's books may fall into. An agent that leaves more holes than this without naming
+/// them is not one of ours.
+const MAX_HOLES: usize = 256;
+
+/// How far beyond what is known a host may say that numbers were given: a week of ticks at 1 s.
+const MAX_GAP_AHEAD: u64 = 7 * 24 * 3600;
+
+impl SettledBooks {
+    fn plus(self, ledger: &Ledger) -> Self {
+        let count = |set: &RangeSet| set.count_in(0, u64::MAX);
+        Self {
+            produced: self.produced.saturating_add(ledger.produced),
+            stored: self.stored.saturating_add(count(&ledger.durable)),
+            rejected: self.rejected.saturating_add(count(&ledger.rejected)),
+            lost: self.lost.saturating_add(count(&ledger.lost)),
+        }
+    }
+}
+
+/// What receiving needs beside the host itself.
+pub struct Receiving<'a> {
+    /// Names of the shard.
+    pub names: &'a mut Names,
+    /// Detectors.
+    pub engine: &'a Engine,
+    /// Reused between frames.
+    pub changes: &'a mut Changes,
+    /// Most series of a host.
+    pub series_quota: usize,
+    /// Monotonic time of reception.
+    pub now: Instant,
+    /// Whether the frame comes from the log.
+    pub replayed: bool,
+}
+
+/// One host in a checkpoint.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CheckpointedHost {
+    id: HostId,
+    kept: Vec<u8>,
+    decoded_to: u64,
+    decoder: Vec<u8>,
+}
+
+impl CheckpointedHost {
+    /// Whose it is.
+    #[must_use]
+    pub fn id(&self) -> HostId {
+        self.id
+    }
+}

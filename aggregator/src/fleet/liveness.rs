@@ -1,0 +1,209 @@
+//! Whether a host is heard: live, late or silent, and why it is silent. Pure: time comes in.
+//!
+//! Liveness goes by when the aggregator received, never by a host's clock. A host that is late may only
+//! have a busy network; it is called silent after a grace, and nobody is called silent while the
+//! aggregator itself has not been able to listen: after its start, and after its own stall.
+
+use std::time::Duration;
+
+use muster_proto::v1::{FinReason, SilenceCause};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+/// Shortest silence after which a host is late.
+const LATE_FLOOR: Duration = Duration::from_secs(3);
+
+/// Shortest silence after which a host is silent: the scrape page's `stale_after` of design/http.md.
+const SILENT_FLOOR: Duration = Duration::from_secs(15);
+
+/// Intervals without a frame after which a host is late, and silent.
+const LATE_INTERVALS: u32 = 2;
+const SILENT_INTERVALS: u32 = 3;
+
+/// How a host stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Liveness {
+    /// Enrolled, nothing heard since.
+    Joined,
+    /// Heard as often as it should be.
+    Live,
+    /// Missed what it should have sent, or its connection ended.
+    Late,
+    /// Missed it for longer than the grace.
+    Silent(Silence),
+}
+
+/// Why a host is silent, as far as what was seen tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Silence {
+    /// Nothing seen tells.
+    Unknown,
+    /// The agent said goodbye and the host goes on.
+    Stopped,
+    /// The host said that it goes down to come back.
+    Reboot,
+    /// The host said that it goes down.
+    Shutdown,
+}
+
+impl Silence {
+    /// The cause as messages carry it.
+    #[must_use]
+    pub const fn to_wire(self) -> SilenceCause {
+        match self {
+            Self::Unknown => SilenceCause::Unknown,
+            Self::Stopped => SilenceCause::Stopped,
+            Self::Reboot => SilenceCause::Reboot,
+            Self::Shutdown => SilenceCause::Shutdown,
+        }
+    }
+
+    /// The cause a goodbye names.
+    #[must_use]
+    pub const fn of_goodbye(reason: FinReason) -> Self {
+        match reason {
+            FinReason::Unspecified | FinReason::Stopped => Self::Stopped,
+            FinReason::Reboot => Self::Reboot,
+            FinReason::Shutdown => Self::Shutdown,
+        }
+    }
+}
+
+/// What is known of a host's voice.
+#[derive(Debug, Clone, Copy)]
+pub struct Voice {
+    /// When its last frame was received; `None` since this aggregator started.
+    pub heard: Option<Instant>,
+    /// Whether anything was ever received, before a restart of the aggregator too.
+    pub ever_heard: bool,
+    /// Interval between its ticks.
+    pub interval: Duration,
+    /// Whether it has an open stream.
+    pub connected: bool,
+    /// The goodbye after which nothing came.
+    pub goodbye: Option<Silence>,
+}
+
+/// How long after the last frame a host with this interval is called silent.
+#[must_use]
+pub fn silent_after(interval: Duration) -> Duration {
+    (interval * SILENT_INTERVALS).max(SILENT_FLOOR)
+}
+
+/// How the host stands at `now`. `listening_since` is when the aggregator could last begin to listen:
+/// its start, or the end of its own stall.
+#[must_use]
+pub fn judge(voice: &Voice, now: Instant, listening_since: Instant) -> Liveness {
+    if !voice.ever_heard {
+        return Liveness::Joined;
+    }
+    let reference = voice.heard.unwrap_or(listening_since);
+    if let Some(cause) = voice.goodbye {
+        return Liveness::Silent(cause);
+    }
+    let silence = now.saturating_duration_since(reference);
+    let listened = now.saturating_duration_since(listening_since);
+    let grace = silent_after(voice.interval);
+    if silence > grace && listened > grace {
+        return Liveness::Silent(Silence::Unknown);
+    }
+    let late_after = (voice.interval * LATE_INTERVALS).max(LATE_FLOOR);
+    if voice.connected && silence <= late_after && voice.heard.is_some() {
+        Liveness::Live
+    } else {
+        Liveness::Late
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn voice(heard: Option<Instant>) -> Voice {
+        Voice {
+            heard,
+            ever_heard: true,
+            interval: Duration::from_secs(10),
+            connected: true,
+            goodbye: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn from_live_to_silent() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let heard = voice(Some(at(100)));
+        for (now, expected) in [
+            (100, Liveness::Live),
+            (120, Liveness::Live),
+            (121, Liveness::Late),
+            (130, Liveness::Late),
+            (131, Liveness::Silent(Silence::Unknown)),
+        ] {
+            assert_eq!(judge(&heard, at(now), start), expected, "at {now}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closed_stream_is_late_at_once_and_silent_after_the_grace() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let closed = Voice {
+            connected: false,
+            ..voice(Some(at(100)))
+        };
+        assert_eq!(judge(&closed, at(101), start), Liveness::Late);
+        assert_eq!(
+            judge(&closed, at(131), start),
+            Liveness::Silent(Silence::Unknown)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watcher_that_was_away_accuses_nobody() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let heard = voice(Some(at(100)));
+        // The aggregator stood still from 100 to 200.
+        assert_eq!(judge(&heard, at(201), at(200)), Liveness::Late);
+        assert_eq!(judge(&heard, at(230), at(200)), Liveness::Late);
+        assert_eq!(
+            judge(&heard, at(231), at(200)),
+            Liveness::Silent(Silence::Unknown)
+        );
+        // After a restart nothing was heard yet.
+        assert_eq!(judge(&voice(None), at(25), start), Liveness::Late);
+        assert_eq!(
+            judge(&voice(None), at(31), start),
+            Liveness::Silent(Silence::Unknown)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_goodbye_names_the_cause_at_once() {
+        let start = Instant::now();
+        let gone = Voice {
+            goodbye: Some(Silence::Reboot),
+            connected: false,
+            ..voice(Some(start))
+        };
+        assert_eq!(
+            judge(&gone, start + Duration::from_secs(1), start),
+            Liveness::Silent(Silence::Reboot)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_enrolled_host_that_never_spoke_is_not_silent() {
+        let never = Voice {
+            ever_heard: false,
+            ..voice(None)
+        };
+        let now = Instant::now() + Duration::from_secs(1000);
+        assert_eq!(
+            judge(&never, now, now - Duration::from_secs(900)),
+            Liveness::Joined
+        );
+    }
+}

@@ -1,0 +1,144 @@
+//! Names of series, kept once for all hosts of a shard.
+//!
+//! A thousand hosts have the same few hundred series but for device names; each host keeps one pointer a
+//! series. Names that no host uses any more are swept out from time to time.
+
+use std::{
+    collections::{HashMap, hash_map::RandomState},
+    hash::BuildHasher,
+    sync::Arc,
+};
+
+use muster_proto::{
+    codec::Intern,
+    series::{Family, Kind},
+};
+
+use super::derive::Input;
+
+/// A series of any host: family, label values, and what it contributes to what is derived.
+#[derive(Debug)]
+pub struct SeriesKey {
+    /// Name, type and label names.
+    pub family: Arc<Family>,
+    /// One value for each label name.
+    pub labels: Vec<String>,
+    /// What derive makes of it.
+    pub input: Input,
+    /// Whether a rate is kept for it.
+    pub rated: bool,
+    /// Whether it restarts with the agent and not with the host.
+    pub of_agent: bool,
+}
+
+/// The table of names.
+#[derive(Debug, Default)]
+pub struct Names {
+    hasher: RandomState,
+    /// By hash; two series with the same hash stand in one list.
+    series: HashMap<u64, Vec<Arc<SeriesKey>>>,
+    families: HashMap<String, Vec<Arc<Family>>>,
+    held: usize,
+    sweep_at: usize,
+}
+
+/// Fewest names at which a sweep is worth its time.
+const SWEEP_FLOOR: usize = 10_000;
+
+impl Names {
+    /// Number of names held.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.held
+    }
+
+    /// Whether no name is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.held == 0
+    }
+
+    /// Drops names that no host uses, if their number has doubled since the last sweep.
+    pub fn sweep_if_grown(&mut self) {
+        if self.held < self.sweep_at.max(SWEEP_FLOOR) {
+            return;
+        }
+        self.series.retain(|_, keys| {
+            keys.retain(|key| Arc::strong_count(key) > 1);
+            !keys.is_empty()
+        });
+        self.families.retain(|_, families| {
+            families.retain(|family| Arc::strong_count(family) > 1);
+            !families.is_empty()
+        });
+        self.held = self.series.values().map(Vec::len).sum();
+        self.sweep_at = self.held * 2;
+    }
+
+    fn family(&mut self, family: &Family) -> Arc<Family> {
+        if let Some(known) = self.families.get_mut(&family.name) {
+            if let Some(same) = known.iter().find(|known| ***known == *family) {
+                return Arc::clone(same);
+            }
+            let fresh = Arc::new(family.clone());
+            known.push(Arc::clone(&fresh));
+            return fresh;
+        }
+        let fresh = Arc::new(family.clone());
+        self.families
+            .insert(family.name.clone(), vec![Arc::clone(&fresh)]);
+        fresh
+    }
+}
+
+impl Intern for Names {
+    type Key = Arc<SeriesKey>;
+
+    fn series(&mut self, family: &Family, labels: &[String]) -> Self::Key {
+        let hash = self.hasher.hash_one((family, labels));
+        if let Some(same) = self.series.get(&hash).and_then(|keys| {
+            keys.iter()
+                .find(|key| *key.family == *family && key.labels == labels)
+        }) {
+            return Arc::clone(same);
+        }
+        let input = Input::of(family, labels);
+        let key = Arc::new(SeriesKey {
+            family: self.family(family),
+            labels: labels.to_vec(),
+            input,
+            rated: input.is_rated(family.kind),
+            of_agent: family.kind == Kind::Counter && family.name.starts_with("muster_agent_"),
+        });
+        self.series.entry(hash).or_default().push(Arc::clone(&key));
+        self.held += 1;
+        key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::series::Scale;
+
+    use super::*;
+
+    #[test]
+    fn one_name_is_held_once_and_goes_when_unused() {
+        let mut names = Names::default();
+        let family = Family {
+            name: "node_network_receive_bytes_total".into(),
+            kind: Kind::Counter,
+            scale: Scale::One,
+            labels: vec!["device".into()],
+        };
+        let one = names.series(&family, &["eth0".into()]);
+        let other = names.series(&family, &["eth0".into()]);
+        assert!(Arc::ptr_eq(&one, &other));
+        for at in 0..SWEEP_FLOOR {
+            names.series(&family, &[format!("veth{at}")]);
+        }
+        names.sweep_if_grown();
+        assert_eq!(names.len(), 1);
+        assert!(one.rated);
+    }
+}

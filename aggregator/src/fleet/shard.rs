@@ -1,0 +1,648 @@
+//! One shard: a task that owns its hosts, so that nothing on the way of a frame takes a lock.
+//!
+//! Everything that concerns a host comes to its shard as a [`Message`]. The shard never waits for a
+//! disk or a reader: the log is asked through a bounded queue, and when that is full the stream is told
+//! to come back later, with nothing acknowledged.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use muster_proto::{
+    codec::Changes,
+    id::{HostId, Incarnation},
+    limits,
+    time::Clock,
+    v1,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{self, Instant, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Counters, FleetConfig, ReadContext,
+    host::{CheckpointedHost, Enrolled, FrameIn, HostState, Receiving, Session, Verdict},
+    names::Names,
+};
+use crate::{
+    detect::{Engine, Transition},
+    journal::{Entry, Journal, Record, Stored},
+};
+
+/// How often a shard asks itself who has fallen silent.
+const JUDGE_EVERY: Duration = Duration::from_millis(500);
+
+/// A shard that was kept from judging for longer than this has not been listening either.
+const STALL: Duration = Duration::from_secs(2);
+
+/// How long an agent is asked to stay away when the log cannot take its frames.
+const LOG_RETRY: Duration = Duration::from_secs(5);
+
+/// Where the messages to one agent's stream go.
+pub type ToAgent = mpsc::Sender<v1::AggregatorMessage>;
+
+/// A connection of an agent, numbered by the process.
+pub type Connection = u64;
+
+/// Reads one host or all of a shard.
+pub type Reader = Box<dyn FnOnce(&HashMap<HostId, HostState>, &ReadContext) + Send>;
+
+/// What a shard can be told.
+pub enum Message {
+    /// A host was enrolled, or its record changed.
+    Upsert(Box<Enrolled>),
+    /// An agent says Hello.
+    Attach {
+        /// Whose certificate it is.
+        host: HostId,
+        /// The stream.
+        connection: Connection,
+        /// What it says.
+        session: Session,
+        /// Incarnations of which it still holds frames.
+        holds: Vec<Incarnation>,
+        /// Where to answer.
+        to_agent: ToAgent,
+        /// Cancelled when the shard lets go of the stream.
+        close: CancellationToken,
+        /// What is here of those incarnations, or why it is not wanted.
+        reply: oneshot::Sender<Result<Vec<v1::Have>, v1::DenyReason>>,
+    },
+    /// A frame of an attached agent.
+    Frame {
+        /// Whose certificate it is.
+        host: HostId,
+        /// The stream.
+        connection: Connection,
+        /// What it sent.
+        frame: FrameIn,
+    },
+    /// Frames that will never come.
+    Gap {
+        /// Whose certificate it is.
+        host: HostId,
+        /// Which.
+        gap: v1::Gap,
+    },
+    /// A goodbye.
+    Fin {
+        /// Whose certificate it is.
+        host: HostId,
+        /// What it says.
+        fin: v1::Fin,
+    },
+    /// The stream has ended.
+    Detach {
+        /// Whose certificate it is.
+        host: HostId,
+        /// The stream.
+        connection: Connection,
+    },
+    /// Frames are on disk.
+    Stored(Vec<Stored>),
+    /// Frames did not get to the disk.
+    NotStored(Vec<Stored>),
+    /// Someone asks.
+    Read(Reader),
+    /// The state is to be carried over a restart.
+    Checkpoint(oneshot::Sender<Vec<CheckpointedHost>>),
+    /// All agents are asked to leave, each within the spread.
+    Drain(Duration),
+}
+
+/// Receives what the detectors conclude.
+pub trait TransitionSink: Send + Sync {
+    /// Takes transitions of one host; never blocks.
+    fn report(&self, host: HostId, name: &str, transitions: Vec<Transition>);
+}
+
+struct Stream {
+    connection: Connection,
+    incarnation: Incarnation,
+    received: u64,
+    to_agent: ToAgent,
+    close: CancellationToken,
+}
+
+/// A shard. See the module's own words.
+pub struct Shard {
+    index: usize,
+    config: FleetConfig,
+    hosts: HashMap<HostId, HostState>,
+    streams: HashMap<HostId, Stream>,
+    names: Names,
+    changes: Changes,
+    engine: Arc<Engine>,
+    journal: Option<Journal>,
+    sink: Arc<dyn TransitionSink>,
+    clock: Arc<dyn Clock>,
+    counters: Arc<Counters>,
+    listening_since: Instant,
+    transitions: Vec<Transition>,
+}
+
+impl Shard {
+    /// A shard without hosts.
+    #[must_use]
+    pub fn new(
+        index: usize,
+        config: FleetConfig,
+        engine: Arc<Engine>,
+        sink: Arc<dyn TransitionSink>,
+        clock: Arc<dyn Clock>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            index,
+            config,
+            hosts: HashMap::new(),
+            streams: HashMap::new(),
+            names: Names::default(),
+            changes: Changes::default(),
+            engine,
+            journal: None,
+            sink,
+            clock,
+            counters,
+            listening_since: Instant::now(),
+            transitions: Vec::new(),
+        }
+    }
+
+    /// Takes in a host of the control store, before or while running.
+    pub fn upsert(&mut self, who: Enrolled) {
+        let now = self.clock.now();
+        match self.hosts.get_mut(&who.id) {
+            Some(host) => host.set_identity(who),
+            None => {
+                self.hosts.insert(who.id, HostState::new(who, now));
+                self.counters.hosts.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Takes over a host of a checkpoint. Hosts that the control store no longer knows are left out.
+    pub fn restore(&mut self, checkpoint: &CheckpointedHost) {
+        let Some(host) = self.hosts.get_mut(&checkpoint.id()) else {
+            return;
+        };
+        let mut context = Receiving {
+            names: &mut self.names,
+            engine: &self.engine,
+            changes: &mut self.changes,
+            series_quota: limits::MAX_SERIES,
+            now: Instant::now(),
+            replayed: true,
+        };
+        if let Err(error) = host.restore(checkpoint, &mut context) {
+            tracing::warn!(host = %checkpoint.id(), %error, "checkpoint of the host does not read; its state begins anew");
+        }
+    }
+
+    /// Applies a record of the log that is not in the checkpoint.
+    pub fn replay(&mut self, id: HostId, record: Record) {
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return;
+        };
+        match record {
+            Record::Session(session) => host.begin_session(session),
+            Record::Frame(frame) => {
+                let mut context = Receiving {
+                    names: &mut self.names,
+                    engine: &self.engine,
+                    changes: &mut self.changes,
+                    series_quota: limits::MAX_SERIES,
+                    now: Instant::now(),
+                    replayed: true,
+                };
+                if host.receive(&frame, &mut context, &mut self.transitions) == Verdict::Store {
+                    self.counters
+                        .frames_replayed
+                        .fetch_add(1, Ordering::Relaxed);
+                }
+                self.report(id);
+            }
+            Record::Rejected {
+                incarnation, seq, ..
+            } => host.rejected(incarnation, seq),
+            Record::Gap {
+                incarnation,
+                first,
+                last,
+            } => {
+                host.gap(incarnation, first, last);
+            }
+            Record::Fin {
+                incarnation,
+                last_seq,
+                reason,
+            } => host.fin(
+                incarnation,
+                last_seq,
+                v1::FinReason::try_from(reason).unwrap_or_default(),
+            ),
+        }
+    }
+
+    /// Runs until it is stopped, or all senders of messages are gone.
+    pub async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Message>,
+        journal: Journal,
+        stop: CancellationToken,
+    ) {
+        self.journal = Some(journal);
+        self.listening_since = Instant::now();
+        let mut judge = time::interval(JUDGE_EVERY);
+        judge.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut judged = Instant::now();
+        loop {
+            tokio::select! {
+                message = inbox.recv() => match message {
+                    Some(message) => self.handle(message),
+                    None => return,
+                },
+                () = stop.cancelled() => return,
+                _ = judge.tick() => {
+                    let now = Instant::now();
+                    if now - judged > STALL {
+                        tracing::warn!(
+                            shard = self.index,
+                            seconds = (now - judged).as_secs_f64(),
+                            "the aggregator stood still; nobody is called silent before the usual grace"
+                        );
+                        self.listening_since = now;
+                    }
+                    judged = now;
+                    self.judge_all(now);
+                    self.names.sweep_if_grown();
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Upsert(who) => self.upsert(*who),
+            Message::Attach {
+                host,
+                connection,
+                session,
+                holds,
+                to_agent,
+                close,
+                reply,
+            } => {
+                let stream = Stream {
+                    connection,
+                    incarnation: session.incarnation,
+                    received: 0,
+                    to_agent,
+                    close,
+                };
+                let answer = self.attach(host, session, &holds, stream);
+                // The stream may be gone already; its Detach follows.
+                let _ = reply.send(answer);
+            }
+            Message::Frame {
+                host,
+                connection,
+                frame,
+            } => self.frame(host, connection, frame),
+            Message::Gap { host, gap } => self.gap(host, &gap),
+            Message::Fin { host, fin } => self.fin(host, fin),
+            Message::Detach { host, connection } => self.detach(host, connection),
+            Message::Stored(stored) => self.settled(&stored, true),
+            Message::NotStored(stored) => self.settled(&stored, false),
+            Message::Read(reader) => reader(
+                &self.hosts,
+                &ReadContext {
+                    now: self.clock.now(),
+                },
+            ),
+            Message::Checkpoint(reply) => {
+                let hosts = self.hosts.values().filter_map(|host| {
+                    host.write_checkpoint()
+                        .inspect_err(|error| {
+                            tracing::error!(host = %host.id(), %error, "host left out of the checkpoint");
+                        })
+                        .ok()
+                });
+                // Whoever asked may have given up; the next checkpoint comes.
+                let _ = reply.send(hosts.collect());
+            }
+            Message::Drain(spread) => {
+                let drain = v1::Drain {
+                    spread_ms: u32::try_from(spread.as_millis()).unwrap_or(u32::MAX),
+                };
+                for stream in self.streams.values() {
+                    send(
+                        &stream.to_agent,
+                        v1::aggregator_message::Message::Drain(drain),
+                    );
+                }
+            }
+        }
+    }
+
+    fn attach(
+        &mut self,
+        id: HostId,
+        session: Session,
+        holds: &[Incarnation],
+        stream: Stream,
+    ) -> Result<Vec<v1::Have>, v1::DenyReason> {
+        let now = Instant::now();
+        let Some(host) = self.hosts.get_mut(&id) else {
+            tracing::warn!(host = %id, "a certificate of ours, but no such host is enrolled; denied");
+            return Err(v1::DenyReason::Removed);
+        };
+        let other_boot = host.boot_id().is_some_and(|boot| boot != session.boot_id);
+        let recent = host
+            .heard()
+            .is_some_and(|heard| now - heard <= host.interval() * 2);
+        if host.is_connected() && other_boot && recent {
+            tracing::warn!(
+                host = %id, name = host.name(),
+                "a second machine speaks with this host's identity: a clone? the one that was first stays"
+            );
+            return Err(v1::DenyReason::AlreadyConnected);
+        }
+        host.begin_session(session.clone());
+        host.set_connected(true);
+        let have = holds.iter().map(|&held| host.have(held)).collect();
+        match self.streams.insert(id, stream) {
+            Some(older) => older.close.cancel(),
+            None => {
+                self.counters.connected.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        self.write(id, None, &Record::Session(session));
+        Ok(have)
+    }
+
+    fn detach(&mut self, id: HostId, connection: Connection) {
+        let ours = self
+            .streams
+            .get(&id)
+            .is_some_and(|stream| stream.connection == connection);
+        if !ours {
+            return;
+        }
+        self.close(id);
+    }
+
+    fn close(&mut self, id: HostId) {
+        if let Some(stream) = self.streams.remove(&id) {
+            stream.close.cancel();
+            self.counters.connected.fetch_sub(1, Ordering::Relaxed);
+        }
+        if let Some(host) = self.hosts.get_mut(&id) {
+            host.set_connected(false);
+        }
+        self.judge_one(id, Instant::now());
+    }
+
+    fn frame(&mut self, id: HostId, connection: Connection, frame: FrameIn) {
+        let (Some(host), Some(stream)) = (self.hosts.get_mut(&id), self.streams.get_mut(&id))
+        else {
+            return;
+        };
+        if stream.connection != connection {
+            return;
+        }
+        if frame.incarnation == stream.incarnation {
+            stream.received = stream.received.max(frame.seq);
+        }
+        let mut context = Receiving {
+            names: &mut self.names,
+            engine: &self.engine,
+            changes: &mut self.changes,
+            series_quota: self.config.series_quota,
+            now: Instant::now(),
+            replayed: false,
+        };
+        let verdict = host.receive(&frame, &mut context, &mut self.transitions);
+        self.counters
+            .frames_received
+            .fetch_add(1, Ordering::Relaxed);
+        match verdict {
+            Verdict::Store => {
+                let key = Stored {
+                    host: id,
+                    incarnation: frame.incarnation,
+                    seq: frame.seq,
+                };
+                if !self.write(id, Some(key), &Record::Frame(frame)) {
+                    self.throttle(id);
+                }
+            }
+            Verdict::Duplicate => {
+                self.counters
+                    .frames_duplicate
+                    .fetch_add(1, Ordering::Relaxed);
+                self.acknowledge(id, frame.incarnation, Vec::new());
+            }
+            Verdict::Rejected(reason) => self.rejected(id, &frame, reason),
+            Verdict::Violation => {
+                tracing::warn!(host = %id, "the agent leaves holes without naming them; stream closed");
+                if let Some(stream) = self.streams.get(&id) {
+                    let deny = v1::Deny {
+                        reason: v1::DenyReason::ProtocolViolation.into(),
+                    };
+                    send(
+                        &stream.to_agent,
+                        v1::aggregator_message::Message::Deny(deny),
+                    );
+                }
+                self.close(id);
+            }
+        }
+        self.report(id);
+        self.judge_one(id, Instant::now());
+    }
+
+    fn rejected(&mut self, id: HostId, frame: &FrameIn, reason: v1::RejectReason) {
+        self.counters.rejected(reason);
+        let record = Record::Rejected {
+            incarnation: frame.incarnation,
+            seq: frame.seq,
+            reason: reason.into(),
+        };
+        if reason != v1::RejectReason::SeqConflict {
+            self.write(id, None, &record);
+        }
+        tracing::warn!(
+            host = %id, seq = frame.seq, reason = reason.as_str_name(), "frame refused"
+        );
+        let rejected = v1::Rejected {
+            seq: frame.seq,
+            reason: reason.into(),
+            samples: 0,
+        };
+        self.acknowledge(id, frame.incarnation, vec![rejected]);
+    }
+
+    fn gap(&mut self, id: HostId, gap: &v1::Gap) {
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return;
+        };
+        let incarnation = Incarnation(gap.incarnation);
+        let lost = host.gap(incarnation, gap.first, gap.last);
+        self.counters.frames_lost.fetch_add(lost, Ordering::Relaxed);
+        let record = Record::Gap {
+            incarnation,
+            first: gap.first,
+            last: gap.last,
+        };
+        self.write(id, None, &record);
+    }
+
+    fn fin(&mut self, id: HostId, fin: v1::Fin) {
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return;
+        };
+        let reason = v1::FinReason::try_from(fin.reason).unwrap_or_default();
+        let incarnation = Incarnation(fin.incarnation);
+        host.fin(incarnation, fin.last_seq, reason);
+        let record = Record::Fin {
+            incarnation,
+            last_seq: fin.last_seq,
+            reason: fin.reason,
+        };
+        self.write(id, None, &record);
+        self.judge_one(id, Instant::now());
+    }
+
+    /// Hands a record to the log; false if the log cannot take it now.
+    fn write(&mut self, host: HostId, key: Option<Stored>, record: &Record) -> bool {
+        let Some(journal) = &self.journal else {
+            return false;
+        };
+        let entry = match record.encode(host) {
+            Ok(bytes) => Entry {
+                shard: self.index,
+                key,
+                bytes,
+            },
+            Err(error) => {
+                tracing::error!(%host, %error, "record cannot be written");
+                return false;
+            }
+        };
+        if journal.try_write(entry) {
+            return true;
+        }
+        if let (Some(key), Some(host)) = (key, self.hosts.get_mut(&host)) {
+            host.not_stored(key.incarnation, key.seq);
+        }
+        false
+    }
+
+    fn settled(&mut self, stored: &[Stored], durable: bool) {
+        let mut last: Option<(HostId, Incarnation)> = None;
+        for key in stored {
+            let Some(host) = self.hosts.get_mut(&key.host) else {
+                continue;
+            };
+            if durable {
+                if host.stored(key.incarnation, key.seq) {
+                    self.counters.frames_stored.fetch_add(1, Ordering::Relaxed);
+                }
+            } else {
+                host.not_stored(key.incarnation, key.seq);
+            }
+            // Neighbours are usually of one host: one answer for all of them.
+            let this = (key.host, key.incarnation);
+            match last.replace(this) {
+                Some(before) if before != this => self.answer(before, durable),
+                _ => {}
+            }
+        }
+        if let Some(this) = last {
+            self.answer(this, durable);
+        }
+    }
+
+    fn answer(&mut self, (id, incarnation): (HostId, Incarnation), durable: bool) {
+        if durable {
+            self.acknowledge(id, incarnation, Vec::new());
+        } else {
+            self.throttle(id);
+        }
+    }
+
+    fn acknowledge(&self, id: HostId, incarnation: Incarnation, rejected: Vec<v1::Rejected>) {
+        let (Some(host), Some(stream)) = (self.hosts.get(&id), self.streams.get(&id)) else {
+            return;
+        };
+        let ack = v1::Ack {
+            incarnation: incarnation.0,
+            received: stream.received,
+            durable: host.durable(incarnation),
+            rejected,
+            credit_bytes: self.config.credit_bytes,
+            epoch: self.config.epoch,
+        };
+        // A full queue means an agent that does not read. Ranges are cumulative, so the next one that
+        // fits says it all; refusals are told again when the frame comes again.
+        send(&stream.to_agent, v1::aggregator_message::Message::Ack(ack));
+    }
+
+    /// The log cannot take frames: the agent keeps them and comes back.
+    fn throttle(&mut self, id: HostId) {
+        self.counters.throttled.fetch_add(1, Ordering::Relaxed);
+        if let Some(stream) = self.streams.get(&id) {
+            let throttle = v1::Throttle {
+                retry_after_ms: u32::try_from(LOG_RETRY.as_millis()).unwrap_or(u32::MAX),
+            };
+            send(
+                &stream.to_agent,
+                v1::aggregator_message::Message::Throttle(throttle),
+            );
+        }
+        self.close(id);
+    }
+
+    fn judge_all(&mut self, now: Instant) {
+        let ids: Vec<HostId> = self.hosts.keys().copied().collect();
+        for id in ids {
+            self.judge_one(id, now);
+        }
+    }
+
+    fn judge_one(&mut self, id: HostId, now: Instant) {
+        let wall = self.clock.now();
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return;
+        };
+        let Some(liveness) = host.judge(now, wall, self.listening_since) else {
+            return;
+        };
+        tracing::debug!(host = %id, name = host.name(), ?liveness, "host state");
+        host.observe_liveness(&self.engine, wall, &mut self.transitions);
+        self.report(id);
+    }
+
+    fn report(&mut self, id: HostId) {
+        if self.transitions.is_empty() {
+            return;
+        }
+        let transitions = std::mem::take(&mut self.transitions);
+        if let Some(host) = self.hosts.get(&id) {
+            self.sink.report(id, host.name(), transitions);
+        }
+    }
+}
+
+fn send(to_agent: &ToAgent, message: v1::aggregator_message::Message) {
+    let message = v1::AggregatorMessage {
+        message: Some(message),
+    };
+    // Full or closed: the callers say why that is no loss.
+    let _ = to_agent.try_send(message);
+}

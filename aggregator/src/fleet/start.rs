@@ -1,0 +1,264 @@
+//! From what is on disk to a running fleet: checkpoint, then the log behind it, then the shards.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use muster_proto::{
+    log::{DiskStorage, FolderError, Log, LogConfig, LogError, Storage},
+    time::Clock,
+};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{self, MissedTickBehavior},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Counters, Enrolled, Fleet, FleetConfig, INBOX,
+    checkpoint::{self, Checkpoint, CheckpointError},
+    shard::{Shard, TransitionSink},
+};
+use crate::{
+    detect::Engine,
+    journal::{Journal, Record},
+};
+
+/// How often the state is put into a checkpoint. A start applies at most this much of the log again, plus
+/// what came while the checkpoint was written.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
+
+/// What a fleet is made of.
+pub struct Parts {
+    /// Bounds and terms.
+    pub config: FleetConfig,
+    /// Folder of the aggregator's state.
+    pub state_dir: PathBuf,
+    /// Size at which the log's oldest segments go.
+    pub log_max_bytes: u64,
+    /// Shards; one a processor is right.
+    pub shards: usize,
+    /// Detectors.
+    pub engine: Arc<Engine>,
+    /// Takes what the detectors conclude.
+    pub sink: Arc<dyn TransitionSink>,
+    /// Dates.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Why a fleet does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state folder cannot be used.
+    #[error("cannot use {path}", path = .path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the disk said.
+        #[source]
+        source: io::Error,
+    },
+    /// The log's folder cannot be used.
+    #[error(transparent)]
+    LogFolder(#[from] FolderError),
+    /// The log cannot be opened.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The checkpoint cannot be read for want of rights or a sick disk; a damaged one is only reported.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// No thread could be made.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+}
+
+/// A running fleet.
+pub struct Started {
+    /// The handle everyone else holds.
+    pub fleet: Fleet,
+    /// The log.
+    pub journal: Journal,
+    checkpoint_path: PathBuf,
+    tasks: JoinSet<()>,
+    journal_thread: thread::JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+/// Reads what is on disk and starts the shards.
+///
+/// # Errors
+/// When the state folder or the log cannot be used. Damage never stops the start: it is set aside and
+/// reported.
+pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> {
+    let began = Instant::now();
+    let log_folder = parts.state_dir.join("log");
+    fs::create_dir_all(&log_folder).map_err(|source| StartError::Folder {
+        path: log_folder.clone(),
+        source,
+    })?;
+    let checkpoint_path = parts.state_dir.join("checkpoint");
+    let kept = read_checkpoint(&checkpoint_path)?;
+    let mut log_config = LogConfig::aggregator();
+    log_config.next_at_least = kept.covers + 1;
+    let (log, recovery) = Log::open(DiskStorage::open(log_folder)?, log_config)?;
+    for damaged in &recovery.quarantined {
+        tracing::error!(
+            segment = damaged.segment,
+            first = damaged.first,
+            last = damaged.last,
+            set_aside = damaged.set_aside,
+            "part of the log is damaged and was set aside; latest values come again from the agents"
+        );
+    }
+
+    let counters = Arc::new(Counters::default());
+    let mut shards: Vec<Shard> = (0..parts.shards.max(1))
+        .map(|index| {
+            Shard::new(
+                index,
+                parts.config.clone(),
+                Arc::clone(&parts.engine),
+                Arc::clone(&parts.sink),
+                Arc::clone(&parts.clock),
+                Arc::clone(&counters),
+            )
+        })
+        .collect();
+    let count = shards.len();
+    let enrolled = hosts.len();
+    for who in hosts {
+        shards[Fleet::shard_of(who.id, count)].upsert(who);
+    }
+    for host in &kept.hosts {
+        shards[Fleet::shard_of(host.id(), count)].restore(host);
+    }
+    let replayed = replay(&log, kept.covers + 1, &mut shards);
+    tracing::info!(
+        hosts = enrolled,
+        replayed,
+        torn_bytes = recovery.torn_bytes,
+        seconds = began.elapsed().as_secs_f64(),
+        "state is back"
+    );
+
+    let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(INBOX)).unzip();
+    let (journal, journal_thread) =
+        Journal::start(log, senders.clone(), parts.log_max_bytes).map_err(StartError::Thread)?;
+    let fleet = Fleet::new(senders, counters);
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    for (shard, inbox) in shards.into_iter().zip(inboxes) {
+        let (journal, stop) = (journal.clone(), stop.clone());
+        tasks.spawn(shard.run(inbox, journal, stop));
+    }
+    tasks.spawn(checkpoints(
+        fleet.clone(),
+        journal.clone(),
+        checkpoint_path.clone(),
+        stop.clone(),
+    ));
+    Ok(Started {
+        fleet,
+        journal,
+        checkpoint_path,
+        tasks,
+        journal_thread,
+        stop,
+    })
+}
+
+impl Started {
+    /// Writes what is queued, makes a last checkpoint and ends all tasks. Streams must have ended.
+    pub async fn stop(mut self) {
+        write_checkpoint(&self.fleet, &self.journal, &self.checkpoint_path).await;
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+        drop((self.fleet, self.journal));
+        let thread = self.journal_thread;
+        // A thread that panicked has said so; there is nothing left to save.
+        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+    }
+}
+
+fn read_checkpoint(path: &Path) -> Result<Checkpoint, StartError> {
+    match checkpoint::read(path) {
+        Ok(kept) => Ok(kept.unwrap_or_default()),
+        Err(error @ CheckpointError::Unusable { .. }) => {
+            tracing::error!(
+                error = crate::chain(&error),
+                "the state is made anew from the whole log instead"
+            );
+            Ok(Checkpoint::default())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Applies the log from record `from` on; the number of records applied.
+fn replay<S: Storage>(log: &Log<S>, from: u64, shards: &mut [Shard]) -> u64 {
+    let count = shards.len();
+    let mut applied = 0;
+    for record in log.read_from(from) {
+        match record {
+            Ok(record) => match Record::decode(&record.payload) {
+                Ok((host, decoded)) => {
+                    shards[Fleet::shard_of(host, count)].replay(host, decoded);
+                    applied += 1;
+                }
+                Err(error) => {
+                    tracing::error!(number = record.number, %error, "record of the log does not read; left out");
+                }
+            },
+            Err(gap) => tracing::error!(error = crate::chain(&gap), "part of the log is missing"),
+        }
+    }
+    applied
+}
+
+async fn checkpoints(fleet: Fleet, journal: Journal, path: PathBuf, stop: CancellationToken) {
+    let mut ticks = time::interval(CHECKPOINT_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.tick().await;
+    let mut covered = None;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        // Nothing new on disk: the file at hand still says it all.
+        let now = journal.health().durable();
+        if covered != Some(now) && write_checkpoint(&fleet, &journal, &path).await {
+            covered = Some(now);
+        }
+    }
+}
+
+/// Writes a checkpoint; false (and said) if that was not possible.
+async fn write_checkpoint(fleet: &Fleet, journal: &Journal, path: &Path) -> bool {
+    // Read before the shards are asked: all up to here is in what they answer.
+    let covers = journal.health().durable();
+    let Some(hosts) = fleet.checkpoint().await else {
+        return false;
+    };
+    let path = path.to_owned();
+    let written = tokio::task::spawn_blocking(move || {
+        checkpoint::write(&path, &Checkpoint { covers, hosts })
+    })
+    .await;
+    match written {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::error!(
+                error = crate::chain(&error),
+                "no checkpoint; the next start reads more of the log"
+            );
+            false
+        }
+        Err(_) => false,
+    }
+}

@@ -1,0 +1,356 @@
+//! The uplink: one stream of one agent.
+//!
+//! Whose stream it is comes from the certificate, which the accept loop has read. The stream is opened
+//! by a Hello, answered with a Welcome, and from then on hands what it receives to the host's shard.
+//! What the shard answers goes straight to the agent. A breach of the contract ends the stream with a
+//! Deny; a slow shard slows the stream down, since nothing is read while its inbox is full.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::{Stream, StreamExt};
+use muster_proto::{
+    id::{HostId, Incarnation},
+    limits,
+    time::{Clock, Timestamp},
+    v1::{self, agent_message, aggregator_message, uplink_server::Uplink},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::{
+    fleet::{
+        Fleet,
+        host::{FrameIn, Session},
+        shard::{Connection, Message, ToAgent},
+    },
+    listen::Peer,
+};
+
+/// Longest wait for the Hello of a new stream.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Messages to one agent that wait in memory. Acks are cumulative, so few are enough.
+const TO_AGENT: usize = 16;
+
+/// Most incarnations a Hello may name (design/delivery.md §2).
+const MAX_SPOOLED_INCARNATIONS: usize = 64;
+
+/// A stream that stays silent for this many intervals, and at least [`IDLE_FLOOR`], is closed.
+const IDLE_INTERVALS: u32 = 6;
+const IDLE_FLOOR: Duration = Duration::from_secs(60);
+
+/// What a host said of itself is taken over from here.
+pub trait Directory: Send + Sync + 'static {
+    /// The host connected and says this about itself; never blocks.
+    fn connected(&self, host: HostId, facts: v1::HostFacts);
+}
+
+/// The service behind the uplink door.
+#[derive(Clone)]
+pub struct UplinkService(Arc<Inner>);
+
+struct Inner {
+    fleet: Fleet,
+    directory: Arc<dyn Directory>,
+    clock: Arc<dyn Clock>,
+    welcome: WelcomeTerms,
+    connections: AtomicU64,
+}
+
+/// What every Welcome says.
+#[derive(Debug, Clone)]
+pub struct WelcomeTerms {
+    /// See [`crate::fleet::FleetConfig`].
+    pub credit_bytes: u64,
+    /// See [`crate::fleet::FleetConfig`].
+    pub epoch: u64,
+    /// The roots agents should trust.
+    pub bundle: v1::TrustBundle,
+}
+
+impl UplinkService {
+    /// A service that hands what it receives to `fleet`.
+    #[must_use]
+    pub fn new(
+        fleet: Fleet,
+        directory: Arc<dyn Directory>,
+        clock: Arc<dyn Clock>,
+        welcome: WelcomeTerms,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            fleet,
+            directory,
+            clock,
+            welcome,
+            connections: AtomicU64::new(1),
+        }))
+    }
+}
+
+impl Inner {
+    fn welcome(&self, hello: &v1::Hello, have: Vec<v1::Have>) -> v1::Welcome {
+        let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
+        let newer = hello.bundle_version < self.welcome.bundle.version;
+        v1::Welcome {
+            server_wall_ms: self.clock.now().as_millis(),
+            ratchet: Vec::new(),
+            credit_bytes: self.welcome.credit_bytes,
+            have,
+            epoch: self.welcome.epoch,
+            min_interval_ms: millis(limits::MIN_INTERVAL),
+            max_interval_ms: millis(limits::MAX_INTERVAL),
+            heartbeat_ms: 0,
+            bundle: newer.then(|| self.welcome.bundle.clone()),
+            servers: None,
+            fleet_hint: u32::try_from(self.fleet.totals().hosts).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Checks a Hello and brings it into the terms of this program.
+    fn session(&self, hello: &v1::Hello) -> Result<(Session, Vec<Incarnation>), Refusal> {
+        if hello.protocol != limits::PROTOCOL_VERSION {
+            return Err(Refusal::Deny(v1::DenyReason::Protocol));
+        }
+        let interval = Duration::from_millis(hello.interval_ms.into());
+        let plausible = (limits::MIN_INTERVAL..=limits::MAX_INTERVAL).contains(&interval)
+            && hello.boot_id.len() == 16
+            && hello.spool.len() <= MAX_SPOOLED_INCARNATIONS;
+        if !plausible {
+            return Err(Refusal::Deny(v1::DenyReason::ProtocolViolation));
+        }
+        let session = Session {
+            incarnation: Incarnation(hello.incarnation),
+            session: hello.session,
+            boot_id: hello.boot_id.clone(),
+            interval,
+            clock_offset_ms: Timestamp::from_millis(hello.wall_ms).millis_since(self.clock.now()),
+        };
+        let mut holds = vec![session.incarnation];
+        holds.extend(
+            hello
+                .spool
+                .iter()
+                .map(|spool| Incarnation(spool.incarnation)),
+        );
+        holds.dedup();
+        Ok((session, holds))
+    }
+
+    async fn open(
+        &self,
+        host: HostId,
+        inbound: &mut Streaming<v1::AgentMessage>,
+        to_agent: &ToAgent,
+    ) -> Result<Opened, Refusal> {
+        let first = timeout(HELLO_TIMEOUT, inbound.next()).await;
+        let hello = match first {
+            Ok(Some(Ok(v1::AgentMessage {
+                message: Some(agent_message::Message::Hello(hello)),
+            }))) => hello,
+            Ok(Some(Ok(_))) => return Err(Refusal::Deny(v1::DenyReason::ProtocolViolation)),
+            Ok(Some(Err(status))) => return Err(Refusal::Status(status)),
+            Ok(None) => {
+                return Err(Refusal::Status(Status::cancelled(
+                    "stream ended before Hello",
+                )));
+            }
+            Err(_) => {
+                return Err(Refusal::Status(Status::deadline_exceeded(
+                    "no Hello within 10 s",
+                )));
+            }
+        };
+        let (session, holds) = self.session(&hello)?;
+        let interval = session.interval;
+        if let Some(facts) = hello.facts.clone() {
+            self.directory.connected(host, facts);
+        }
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed);
+        let close = CancellationToken::new();
+        let (reply, answer) = oneshot::channel();
+        let attach = Message::Attach {
+            host,
+            connection,
+            session,
+            holds,
+            to_agent: to_agent.clone(),
+            close: close.clone(),
+            reply,
+        };
+        let stopping = || Refusal::Status(Status::unavailable("the aggregator is stopping"));
+        if !self.fleet.tell(host, attach).await {
+            return Err(stopping());
+        }
+        let have = answer
+            .await
+            .map_err(|_| stopping())?
+            .map_err(Refusal::Deny)?;
+        let welcome = self.welcome(&hello, have);
+        // Nothing else was sent yet, so there is room.
+        let _ = to_agent
+            .send(message(aggregator_message::Message::Welcome(welcome)))
+            .await;
+        Ok(Opened {
+            host,
+            connection,
+            idle: (interval * IDLE_INTERVALS).max(IDLE_FLOOR),
+            close,
+        })
+    }
+}
+
+/// An opened stream.
+struct Opened {
+    host: HostId,
+    connection: Connection,
+    idle: Duration,
+    /// Cancelled by the shard when it lets go of the stream.
+    close: CancellationToken,
+}
+
+/// Why a stream is not opened, or ends.
+enum Refusal {
+    Deny(v1::DenyReason),
+    Status(Status),
+}
+
+fn message(message: aggregator_message::Message) -> v1::AggregatorMessage {
+    v1::AggregatorMessage {
+        message: Some(message),
+    }
+}
+
+/// What goes to the agent: the shard's messages, and at the end perhaps a status.
+type Outbound = Pin<Box<dyn Stream<Item = Result<v1::AggregatorMessage, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Uplink for UplinkService {
+    type SessionStream = Outbound;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let host = request
+            .extensions()
+            .get::<Peer>()
+            .and_then(Peer::agent)
+            .ok_or_else(|| Status::permission_denied("the certificate is not an agent's"))?;
+        let mut inbound = request.into_inner();
+        let (to_agent, outbound) = mpsc::channel(TO_AGENT);
+        let service = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            let opened = match service.open(host, &mut inbound, &to_agent).await {
+                Ok(opened) => opened,
+                Err(refusal) => {
+                    refuse(host, refusal, &to_agent).await;
+                    return;
+                }
+            };
+            let ended = service.receive(&opened, &mut inbound, &to_agent).await;
+            if let Err(refusal) = ended {
+                refuse(host, refusal, &to_agent).await;
+            }
+            let detach = Message::Detach {
+                host,
+                connection: opened.connection,
+            };
+            service.fleet.tell(host, detach).await;
+        });
+        Ok(Response::new(Box::pin(
+            ReceiverStream::new(outbound).map(Ok),
+        )))
+    }
+}
+
+impl Inner {
+    /// Hands on what the agent sends until the stream ends on either side.
+    async fn receive(
+        &self,
+        opened: &Opened,
+        inbound: &mut Streaming<v1::AgentMessage>,
+        to_agent: &ToAgent,
+    ) -> Result<(), Refusal> {
+        loop {
+            let received = tokio::select! {
+                received = timeout(opened.idle, inbound.next()) => received,
+                () = opened.close.cancelled() => return Ok(()),
+                // The agent is gone.
+                () = to_agent.closed() => return Ok(()),
+            };
+            let agent_message = match received {
+                Ok(Some(Ok(agent_message))) => agent_message,
+                Ok(Some(Err(status))) => return Err(Refusal::Status(status)),
+                Ok(None) => return Ok(()),
+                Err(_) => {
+                    return Err(Refusal::Status(Status::deadline_exceeded(
+                        "nothing was received for six intervals",
+                    )));
+                }
+            };
+            let host = opened.host;
+            let for_shard = match agent_message.message {
+                Some(agent_message::Message::Frame(frame)) => Message::Frame {
+                    host,
+                    connection: opened.connection,
+                    frame: self.frame(frame)?,
+                },
+                Some(agent_message::Message::Gap(gap)) => Message::Gap { host, gap },
+                Some(agent_message::Message::Fin(fin)) => Message::Fin { host, fin },
+                Some(agent_message::Message::Hello(_)) => {
+                    return Err(Refusal::Deny(v1::DenyReason::ProtocolViolation));
+                }
+                // A newer agent's message: ignored, as unknown fields are.
+                None => continue,
+            };
+            if !self.fleet.tell(host, for_shard).await {
+                return Ok(());
+            }
+        }
+    }
+
+    fn frame(&self, frame: v1::Frame) -> Result<FrameIn, Refusal> {
+        if frame.payload.len() > limits::MAX_PAYLOAD_BYTES || frame.seq == 0 {
+            return Err(Refusal::Deny(v1::DenyReason::ProtocolViolation));
+        }
+        Ok(FrameIn {
+            incarnation: Incarnation(frame.incarnation),
+            seq: frame.seq,
+            live: frame.lane != i32::from(v1::Lane::Backfill),
+            tick: Timestamp::from_millis(frame.tick_ms),
+            received: self.clock.now(),
+            crc32c: frame.crc32c,
+            payload: frame.payload.into(),
+        })
+    }
+}
+
+async fn refuse(host: HostId, refusal: Refusal, to_agent: &ToAgent) {
+    match refusal {
+        Refusal::Deny(reason) => {
+            tracing::warn!(%host, reason = reason.as_str_name(), "agent denied");
+            let deny = v1::Deny {
+                reason: reason.into(),
+            };
+            // The agent may be gone already.
+            let _ = to_agent
+                .send(message(aggregator_message::Message::Deny(deny)))
+                .await;
+        }
+        Refusal::Status(status) => {
+            tracing::debug!(%host, code = ?status.code(), message = status.message(), "stream ended");
+        }
+    }
+}
