@@ -3,7 +3,7 @@
 //! Who may call is decided by the socket's mode and the caller's uid ([`crate::listen::unix`]); whoever may could
 //! read the authority's keys as well.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use muster_proto::{
     spiffe::check_operator_name,
@@ -13,12 +13,13 @@ use muster_proto::{
         admin_server::{Admin, AdminServer},
     },
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport::Server};
 
 use crate::{
     control::{Control, OperatorRole},
-    listen::unix::{self, LocalPeer},
+    listen::unix::{self, LocalConn, LocalPeer},
     pki::{self, Authority},
 };
 
@@ -46,12 +47,23 @@ impl AdminSocket {
         let incoming = unix::listen(path, stop.clone()).map_err(|error| {
             anyhow::Error::new(error).context(format!("admin socket {}", path.display()))
         })?;
+        Ok(self.serve(incoming, stop).await?)
+    }
+
+    /// Serves on connections that were accepted elsewhere, until `stop`.
+    ///
+    /// # Errors
+    /// When serving ends before it was told to.
+    pub async fn serve(
+        self,
+        incoming: ReceiverStream<io::Result<LocalConn>>,
+        stop: CancellationToken,
+    ) -> Result<(), tonic::transport::Error> {
         Server::builder()
             .timeout(Duration::from_secs(10))
             .add_service(AdminServer::new(self))
             .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-            .await?;
-        Ok(())
+            .await
     }
 }
 
@@ -79,8 +91,11 @@ impl Admin for AdminSocket {
                 "the certificate request is not acceptable: {error}"
             ))
         })?;
-        let failed = |error: &dyn std::error::Error| {
-            tracing::error!(%error, "an operator certificate could not be issued");
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            tracing::error!(
+                error = crate::chain(error),
+                "an operator certificate could not be issued"
+            );
             Status::unavailable("the aggregator cannot issue now; its log says why")
         };
         let issued = self

@@ -58,7 +58,10 @@ pub trait Directory: Send + Sync + 'static {
 }
 
 /// The service behind the uplink door.
-pub struct UplinkService {
+#[derive(Clone)]
+pub struct UplinkService(Arc<Inner>);
+
+struct Inner {
     fleet: Fleet,
     directory: Arc<dyn Directory>,
     clock: Arc<dyn Clock>,
@@ -86,15 +89,17 @@ impl UplinkService {
         clock: Arc<dyn Clock>,
         welcome: WelcomeTerms,
     ) -> Self {
-        Self {
+        Self(Arc::new(Inner {
             fleet,
             directory,
             clock,
             welcome,
             connections: AtomicU64::new(1),
-        }
+        }))
     }
+}
 
+impl Inner {
     fn welcome(&self, hello: &v1::Hello, have: Vec<v1::Have>) -> v1::Welcome {
         let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
         let newer = hello.bundle_version < self.welcome.bundle.version;
@@ -133,7 +138,12 @@ impl UplinkService {
             clock_offset_ms: Timestamp::from_millis(hello.wall_ms).millis_since(self.clock.now()),
         };
         let mut holds = vec![session.incarnation];
-        holds.extend(hello.spool.iter().map(|spool| Incarnation(spool.incarnation)));
+        holds.extend(
+            hello
+                .spool
+                .iter()
+                .map(|spool| Incarnation(spool.incarnation)),
+        );
         holds.dedup();
         Ok((session, holds))
     }
@@ -151,7 +161,11 @@ impl UplinkService {
             }))) => hello,
             Ok(Some(Ok(_))) => return Err(Refusal::Deny(v1::DenyReason::ProtocolViolation)),
             Ok(Some(Err(status))) => return Err(Refusal::Status(status)),
-            Ok(None) => return Err(Refusal::Status(Status::cancelled("stream ended before Hello"))),
+            Ok(None) => {
+                return Err(Refusal::Status(Status::cancelled(
+                    "stream ended before Hello",
+                )));
+            }
             Err(_) => {
                 return Err(Refusal::Status(Status::deadline_exceeded(
                     "no Hello within 10 s",
@@ -222,7 +236,7 @@ fn message(message: aggregator_message::Message) -> v1::AggregatorMessage {
 type Outbound = Pin<Box<dyn Stream<Item = Result<v1::AggregatorMessage, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl Uplink for Arc<UplinkService> {
+impl Uplink for UplinkService {
     type SessionStream = Outbound;
 
     async fn session(
@@ -236,7 +250,7 @@ impl Uplink for Arc<UplinkService> {
             .ok_or_else(|| Status::permission_denied("the certificate is not an agent's"))?;
         let mut inbound = request.into_inner();
         let (to_agent, outbound) = mpsc::channel(TO_AGENT);
-        let service = Arc::clone(self);
+        let service = Arc::clone(&self.0);
         tokio::spawn(async move {
             let opened = match service.open(host, &mut inbound, &to_agent).await {
                 Ok(opened) => opened,
@@ -261,7 +275,7 @@ impl Uplink for Arc<UplinkService> {
     }
 }
 
-impl UplinkService {
+impl Inner {
     /// Hands on what the agent sends until the stream ends on either side.
     async fn receive(
         &self,

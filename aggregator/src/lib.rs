@@ -2,11 +2,14 @@
 
 pub mod admin;
 pub mod cli;
+pub mod config;
 pub mod control;
 pub mod detect;
 pub mod enrol;
 pub mod fleet;
+pub mod http;
 pub mod incident;
+pub mod ingest;
 pub mod journal;
 pub mod listen;
 pub mod pki;

@@ -21,6 +21,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use muster_proto::{
+    id::HostId,
     spiffe::{SpiffeId, peer_id},
     time::Timestamp,
     tls::{TlsFault, fault},
@@ -113,6 +114,26 @@ pub struct Peer {
     pub serial: Option<String>,
     /// End of the certificate's life.
     pub cert_not_after: Option<Timestamp>,
+}
+
+impl Peer {
+    /// The host whose agent this is, if it is an agent.
+    #[must_use]
+    pub fn agent(&self) -> Option<HostId> {
+        match self.id {
+            Some(SpiffeId::Agent { host, .. }) => Some(host),
+            _ => None,
+        }
+    }
+
+    /// The operator this is, if it is one.
+    #[must_use]
+    pub fn operator(&self) -> Option<&str> {
+        match &self.id {
+            Some(SpiffeId::Operator { name, .. }) => Some(name),
+            _ => None,
+        }
+    }
 }
 
 /// An accepted connection: bytes, and who is at the other end.

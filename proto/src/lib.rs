@@ -1,12 +1,13 @@
 //! The contract of Muster: all that may pass between a host, its aggregator and an operator.
 //!
 //! Both ends think in the types of this crate: the generated messages in [`v1`], identifiers that are
-//! parsed once and valid ever after ([`id`], [`spiffe`], [`token`]), the metric catalogue, the encoding
-//! of samples, the segmented log in which frames are kept, and the [`limits`] of all of
+//! parsed once and valid ever after ([`id`], [`spiffe`], [`token`]), the metric [`catalog`], the encoding
+//! of samples ([`codec`]), the segmented [`log`] in which frames are kept, and the [`limits`] of all of
 //! them. Nothing here does network input or output.
 
 pub mod catalog;
 pub mod codec;
+pub mod exposition;
 pub mod id;
 pub mod limits;
 pub mod log;

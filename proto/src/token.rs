@@ -109,6 +109,19 @@ impl Token {
         })
     }
 
+    /// A token of its parts; none when id or secret are not the right number of base32 characters in lower case.
+    #[must_use]
+    pub fn from_parts(id: &str, secret: &str, pin: [u8; 32]) -> Option<Self> {
+        let good = |text: &str, length: usize| {
+            text.len() == length && text.chars().all(|letter| value(letter).is_some())
+        };
+        (good(id, ID_CHARS) && good(secret, SECRET_CHARS)).then(|| Self {
+            id: id.to_owned(),
+            secret: secret.to_owned(),
+            pin,
+        })
+    }
+
     /// Names the token's record: 8 characters, not secret.
     #[must_use]
     pub fn id(&self) -> &str {

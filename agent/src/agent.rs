@@ -1,0 +1,265 @@
+//! The agent as a whole: samples on each tick, numbered into the buffer, shipped by the link.
+//!
+//! An [`Agent`] is one future without threads or tasks of its own beside the connection, so that a demo, a
+//! test or a bench runs thousands in one process. Whose values it ships is behind [`Source`].
+
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+
+use muster_proto::{
+    codec::Encoder,
+    id::{HostId, Incarnation},
+    series::Table,
+    time::{SystemClock, Timestamp},
+    v1,
+};
+use tokio::time;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    buffer::{Books, Buffer, BufferLimits, Encoded},
+    credentials::Credentials,
+    sampler::{HostClock, Sampler, Tick},
+    status,
+    telemetry::Own,
+    uplink::{Common, Uplink},
+};
+
+/// From the stop signal to the end, whatever the aggregator does.
+const GRACE: Duration = Duration::from_secs(4);
+
+/// What a host tells, round by round.
+pub trait Source: Send {
+    /// What the host says about itself; read once at the start.
+    fn facts(&self) -> v1::HostFacts;
+    /// The kernel's boot id.
+    fn boot_id(&self) -> [u8; 16];
+    /// Reads everything now. `own` is what the agent counts about itself, to be told with the rest.
+    fn sample(&mut self, tick: Timestamp, own: &Own) -> (&Table, Vec<v1::Event>);
+    /// Names of collectors that failed in the last round.
+    fn failing(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+}
+
+/// How an agent runs.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// Whose samples these are: gives the phase of the ticks. The aggregator believes the certificate.
+    pub host: HostId,
+    /// Time between ticks; the aggregator may bound it.
+    pub interval: Duration,
+    /// Memory for frames that are not acknowledged.
+    pub buffer: BufferLimits,
+    /// Where to answer `muster-agent status`; `None` for nowhere.
+    pub status_socket: Option<PathBuf>,
+    /// End of the host certificate's life, for the status.
+    pub certificate_expires: Option<Timestamp>,
+    /// Seed of what is left to chance: the incarnation and the waits between connections.
+    pub seed: u64,
+}
+
+/// One agent, ready to run.
+pub struct Agent {
+    config: AgentConfig,
+    common: Arc<Common>,
+    uplink: Uplink,
+    source: Box<dyn Source>,
+}
+
+impl Agent {
+    /// An agent on this machine's clocks.
+    #[must_use]
+    pub fn new(config: AgentConfig, credentials: Credentials, source: Box<dyn Source>) -> Self {
+        Self::with_clock(config, credentials, source, Arc::new(SystemClock))
+    }
+
+    /// An agent on other clocks.
+    #[must_use]
+    pub fn with_clock(
+        config: AgentConfig,
+        credentials: Credentials,
+        source: Box<dyn Source>,
+        clock: Arc<dyn HostClock>,
+    ) -> Self {
+        let mut random = fastrand::Rng::with_seed(config.seed);
+        let buffer = Buffer::new(Incarnation(random.u64(..)), config.buffer);
+        let common = Arc::new(Common::new(
+            buffer,
+            clock,
+            source.facts(),
+            source.boot_id(),
+            config.interval,
+        ));
+        let uplink = Uplink::new(
+            Arc::clone(&common),
+            credentials.connector,
+            credentials.memory,
+            random.u64(..),
+        );
+        Self {
+            config,
+            common,
+            uplink,
+            source,
+        }
+    }
+
+    /// Looks at the agent while it runs.
+    #[must_use]
+    pub fn monitor(&self) -> Monitor {
+        Monitor {
+            common: Arc::clone(&self.common),
+            address: self.uplink.address().to_owned(),
+        }
+    }
+
+    /// Runs until `shutdown` completes and says why; then ships what is held, says goodbye and ends within
+    /// five seconds. Returns what became of its frames.
+    pub async fn run(self, shutdown: impl Future<Output = v1::FinReason>) -> Books {
+        let Self {
+            config,
+            common,
+            uplink,
+            source,
+        } = self;
+        let fixed = status::Fixed {
+            host_id: config.host.to_string(),
+            address: uplink.address().to_owned(),
+            started: time::Instant::now(),
+            certificate_expires: config.certificate_expires,
+        };
+        let stop = CancellationToken::new();
+        let mut rounds = Rounds::new(source, &common);
+        {
+            let mut linked = std::pin::pin!(uplink.run(stop.clone()));
+            let mut sampler = Sampler::new(config.host, &*common.clock, common.watch_schedule());
+            let mut shutdown = std::pin::pin!(shutdown);
+            let mut answered = std::pin::pin!(status::serve(
+                config.status_socket.as_deref(),
+                Arc::clone(&common),
+                fixed,
+            ));
+            loop {
+                tokio::select! {
+                    reason = &mut shutdown => {
+                        common.set_fin_reason(reason);
+                        break;
+                    }
+                    tick = sampler.next() => rounds.take(tick),
+                    // Neither ends before it is stopped.
+                    () = &mut linked => break,
+                    () = &mut answered => break,
+                }
+            }
+            stop.cancel();
+            if time::timeout(GRACE, linked).await.is_err() {
+                tracing::warn!(grace_seconds = GRACE.as_secs(), "shutdown grace is over");
+            }
+        }
+        let mut buffer = common.buffer();
+        buffer.abandon_from(0);
+        let books = buffer.books();
+        tracing::info!(
+            produced = books.produced,
+            durable = books.durable,
+            rejected = books.rejected,
+            lost = books.lost,
+            "agent stopped"
+        );
+        books
+    }
+}
+
+/// A look at an agent that runs.
+#[derive(Clone)]
+pub struct Monitor {
+    common: Arc<Common>,
+    address: String,
+}
+
+impl Monitor {
+    /// Whether a session with the aggregator stands.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.common.link().connected_since.is_some()
+    }
+
+    /// What became of the frames so far.
+    #[must_use]
+    pub fn books(&self) -> Books {
+        self.common.buffer().books()
+    }
+
+    /// How the link stands, in one line for people.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let link = self.common.link();
+        match (link.connected_since, &link.fault) {
+            (Some(_), _) => format!("connected to {}", self.address),
+            (None, Some((cause, _))) => format!("not connected to {}: {cause}", self.address),
+            (None, None) => format!("connecting to {}", self.address),
+        }
+    }
+}
+
+/// The rounds of a source, encoded and numbered.
+struct Rounds<'a> {
+    source: Box<dyn Source>,
+    common: &'a Common,
+    encoder: Encoder,
+    ticks_missed: u64,
+    /// Room for a payload; the frame gets a copy of its exact size.
+    scratch: Vec<u8>,
+}
+
+impl<'a> Rounds<'a> {
+    fn new(source: Box<dyn Source>, common: &'a Common) -> Self {
+        Self {
+            source,
+            common,
+            encoder: Encoder::new(),
+            ticks_missed: 0,
+            scratch: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, tick: Tick) {
+        self.ticks_missed += tick.missed;
+        if tick.missed > 0 {
+            tracing::debug!(missed = tick.missed, "ticks missed");
+        }
+        let own = self.own();
+        let began = time::Instant::now();
+        let (table, events) = self.source.sample(tick.at, &own);
+        let took = began.elapsed();
+        let key = self.common.buffer().needs_key(tick.at);
+        self.scratch.clear();
+        let key = self.encoder.encode(table, &events, key, &mut self.scratch);
+        let encoded = Encoded {
+            tick: tick.at,
+            boottime_ms: tick.boottime_ms,
+            payload: bytes::Bytes::copy_from_slice(&self.scratch),
+            key,
+            samples: table.present_count() as u64,
+        };
+        let series = encoded.samples;
+        self.common.buffer().append(encoded);
+        self.common.appended.notify_one();
+        let failing = self.source.failing();
+        self.common
+            .rounds()
+            .note(tick.at, took, series, self.ticks_missed, failing);
+    }
+
+    fn own(&self) -> Own {
+        let books = self.common.buffer().books();
+        Own {
+            ticks_missed: self.ticks_missed,
+            frames_produced: books.produced,
+            frames_lost: books.lost,
+            frames_refused: books.rejected,
+            frames_queued: books.held,
+            reconnects: self.common.link().sessions.saturating_sub(1),
+        }
+    }
+}

@@ -1,0 +1,495 @@
+//! Collectors: each reads one part of the host. This file holds what they have in common, the one list of
+//! them ([`collectors`]) and the [`Collection`] that runs them at each tick.
+//!
+//! A collector that fails is reported, loses its values and is tried again when it is next due; it takes
+//! no other with it. Nothing here waits for the network or runs a program. When to tick, and what becomes
+//! of the values, is the sampler's business.
+
+pub mod agent;
+pub mod config;
+pub mod cpu;
+pub mod diskstats;
+pub mod dmi;
+pub mod filefd;
+pub mod glob;
+pub mod loadavg;
+pub mod meminfo;
+pub mod netdev;
+pub mod os;
+pub mod pressure;
+pub mod readings;
+#[cfg(test)]
+mod testing;
+pub mod text;
+pub mod time;
+pub mod uname;
+pub mod vmstat;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use muster_proto::{
+    catalog, limits,
+    series::Table,
+    time::Timestamp,
+    v1::{self, event_field},
+};
+
+pub use self::{
+    agent::{AgentCounters, Lost},
+    config::{CollectConfig, DiskConfig, FilesystemConfig, NetworkConfig, SystemdConfig},
+    readings::Readings,
+};
+use crate::host::{HostRoot, ReadError};
+
+/// How often the pass measures itself. Durations differ each time, so showing them at every tick would
+/// be a large part of every frame.
+const MEASURE_EVERY: Duration = Duration::from_secs(15);
+
+/// The pass in which the collection puts what it knows about its collectors; they have 1, 2, ….
+const OWN_PASS: usize = 0;
+
+/// Reads one part of the host. Never writes, never runs a program, never leaves the host.
+pub trait Collector: Send {
+    /// What people are told about it.
+    fn about(&self) -> &'static About;
+
+    /// Puts what the host says now: raw counters and gauges, never rates.
+    ///
+    /// # Errors
+    /// [`CollectError`] when what should be there cannot be read or understood. What was put in this
+    /// round is then withdrawn.
+    fn collect(&mut self, host: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError>;
+}
+
+/// What people are told about a collector.
+#[derive(Debug)]
+pub struct About {
+    /// Key in the configuration, value of the `collector` label, field in the log.
+    pub name: &'static str,
+    /// Shortest time between two runs; nothing means every tick.
+    pub every: Duration,
+    /// Files and interfaces it reads.
+    pub reads: &'static str,
+    /// What an unprivileged agent needs besides; empty for nothing.
+    pub needs: &'static str,
+    /// What it tells.
+    pub what: &'static str,
+}
+
+/// How a collector's round went, when it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It put all its values.
+    Read,
+    /// All that it put in an earlier round still holds; it put nothing in this one.
+    Unchanged,
+    /// This host does not have what it reads: no values, and no failure either.
+    NoData,
+}
+
+/// Why a collector failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// A file could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A file was read and not understood.
+    #[error("{path} is not understood: {what}")]
+    Malformed {
+        /// Path below the host's root.
+        path: &'static str,
+        /// What was expected and not found.
+        what: &'static str,
+    },
+}
+
+/// Every collector, in the order in which they run; those that are switched off included. Building one
+/// opens nothing and starts nothing.
+#[must_use]
+pub fn collectors(
+    config: &CollectConfig,
+    counters: &Arc<AgentCounters>,
+) -> Vec<Box<dyn Collector>> {
+    vec![
+        Box::new(uname::Uname::default()),
+        Box::new(os::Os::default()),
+        Box::new(time::Time::default()),
+        Box::new(dmi::Dmi::default()),
+        Box::new(cpu::Cpu::default()),
+        Box::new(meminfo::Meminfo::default()),
+        Box::new(loadavg::Loadavg::default()),
+        Box::new(diskstats::Diskstats::new(&config.disk)),
+        Box::new(netdev::Netdev::new(&config.network)),
+        Box::new(vmstat::Vmstat::default()),
+        Box::new(pressure::Pressure::default()),
+        Box::new(filefd::Filefd::default()),
+        Box::new(agent::Agent::new(Arc::clone(counters))),
+    ]
+}
+
+/// The collectors that the configuration leaves on.
+#[must_use]
+pub fn enabled(config: &CollectConfig, counters: &Arc<AgentCounters>) -> Vec<Box<dyn Collector>> {
+    let mut all = collectors(config, counters);
+    all.retain(|collector| config.is_enabled(collector.about().name));
+    all
+}
+
+/// One line of `muster-agent collectors`.
+#[derive(Debug)]
+pub struct CollectorInfo {
+    /// Whether the configuration leaves it on.
+    pub on: bool,
+    /// What people are told about it.
+    pub about: &'static About,
+}
+
+/// What `muster-agent collectors` lists.
+#[must_use]
+pub fn describe(config: &CollectConfig) -> Vec<CollectorInfo> {
+    let info = |collector: Box<dyn Collector>| CollectorInfo {
+        on: config.is_enabled(collector.about().name),
+        about: collector.about(),
+    };
+    collectors(config, &Arc::default())
+        .into_iter()
+        .map(info)
+        .collect()
+}
+
+/// A host and the collectors that look at it.
+pub struct Collection {
+    host: HostRoot,
+    slots: Vec<Slot>,
+    readings: Readings,
+    measured: Option<Timestamp>,
+    counters: Arc<AgentCounters>,
+}
+
+struct Slot {
+    collector: Box<dyn Collector>,
+    ran: Option<Timestamp>,
+    /// Whether the last run went well; `None` before the first.
+    ok: Option<bool>,
+    took: Duration,
+}
+
+impl Collection {
+    /// The collectors that `config` leaves on, looking at `host`. Nothing is read yet.
+    #[must_use]
+    pub fn new(host: HostRoot, config: &CollectConfig) -> Self {
+        let counters = Arc::default();
+        let collectors = enabled(config, &counters);
+        Self {
+            counters,
+            ..Self::with(host, collectors, config.max_series)
+        }
+    }
+
+    /// These collectors, looking at `host`; at most `max_series` series.
+    #[must_use]
+    pub fn with(host: HostRoot, collectors: Vec<Box<dyn Collector>>, max_series: usize) -> Self {
+        let slot = |collector| Slot {
+            collector,
+            ran: None,
+            ok: None,
+            took: Duration::ZERO,
+        };
+        Self {
+            host,
+            slots: collectors.into_iter().map(slot).collect(),
+            readings: Readings::with_quota(max_series.min(limits::MAX_SERIES)),
+            measured: None,
+            counters: Arc::default(),
+        }
+    }
+
+    /// Runs every collector that is due at `tick`; the values as they are then.
+    pub fn run(&mut self, tick: Timestamp) -> &Table {
+        let began = Instant::now();
+        self.readings.set_tick(tick);
+        let mut changed = false;
+        for number in 0..self.slots.len() {
+            if is_due(
+                self.slots[number].ran,
+                self.slots[number].collector.about().every,
+                tick,
+            ) {
+                changed |= self.run_one(number, tick);
+            }
+        }
+        if changed || is_due(self.measured, MEASURE_EVERY, tick) {
+            self.measured = Some(tick);
+            self.put_own(began);
+        }
+        self.readings.table()
+    }
+
+    /// The values as the last round left them.
+    #[must_use]
+    pub fn table(&self) -> &Table {
+        self.readings.table()
+    }
+
+    /// What the other parts of the agent count, for its own metrics.
+    #[must_use]
+    pub fn counters(&self) -> Arc<AgentCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// The host that is looked at.
+    #[must_use]
+    pub fn host(&self) -> &HostRoot {
+        &self.host
+    }
+
+    /// Takes the oldest events, at most as many as one frame may carry.
+    pub fn take_events(&mut self) -> Vec<v1::Event> {
+        self.readings.take_events()
+    }
+
+    /// Reports an event of the agent itself, at the latest tick.
+    pub fn event(&mut self, kind: v1::EventKind, subject: &str, fields: Vec<v1::EventField>) {
+        self.readings.event(kind, subject, fields);
+    }
+
+    /// Names of the collectors that failed when they last ran.
+    pub fn failing(&self) -> impl Iterator<Item = &'static str> {
+        let failed = |slot: &&Slot| slot.ok == Some(false);
+        self.slots
+            .iter()
+            .filter(failed)
+            .map(|slot| slot.collector.about().name)
+    }
+
+    /// Runs one collector; true if it fails and did not before, or the other way round.
+    fn run_one(&mut self, number: usize, tick: Timestamp) -> bool {
+        let slot = &mut self.slots[number];
+        let name = slot.collector.about().name;
+        slot.ran = Some(tick);
+        self.readings.begin(number + 1);
+        let began = Instant::now();
+        let outcome = slot.collector.collect(&self.host, &mut self.readings);
+        slot.took = began.elapsed();
+        match &outcome {
+            Ok(Outcome::Unchanged) => {}
+            Ok(Outcome::Read) => self.readings.end(true),
+            Ok(Outcome::NoData) | Err(_) => self.readings.end(false),
+        }
+        let ok = outcome.is_ok();
+        let before = slot.ok.replace(ok);
+        if before.unwrap_or(true) == ok {
+            return before.is_none();
+        }
+        match &outcome {
+            Err(error) => {
+                tracing::warn!(collector = name, error = %chain(error), "collector failed; its values are absent until it works again");
+            }
+            Ok(_) => tracing::info!(collector = name, "collector works again"),
+        }
+        let to = if ok { "ok" } else { "failed" };
+        let fields = vec![word(v1::EventFieldKey::To, to)];
+        self.readings
+            .event(v1::EventKind::CollectorChanged, name, fields);
+        true
+    }
+
+    /// Puts what the pass knows about itself.
+    fn put_own(&mut self, began: Instant) {
+        let out = &mut self.readings;
+        out.begin(OWN_PASS);
+        for slot in &self.slots {
+            let labels = [slot.collector.about().name];
+            out.unsigned(
+                catalog::SCRAPE_COLLECTOR_DURATION,
+                &labels,
+                nanos(slot.took),
+            );
+            let success = i64::from(slot.ok == Some(true));
+            out.int(catalog::SCRAPE_COLLECTOR_SUCCESS, &labels, success);
+        }
+        out.unsigned(catalog::AGENT_SERIES_REFUSED, &[], out.refused());
+        let series = out.table().present_count() as u64;
+        out.unsigned(catalog::AGENT_SERIES, &[], series);
+        out.unsigned(catalog::AGENT_ROUND_SECONDS, &[], nanos(began.elapsed()));
+        out.end(true);
+    }
+}
+
+/// Whether what ran at `last` and runs every `every` is due. A clock that was set back makes it due.
+fn is_due(last: Option<Timestamp>, every: Duration, tick: Timestamp) -> bool {
+    last.is_none_or(|last| tick < last || tick.since(last) >= every)
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A field of an event that holds a word.
+#[must_use]
+pub fn word(key: v1::EventFieldKey, word: &str) -> v1::EventField {
+    v1::EventField {
+        key: key.into(),
+        value: Some(event_field::Value::Word(word.to_owned())),
+    }
+}
+
+/// An error and all its sources, as one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        line = format!("{line}: {source}");
+        next = source.source();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::catalog::{AGENT_SERIES, LOAD1, LOAD5, SCRAPE_COLLECTOR_SUCCESS};
+
+    use super::*;
+
+    /// Does what the script says, one entry a run.
+    struct Scripted {
+        about: &'static About,
+        family: catalog::FamilyId,
+        script: Vec<Result<Outcome, ()>>,
+    }
+
+    static OFTEN: About = About {
+        name: "often",
+        every: Duration::ZERO,
+        reads: "",
+        needs: "",
+        what: "",
+    };
+    static SELDOM: About = About {
+        name: "seldom",
+        every: Duration::from_secs(30),
+        ..OFTEN
+    };
+
+    impl Collector for Scripted {
+        fn about(&self) -> &'static About {
+            self.about
+        }
+
+        fn collect(&mut self, _: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
+            let next = if self.script.is_empty() {
+                Ok(Outcome::Read)
+            } else {
+                self.script.remove(0)
+            };
+            if next != Ok(Outcome::Unchanged) {
+                out.int(self.family, &[], out.tick().as_millis());
+            }
+            next.map_err(|()| CollectError::Malformed {
+                path: "proc/scripted",
+                what: "anything",
+            })
+        }
+    }
+
+    fn collection(script: Vec<Result<Outcome, ()>>) -> Collection {
+        let often = Scripted {
+            about: &OFTEN,
+            family: LOAD1,
+            script,
+        };
+        let seldom = Scripted {
+            about: &SELDOM,
+            family: LOAD5,
+            script: Vec::new(),
+        };
+        let both: Vec<Box<dyn Collector>> = vec![Box::new(often), Box::new(seldom)];
+        Collection::with(HostRoot::at("/nowhere"), both, 100)
+    }
+
+    fn value(table: &Table, family: catalog::FamilyId, label: Option<&str>) -> Option<i64> {
+        let at = table.series.iter().position(|series| {
+            series.family == family.0 && series.labels.first().map(String::as_str) == label
+        })?;
+        table.present[at].then(|| table.raw[at].as_int())
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_millis(seconds * 1000)
+    }
+
+    #[test]
+    fn collectors_run_when_they_are_due_and_values_stay_between() {
+        let mut collection = collection(vec![Ok(Outcome::Read), Ok(Outcome::Unchanged)]);
+        let table = collection.run(at(100));
+        assert_eq!(value(table, LOAD1, None), Some(100_000));
+        assert_eq!(value(table, LOAD5, None), Some(100_000));
+        let table = collection.run(at(115));
+        assert_eq!(value(table, LOAD1, None), Some(100_000), "unchanged");
+        assert_eq!(value(table, LOAD5, None), Some(100_000), "not due");
+        let table = collection.run(at(130));
+        assert_eq!(value(table, LOAD5, None), Some(130_000));
+        let table = collection.run(at(10));
+        assert_eq!(value(table, LOAD5, None), Some(10_000), "clock set back");
+        assert!(collection.take_events().is_empty());
+    }
+
+    #[test]
+    fn a_failure_is_reported_once_and_takes_no_other_with_it() {
+        let mut collection = collection(vec![Err(()), Err(()), Ok(Outcome::Read)]);
+        let table = collection.run(at(0));
+        assert_eq!(value(table, LOAD1, None), None);
+        assert_eq!(value(table, LOAD5, None), Some(0));
+        let success = |table: &Table| value(table, SCRAPE_COLLECTOR_SUCCESS, Some("often"));
+        assert_eq!(success(table), Some(0));
+        assert_eq!(collection.failing().collect::<Vec<_>>(), ["often"]);
+        collection.run(at(1));
+        assert_eq!(collection.take_events().len(), 1);
+        let table = collection.run(at(2));
+        assert_eq!(value(table, LOAD1, None), Some(2_000));
+        assert_eq!(success(table), Some(1));
+        let events = collection.take_events();
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0].subject, "often");
+        assert_eq!(events[0].fields, [word(v1::EventFieldKey::To, "ok")]);
+    }
+
+    #[test]
+    fn what_a_host_does_not_have_is_absent_and_no_failure() {
+        let mut collection = collection(vec![Ok(Outcome::NoData)]);
+        let table = collection.run(at(0));
+        assert_eq!(value(table, LOAD1, None), None);
+        assert_eq!(
+            value(table, SCRAPE_COLLECTOR_SUCCESS, Some("often")),
+            Some(1)
+        );
+        assert!(value(table, AGENT_SERIES, None).is_some());
+        assert!(collection.take_events().is_empty());
+    }
+
+    #[test]
+    fn names_are_unique_and_can_be_switched_off() {
+        let all = describe(&CollectConfig::default());
+        for info in &all {
+            let same = all
+                .iter()
+                .filter(|other| other.about.name == info.about.name);
+            assert_eq!(same.count(), 1, "{}", info.about.name);
+            assert!(!info.about.what.is_empty() && !info.about.reads.is_empty());
+        }
+        let config = CollectConfig {
+            disabled: vec!["cpu".to_owned()],
+            ..CollectConfig::default()
+        };
+        let left = enabled(&config, &Arc::default());
+        assert_eq!(left.iter().filter(|c| c.about().name == "cpu").count(), 0);
+        assert!(
+            describe(&config)
+                .iter()
+                .any(|info| info.about.name == "cpu" && !info.on)
+        );
+    }
+}

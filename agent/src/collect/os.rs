@@ -1,0 +1,164 @@
+//! `os-release`: which distribution the host runs.
+
+use std::time::Duration;
+
+use muster_proto::catalog;
+
+use super::{About, CollectError, Collector, Outcome, Readings, text};
+use crate::host::{HostRoot, ReadError};
+
+/// Where os-release(5) says to look, in order.
+const PATHS: [&str; 2] = ["etc/os-release", "usr/lib/os-release"];
+
+/// Most variables that are kept; distributions have about 15.
+const MAX_VARIABLES: usize = 64;
+
+static ABOUT: About = About {
+    name: "os",
+    every: Duration::from_secs(300),
+    reads: "/etc/os-release",
+    needs: "",
+    what: "name and version of the distribution, version of the agent",
+};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Os(());
+
+/// The variables of an os-release file.
+#[derive(Debug, Default)]
+pub struct Release(Vec<(String, String)>);
+
+impl Release {
+    /// Reads the first of the two files that exists.
+    ///
+    /// # Errors
+    /// [`ReadError`] of the second when neither can be read.
+    pub fn read(host: &HostRoot) -> Result<Self, ReadError> {
+        let bytes = host.read(PATHS[0]).or_else(|_| host.read(PATHS[1]))?;
+        Ok(Self::parse(&bytes))
+    }
+
+    /// Lines that assign nothing are passed over.
+    fn parse(bytes: &[u8]) -> Self {
+        let assignment = |line: &[u8]| {
+            let text = text::lossy(line.trim_ascii());
+            let (key, value) = text.split_once('=')?;
+            let legal = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+            (!key.is_empty() && key.chars().all(legal)).then(|| (key.to_owned(), unquote(value)))
+        };
+        let variables = text::lines(bytes).filter_map(assignment);
+        Self(variables.take(MAX_VARIABLES).collect())
+    }
+
+    /// The value of a variable; empty if it is not set.
+    #[must_use]
+    pub fn value(&self, key: &str) -> &str {
+        let found = self.0.iter().rfind(|(known, _)| known == key);
+        found.map_or("", |(_, value)| value)
+    }
+}
+
+/// The value as a shell would read it, for the little that os-release(5) allows.
+fn unquote(value: &str) -> String {
+    if let Some(inner) = value.strip_prefix('\'').and_then(|v| v.strip_suffix('\'')) {
+        return inner.to_owned();
+    }
+    let quoted = value.strip_prefix('"').and_then(|v| v.strip_suffix('"'));
+    let mut plain = String::new();
+    let mut chars = quoted.unwrap_or(value).chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => plain.extend(chars.next()),
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
+impl Collector for Os {
+    fn about(&self) -> &'static About {
+        &ABOUT
+    }
+
+    fn collect(&mut self, host: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
+        let agent = env!("CARGO_PKG_VERSION");
+        let build = ["", std::env::consts::ARCH, "linux", "", "", "", agent];
+        out.int(catalog::EXPORTER_BUILD_INFO, &build, 1);
+        out.int(catalog::AGENT_INFO, &[agent], 1);
+        let release = match Release::read(host) {
+            Ok(release) => release,
+            Err(error) if error.is_absent() => return Ok(Outcome::Read),
+            Err(error) => return Err(error.into()),
+        };
+        let keys = [
+            "BUILD_ID",
+            "ID",
+            "ID_LIKE",
+            "IMAGE_ID",
+            "IMAGE_VERSION",
+            "NAME",
+            "PRETTY_NAME",
+            "VARIANT",
+            "VARIANT_ID",
+            "VERSION",
+            "VERSION_CODENAME",
+            "VERSION_ID",
+        ];
+        out.int(catalog::OS_INFO, &keys.map(|key| release.value(key)), 1);
+        if let Some(version) = version_number(release.value("VERSION_ID")) {
+            let labels = ["ID", "ID_LIKE", "NAME"].map(|key| release.value(key));
+            out.float(catalog::OS_VERSION, &labels, version);
+        }
+        Ok(Outcome::Read)
+    }
+}
+
+/// Major and minor number as one: "22.04.3" is 22.04.
+fn version_number(version: &str) -> Option<f64> {
+    let mut parts = version.split('.');
+    let digits = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let major = parts.next().filter(digits)?;
+    match parts.next().filter(digits) {
+        Some(minor) => format!("{major}.{minor}").parse().ok(),
+        None => major.parse().ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::testing, *};
+
+    #[test]
+    fn values_are_read_as_a_shell_would() {
+        let release = Release::parse(
+            b"# comment\nID=debian\nNAME=\"A \\\"B\\\" \\\\C\"\nVERSION_ID='12'\nlower=x\nID_LIKE=\nVARIANT",
+        );
+        assert_eq!(release.value("ID"), "debian");
+        assert_eq!(release.value("NAME"), "A \"B\" \\C");
+        assert_eq!(release.value("VERSION_ID"), "12");
+        assert_eq!(release.value("lower"), "");
+        assert_eq!(release.value("VARIANT"), "");
+    }
+
+    #[test]
+    fn versions_become_numbers_where_they_are_numbers() {
+        let table = [
+            ("12", Some(12.0)),
+            ("22.04", Some(22.04)),
+            ("9.3.1", Some(9.3)),
+            ("", None),
+            ("rolling", None),
+            ("12.beta", Some(12.0)),
+        ];
+        for (text, number) in table {
+            assert_eq!(version_number(text), number, "{text}");
+        }
+    }
+
+    testing::garbage!(
+        Os::default(),
+        PATHS[0],
+        "[A-Z_]{0,6}=?[\"'\\\\a-z.0-9]{0,9}\n"
+    );
+}

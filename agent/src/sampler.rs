@@ -1,0 +1,354 @@
+//! When to take a sample, and which time it bears.
+//!
+//! Ticks lie at `k x interval + phase`, the phase drawn from the host's identity so that a fleet does not
+//! speak in chorus. The time of a tick comes from CLOCK_BOOTTIME plus an offset that is taken from the wall
+//! clock once, at the start, and corrected when an aggregator tells its time: a jump of the host's wall
+//! clock bends no series, and a correction moves future ticks only. Ticks that were missed, because a round
+//! took too long or the host slept, are counted and never made up for.
+//!
+//! Collecting, recording and shipping are separate rates: this file says when a round of collectors is due
+//! and knows nothing of what becomes of it.
+
+use std::time::Duration;
+
+use muster_proto::{
+    id::HostId,
+    limits,
+    time::{Clock, SystemClock, Timestamp, duration_millis},
+};
+use tokio::{sync::watch, time};
+
+/// Wall clock and CLOCK_BOOTTIME of a host.
+pub trait HostClock: Clock {
+    /// Milliseconds since the kernel booted, time asleep included.
+    fn boottime_ms(&self) -> i64;
+}
+
+impl HostClock for SystemClock {
+    fn boottime_ms(&self) -> i64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        now.tv_sec
+            .saturating_mul(1000)
+            .saturating_add(now.tv_nsec / 1_000_000)
+    }
+}
+
+/// Difference below which the aggregator's time is taken to agree: what the route and two schedulers add.
+const TOLERANCE: Duration = Duration::from_millis(250);
+
+/// What fixes the ticks to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schedule {
+    /// UTC minus CLOCK_BOOTTIME, milliseconds.
+    offset_ms: i64,
+    interval: Duration,
+}
+
+impl Schedule {
+    /// A schedule on the host's own clock.
+    #[must_use]
+    pub fn new(clock: &dyn HostClock, interval: Duration) -> Self {
+        Self {
+            offset_ms: clock
+                .now()
+                .millis_since(Timestamp::from_millis(clock.boottime_ms())),
+            interval,
+        }
+    }
+
+    /// Time between ticks.
+    #[must_use]
+    pub fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    /// The time of an instant of CLOCK_BOOTTIME.
+    #[must_use]
+    pub fn at(&self, boottime_ms: i64) -> Timestamp {
+        Timestamp::from_millis(boottime_ms.saturating_add(self.offset_ms))
+    }
+
+    /// The aggregator's clock showed `server` at `boottime_ms`, give or take `uncertainty`. Returns by how
+    /// many milliseconds future ticks move; `None` when the clocks agree.
+    pub fn correct(
+        &mut self,
+        server: Timestamp,
+        boottime_ms: i64,
+        uncertainty: Duration,
+    ) -> Option<i64> {
+        let difference = server.millis_since(self.at(boottime_ms));
+        let tolerated = duration_millis(TOLERANCE.saturating_add(uncertainty));
+        if difference.saturating_abs() <= tolerated {
+            return None;
+        }
+        self.offset_ms = self.offset_ms.saturating_add(difference);
+        Some(difference)
+    }
+
+    /// Brings the interval within the aggregator's bounds (milliseconds, 0 for none); true if it changed.
+    pub fn bound(&mut self, wished: Duration, min_ms: u32, max_ms: u32) -> bool {
+        let least = Duration::from_millis(min_ms.into()).max(limits::MIN_INTERVAL);
+        let most = match max_ms {
+            0 => limits::MAX_INTERVAL,
+            ms => Duration::from_millis(ms.into()).min(limits::MAX_INTERVAL),
+        };
+        let interval = wished.max(least).min(most.max(limits::MIN_INTERVAL));
+        let changed = interval != self.interval;
+        self.interval = interval;
+        changed
+    }
+
+    fn interval_ms(&self) -> i64 {
+        duration_millis(self.interval).max(1)
+    }
+
+    /// The last tick at or before `now`.
+    fn tick_before(&self, host: HostId, now: Timestamp) -> Timestamp {
+        let interval = self.interval_ms();
+        let phase = i64::try_from(host.spread() % interval.unsigned_abs()).unwrap_or(0);
+        let since = now.as_millis().saturating_sub(phase).rem_euclid(interval);
+        Timestamp::from_millis(now.as_millis() - since)
+    }
+}
+
+/// A moment at which to sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tick {
+    /// The scheduled time.
+    pub at: Timestamp,
+    /// CLOCK_BOOTTIME of the scheduled time, milliseconds.
+    pub boottime_ms: i64,
+    /// Ticks since the one before at which nothing was taken.
+    pub missed: u64,
+}
+
+/// Gives the ticks of one host, one after the other.
+pub struct Sampler<'a> {
+    host: HostId,
+    clock: &'a dyn HostClock,
+    schedule: watch::Receiver<Schedule>,
+    /// The last tick and the schedule it followed.
+    last: Option<(Timestamp, Schedule)>,
+}
+
+impl<'a> Sampler<'a> {
+    /// Ticks of `host` on a schedule that may change at any time.
+    #[must_use]
+    pub fn new(
+        host: HostId,
+        clock: &'a dyn HostClock,
+        schedule: watch::Receiver<Schedule>,
+    ) -> Self {
+        Self {
+            host,
+            clock,
+            schedule,
+            last: None,
+        }
+    }
+
+    /// Waits for the next tick. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Tick {
+        loop {
+            let schedule = *self.schedule.borrow_and_update();
+            let now = schedule.at(self.clock.boottime_ms());
+            let due = self.due_after(&schedule, now);
+            let changed = {
+                let wait = time::sleep(due.since(now));
+                tokio::select! {
+                    () = wait => false,
+                    // A sender that is gone changes nothing any more.
+                    Ok(()) = self.schedule.changed() => true,
+                }
+            };
+            let boottime_ms = self.clock.boottime_ms();
+            let now = schedule.at(boottime_ms);
+            if changed || now < due {
+                continue;
+            }
+            let at = schedule.tick_before(self.host, now);
+            self.last = Some((at, schedule));
+            return Tick {
+                at,
+                boottime_ms: boottime_ms - now.millis_since(at),
+                missed: at.millis_since(due).unsigned_abs() / schedule.interval_ms().unsigned_abs(),
+            };
+        }
+    }
+
+    fn due_after(&self, schedule: &Schedule, now: Timestamp) -> Timestamp {
+        match self.last {
+            // Also when it has passed: it is then due at once, and those after it are missed.
+            Some((last, under)) if under == *schedule => last.plus(schedule.interval()),
+            last => {
+                let next = schedule
+                    .tick_before(self.host, now)
+                    .plus(schedule.interval());
+                // A small step back must not give one tick two samples.
+                match last {
+                    Some((last, _)) if last == next => next.plus(schedule.interval()),
+                    _ => next,
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    };
+
+    use super::*;
+
+    /// Boot time follows tokio's clock; the wall clock is that plus what a test sets.
+    struct Host {
+        started: time::Instant,
+        asleep_ms: AtomicI64,
+        wall_ms: AtomicI64,
+    }
+
+    impl Host {
+        fn new(wall_ms: i64) -> Arc<Self> {
+            Arc::new(Self {
+                started: time::Instant::now(),
+                asleep_ms: AtomicI64::new(0),
+                wall_ms: AtomicI64::new(wall_ms),
+            })
+        }
+    }
+
+    impl Clock for Host {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_millis(self.wall_ms.load(Ordering::SeqCst) + self.boottime_ms())
+        }
+    }
+
+    impl HostClock for Host {
+        fn boottime_ms(&self) -> i64 {
+            duration_millis(self.started.elapsed()) + self.asleep_ms.load(Ordering::SeqCst)
+        }
+    }
+
+    const TEN: Duration = Duration::from_secs(10);
+
+    fn host_id(spread: u64) -> HostId {
+        let mut bytes = [0; 16];
+        bytes[8..].copy_from_slice(&spread.to_le_bytes());
+        HostId::from_bytes(bytes)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ticks_lie_on_the_grid_of_the_host() {
+        let host = Host::new(1_000_000_123_456);
+        let (_sender, schedule) = watch::channel(Schedule::new(&*host, TEN));
+        let mut sampler = Sampler::new(host_id(23_001), &*host, schedule);
+        let mut ticks = Vec::new();
+        for _ in 0..3 {
+            ticks.push(sampler.next().await);
+        }
+        let at: Vec<_> = ticks.iter().map(|tick| tick.at.as_millis()).collect();
+        assert_eq!(
+            at,
+            [1_000_000_133_001, 1_000_000_143_001, 1_000_000_153_001]
+        );
+        assert!(ticks.iter().all(|tick| tick.missed == 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_jump_of_the_wall_clock_bends_nothing() {
+        let host = Host::new(1_000_000);
+        let (_sender, schedule) = watch::channel(Schedule::new(&*host, TEN));
+        let mut sampler = Sampler::new(host_id(0), &*host, schedule);
+        let first = sampler.next().await.at;
+        host.wall_ms.store(9_000_000, Ordering::SeqCst);
+        assert_eq!(sampler.next().await.at, first.plus(TEN));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn missed_ticks_are_counted_and_not_made_up_for() {
+        let host = Host::new(1_000_000);
+        let (_sender, schedule) = watch::channel(Schedule::new(&*host, TEN));
+        let mut sampler = Sampler::new(host_id(0), &*host, schedule);
+        let first = sampler.next().await;
+        // A round that takes 34 s.
+        time::advance(Duration::from_secs(34)).await;
+        let second = sampler.next().await;
+        assert_eq!((second.at, second.missed), (first.at.plus(TEN * 3), 2));
+        // A night asleep: tokio's clock stands still, CLOCK_BOOTTIME does not.
+        host.asleep_ms.store(3_600_000, Ordering::SeqCst);
+        let third = sampler.next().await;
+        assert_eq!(third.at.since(second.at).as_secs() % 10, 0);
+        assert_eq!(third.missed, third.at.since(second.at).as_secs() / 10 - 1);
+        assert_eq!(sampler.next().await.at, third.at.plus(TEN));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_aggregators_time_moves_future_ticks_only() {
+        for ahead in [-7_200_000, -3_000, 3_000, 86_400_000] {
+            let host = Host::new(1_000_000_000);
+            let (sender, schedule) = watch::channel(Schedule::new(&*host, TEN));
+            let mut sampler = Sampler::new(host_id(4_000), &*host, schedule);
+            let first = sampler.next().await;
+            sender.send_modify(|schedule| {
+                let server = schedule.at(host.boottime_ms() + ahead);
+                let moved = schedule.correct(server, host.boottime_ms(), Duration::ZERO);
+                assert_eq!(moved, Some(ahead));
+            });
+            let began = time::Instant::now();
+            let second = sampler.next().await;
+            let true_now = Timestamp::from_millis(host.now().as_millis() + ahead);
+            assert!(
+                true_now.millis_since(second.at) < 10,
+                "stamped with the true time"
+            );
+            assert!(began.elapsed() <= TEN * 2, "{ahead}: {:?}", began.elapsed());
+            assert_ne!(second.at, first.at);
+            assert_eq!(second.at.as_millis().rem_euclid(10_000), 4_000);
+        }
+    }
+
+    #[test]
+    fn clocks_that_agree_within_the_route_are_left_alone() {
+        let mut schedule = Schedule {
+            offset_ms: 1_000,
+            interval: TEN,
+        };
+        let mut correct = |server, uncertainty| {
+            schedule.correct(
+                Timestamp::from_millis(server),
+                0,
+                Duration::from_millis(uncertainty),
+            )
+        };
+        assert_eq!(correct(1_250, 0), None);
+        assert_eq!(correct(1_700, 500), None);
+        assert_eq!(correct(700, 0), Some(-300));
+        assert_eq!(correct(i64::MAX, 0).map(|by| by > 0), Some(true));
+    }
+
+    #[test]
+    fn the_interval_keeps_to_the_bounds_of_both_sides() {
+        // (wished, min, max, result), milliseconds
+        for (wished, min, max, result) in [
+            (10_000, 0, 0, 10_000),
+            (1_000, 5_000, 60_000, 5_000),
+            (600_000, 1_000, 60_000, 60_000),
+            (10_000, 0, 10, 1_000),
+            (10_000, u32::MAX, 0, 600_000),
+        ] {
+            let mut schedule = Schedule {
+                offset_ms: 0,
+                interval: TEN,
+            };
+            schedule.bound(Duration::from_millis(wished), min, max);
+            assert_eq!(
+                schedule.interval.as_millis(),
+                result,
+                "{wished} {min} {max}"
+            );
+        }
+    }
+}

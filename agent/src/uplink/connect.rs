@@ -1,0 +1,177 @@
+//! One connection to the aggregator: TCP, TLS on it, and what it saw when it broke.
+//!
+//! gRPC reports a connection that breaks with whatever words its layers have left; the first error of the
+//! socket or of TLS is kept beside the connection, so that "certificate expired" is said and not "h2
+//! protocol error".
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+};
+
+use muster_proto::tls;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::fault::Fault;
+
+/// A byte stream to the aggregator.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// What a connector's future resolves to.
+pub type Connecting<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, Fault>> + Send + 'a>>;
+
+/// Makes connections. [`TlsConnector`] in earnest; tests put byte pipes in its place.
+pub trait Connector: Send + Sync {
+    /// Where it leads, as shown to people.
+    fn address(&self) -> &str;
+    /// A new connection, ready for HTTP/2. The caller sets the deadline.
+    fn connect(&self) -> Connecting<'_>;
+}
+
+/// Gives the TLS configuration for the next connection: certificates change while the agent runs.
+pub type TlsSource = Box<dyn Fn() -> Result<Arc<rustls::ClientConfig>, Fault> + Send + Sync>;
+
+/// TCP and TLS to one address.
+pub struct TlsConnector {
+    address: String,
+    tls: TlsSource,
+}
+
+impl TlsConnector {
+    /// Connects to `address` (`host:port`).
+    #[must_use]
+    pub fn new(address: String, tls: TlsSource) -> Self {
+        Self { address, tls }
+    }
+}
+
+impl Connector for TlsConnector {
+    fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn connect(&self) -> Connecting<'_> {
+        Box::pin(async move {
+            let config = (self.tls)()?;
+            let tcp = dial(&self.address).await?;
+            tcp.set_nodelay(true).map_err(Fault::Tcp)?;
+            let stream = tokio_rustls::TlsConnector::from(config)
+                .connect(tls::server_name(), tcp)
+                .await
+                .map_err(Fault::from_io)?;
+            Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+}
+
+async fn dial(address: &str) -> Result<TcpStream, Fault> {
+    let addresses = tokio::net::lookup_host(address)
+        .await
+        .map_err(Fault::Resolve)?;
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(Fault::Tcp(last))
+}
+
+/// What a [`Watched`] stream broke with: the first error of TLS, else the last of the socket.
+#[derive(Debug, Clone, Default)]
+pub struct Witness(Arc<Mutex<Option<Fault>>>);
+
+impl Witness {
+    /// Takes what was seen.
+    #[must_use]
+    pub fn take(&self) -> Option<Fault> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn note<T>(&self, outcome: &Poll<io::Result<T>>) {
+        if let Poll::Ready(Err(error)) = outcome {
+            let copy = Fault::of_tls(error).unwrap_or_else(|| Fault::Tcp(error.kind().into()));
+            let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // A reset often overtakes the alert that explains it.
+            if !matches!(*seen, Some(Fault::Tls(_) | Fault::Handshake(_))) {
+                *seen = Some(copy);
+            }
+        }
+    }
+}
+
+/// A stream that remembers its first error.
+pub struct Watched {
+    inner: Box<dyn Stream>,
+    witness: Witness,
+}
+
+impl Watched {
+    /// Watches a stream.
+    #[must_use]
+    pub fn new(inner: Box<dyn Stream>) -> (Self, Witness) {
+        let witness = Witness::default();
+        let watched = Self {
+            inner,
+            witness: witness.clone(),
+        };
+        (watched, witness)
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.inner).poll_read(cx, buf);
+        self.witness.note(&outcome);
+        outcome
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.witness.note(&outcome);
+        outcome
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.inner).poll_flush(cx);
+        self.witness.note(&outcome);
+        outcome
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.witness.note(&outcome);
+        outcome
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}

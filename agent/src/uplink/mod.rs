@@ -1,0 +1,386 @@
+//! The link to the aggregator: connect, hold a session, wait, again; until told to stop.
+//!
+//! Everything about one stream is in [`session`], how long to wait in [`backoff`], what went wrong in
+//! [`fault`], bytes in [`connect`]. A failing link never disturbs sampling: frames wait in the buffer.
+
+pub mod backoff;
+pub mod connect;
+pub mod fault;
+mod session;
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use muster_proto::{time::Timestamp, v1};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::{self, Instant},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::{
+    buffer::Buffer,
+    sampler::{HostClock, Schedule},
+    status::RoundStats,
+};
+
+use backoff::{Backoff, Ended};
+use connect::{Connector, Watched, Witness};
+use fault::Fault;
+use session::{End, OpenError, Session};
+
+/// Resolve, TCP and TLS together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// HTTP/2 windows: acknowledgements are small, and so is an agent.
+const WINDOW_BYTES: u32 = 64 * 1024;
+/// HTTP/2 pings find a peer that vanished without a word, also while nothing is sent.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What an identity remembers between sessions.
+pub trait Memory: Send {
+    /// A number larger than any before it for this identity, also after a restart.
+    fn next_session(&mut self) -> Result<u64, Fault>;
+    /// What the last Welcome gave, empty before the first.
+    fn ratchet(&self) -> Vec<u8>;
+    /// Keeps what a Welcome gave: ratchet, time, and the trust bundle if it is newer.
+    fn welcomed(&mut self, welcome: &v1::Welcome) -> io::Result<()>;
+    /// Version of the trust bundle held.
+    fn bundle_version(&self) -> u64;
+}
+
+/// A memory that ends with the process: for hosts that are made up.
+#[derive(Debug, Default)]
+pub struct Forgetful {
+    session: u64,
+    ratchet: Vec<u8>,
+}
+
+impl Memory for Forgetful {
+    fn next_session(&mut self) -> Result<u64, Fault> {
+        // Seconds since 1970 in the upper half keep it growing over restarts.
+        let now = muster_proto::time::Clock::now(&muster_proto::time::SystemClock);
+        let start = now.as_millis().max(0).unsigned_abs() << 16;
+        self.session = start.max(self.session + 1);
+        Ok(self.session)
+    }
+
+    fn ratchet(&self) -> Vec<u8> {
+        self.ratchet.clone()
+    }
+
+    fn welcomed(&mut self, welcome: &v1::Welcome) -> io::Result<()> {
+        self.ratchet.clone_from(&welcome.ratchet);
+        Ok(())
+    }
+
+    fn bundle_version(&self) -> u64 {
+        0
+    }
+}
+
+/// What the link, the sampler and the status page share. Locks are held for a few lines.
+pub(crate) struct Common {
+    buffer: Mutex<Buffer>,
+    link: Mutex<Link>,
+    rounds: Mutex<RoundStats>,
+    schedule: watch::Sender<Schedule>,
+    fin_reason: AtomicI32,
+    /// A frame was appended.
+    pub(crate) appended: Notify,
+    pub(crate) clock: Arc<dyn HostClock>,
+    pub(crate) facts: v1::HostFacts,
+    pub(crate) boot_id: [u8; 16],
+    /// The interval the configuration asks for.
+    pub(crate) wished_interval: Duration,
+}
+
+impl Common {
+    pub(crate) fn new(
+        buffer: Buffer,
+        clock: Arc<dyn HostClock>,
+        facts: v1::HostFacts,
+        boot_id: [u8; 16],
+        interval: Duration,
+    ) -> Self {
+        Self {
+            buffer: Mutex::new(buffer),
+            link: Mutex::new(Link::default()),
+            rounds: Mutex::new(RoundStats::default()),
+            schedule: watch::Sender::new(Schedule::new(&*clock, interval)),
+            fin_reason: AtomicI32::new(v1::FinReason::Stopped.into()),
+            appended: Notify::new(),
+            clock,
+            facts,
+            boot_id,
+            wished_interval: interval,
+        }
+    }
+
+    pub(crate) fn buffer(&self) -> MutexGuard<'_, Buffer> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn link(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn rounds(&self) -> MutexGuard<'_, RoundStats> {
+        self.rounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn schedule(&self) -> Schedule {
+        *self.schedule.borrow()
+    }
+
+    pub(crate) fn watch_schedule(&self) -> watch::Receiver<Schedule> {
+        self.schedule.subscribe()
+    }
+
+    pub(crate) fn interval(&self) -> Duration {
+        self.schedule.borrow().interval()
+    }
+
+    pub(crate) fn set_fin_reason(&self, reason: v1::FinReason) {
+        self.fin_reason.store(reason.into(), Ordering::SeqCst);
+    }
+
+    fn fin_reason(&self) -> v1::FinReason {
+        v1::FinReason::try_from(self.fin_reason.load(Ordering::SeqCst)).unwrap_or_default()
+    }
+}
+
+/// How the link stands, for people.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    /// Since when a session is established.
+    pub(crate) connected_since: Option<Instant>,
+    /// When the next attempt is due.
+    pub(crate) retry_at: Option<Instant>,
+    /// Why there is none, and what to try.
+    pub(crate) fault: Option<(String, &'static str)>,
+    pub(crate) last_ack: Option<Instant>,
+    pub(crate) sent_bytes: u64,
+    pub(crate) sessions: u64,
+    pub(crate) epoch: u64,
+    /// What the aggregator's time was ahead of ours at the last correction, milliseconds.
+    pub(crate) clock_correction_ms: i64,
+}
+
+/// The link's task.
+pub(crate) struct Uplink {
+    common: Arc<Common>,
+    connector: Box<dyn Connector>,
+    memory: Box<dyn Memory>,
+    backoff: Backoff,
+    last_cause: Option<String>,
+    repeats: u64,
+}
+
+impl Uplink {
+    pub(crate) fn new(
+        common: Arc<Common>,
+        connector: Box<dyn Connector>,
+        memory: Box<dyn Memory>,
+        seed: u64,
+    ) -> Self {
+        Self {
+            common,
+            connector,
+            memory,
+            backoff: Backoff::new(seed),
+            last_cause: None,
+            repeats: 0,
+        }
+    }
+
+    /// Where it connects to.
+    pub(crate) fn address(&self) -> &str {
+        self.connector.address()
+    }
+
+    /// Runs until `stop`, then says goodbye if there is a session.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            let (end, worked) = self.attempt(&stop).await;
+            self.common.link().connected_since = None;
+            let ended = match end {
+                End::Stopped => return,
+                End::Drained(spread) => Ended::Drained(spread),
+                End::Throttled(after) => {
+                    tracing::info!(after_ms = after.as_millis(), "aggregator is busy");
+                    Ended::Throttled(after)
+                }
+                End::Fault(fault) => {
+                    self.report(&fault);
+                    fault.ended(worked)
+                }
+            };
+            let wait = self.backoff.after(ended);
+            tracing::debug!(wait_ms = wait.as_millis(), "next connection");
+            let retry_at = Instant::now() + wait;
+            self.common.link().retry_at = Some(retry_at);
+            tokio::select! {
+                () = time::sleep_until(retry_at) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// One connection and its session; true if it came to acknowledgements.
+    async fn attempt(&mut self, stop: &CancellationToken) -> (End, bool) {
+        let connected = tokio::select! {
+            connected = connect(&*self.connector) => connected,
+            () = stop.cancelled() => return (End::Stopped, false),
+        };
+        let (channel, witness) = match connected {
+            Ok(connected) => connected,
+            Err(fault) => return (fault.into(), false),
+        };
+        let session = match self.memory.next_session() {
+            Ok(session) => session,
+            Err(fault) => return (fault.into(), false),
+        };
+        let (outbound, queue) = mpsc::channel(session::QUEUE);
+        let hello = session::hello(&self.common, session, &*self.memory);
+        if outbound.try_send(hello).is_err() {
+            return (Fault::Closed.into(), false);
+        }
+        let asked = Instant::now();
+        let opened = tokio::select! {
+            opened = session::open(channel, queue) => opened,
+            () = stop.cancelled() => return (End::Stopped, false),
+        };
+        let opened = match opened {
+            Ok(opened) => opened,
+            Err(OpenError::End(end)) => return (end, false),
+            Err(OpenError::Status(status)) => {
+                return (Fault::from_status(&status, witness.take()).into(), false);
+            }
+        };
+        self.welcomed(&opened.welcome, asked.elapsed());
+        let common = Arc::clone(&self.common);
+        let fleet_hint = opened.welcome.fleet_hint;
+        let mut session = Session::new(&common, outbound, opened);
+        let outcome = session.run(stop).await;
+        let worked = session.worked();
+        if worked {
+            self.backoff.succeeded(fleet_hint);
+        }
+        match outcome {
+            Ok(end) => (end, worked),
+            Err(_) if stop.is_cancelled() => (End::Stopped, worked),
+            Err(status) => (Fault::from_status(&status, witness.take()).into(), worked),
+        }
+    }
+
+    fn welcomed(&mut self, welcome: &v1::Welcome, round_trip: Duration) {
+        if let Err(error) = self.memory.welcomed(welcome) {
+            // The aggregator accepts the value before the last, so one lost write is harmless.
+            tracing::warn!(%error, "cannot keep on disk what the aggregator's welcome gave");
+        }
+        if welcome
+            .servers
+            .as_ref()
+            .is_some_and(|list| !list.servers.is_empty())
+        {
+            tracing::warn!("server list ignored: this version cannot check its signature");
+        }
+        self.correct_clock(welcome, round_trip);
+        let (wished, mut bounded) = (self.common.wished_interval, false);
+        self.common.schedule.send_if_modified(|schedule| {
+            bounded = schedule.bound(wished, welcome.min_interval_ms, welcome.max_interval_ms);
+            bounded
+        });
+        if bounded {
+            let interval = self.common.interval();
+            tracing::info!(
+                interval_ms = interval.as_millis(),
+                "interval set by the aggregator's bounds"
+            );
+        }
+        let mut link = self.common.link();
+        link.connected_since = Some(Instant::now());
+        link.retry_at = None;
+        link.fault = None;
+        link.sessions += 1;
+        link.epoch = link.epoch.max(welcome.epoch);
+        drop(link);
+        tracing::info!(
+            address = self.connector.address(),
+            after_failures = self.repeats,
+            "connected to the aggregator"
+        );
+        self.last_cause = None;
+        self.repeats = 0;
+    }
+
+    fn correct_clock(&self, welcome: &v1::Welcome, round_trip: Duration) {
+        let server = Timestamp::from_millis(welcome.server_wall_ms).plus(round_trip / 2);
+        let boottime_ms = self.common.clock.boottime_ms();
+        let mut moved = None;
+        self.common.schedule.send_if_modified(|schedule| {
+            moved = schedule.correct(server, boottime_ms, round_trip / 2);
+            moved.is_some()
+        });
+        if let Some(by_ms) = moved {
+            self.common.link().clock_correction_ms = by_ms;
+            tracing::info!(by_ms, "ticks follow the aggregator's clock from now on");
+        }
+    }
+
+    /// Logs a fault once for each change of cause.
+    fn report(&mut self, fault: &Fault) {
+        let cause = fault.cause();
+        let hint = fault.hint();
+        self.common.link().fault = Some((cause.clone(), hint));
+        if self.last_cause.as_ref() == Some(&cause) {
+            self.repeats += 1;
+            tracing::debug!(cause, repeats = self.repeats, "no link to the aggregator");
+            return;
+        }
+        tracing::warn!(
+            address = self.connector.address(),
+            cause,
+            hint,
+            repeats_of_last = self.repeats,
+            "no link to the aggregator"
+        );
+        self.last_cause = Some(cause);
+        self.repeats = 0;
+    }
+}
+
+/// A connection with HTTP/2 on it, and the witness of its end.
+async fn connect(connector: &dyn Connector) -> Result<(Channel, Witness), Fault> {
+    let stream = time::timeout(CONNECT_TIMEOUT, connector.connect())
+        .await
+        .map_err(|_| Fault::ConnectTimeout(CONNECT_TIMEOUT))??;
+    let (stream, witness) = Watched::new(stream);
+    let mut once = Some(TokioIo::new(stream));
+    let hand_over = tower::service_fn(move |_: http::Uri| {
+        // A channel that wants a second connection has lost the first: that is for the loop above.
+        let stream = once.take();
+        async move { stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
+    });
+    // The name stands in :authority only; who the peer is was settled by TLS.
+    let channel = Endpoint::from_static("http://aggregator")
+        .buffer_size(1)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .http2_keep_alive_interval(KEEPALIVE_EVERY)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .connect_with_connector(hand_over)
+        .await
+        .map_err(|_| witness.take().unwrap_or(Fault::Closed))?;
+    Ok((channel, witness))
+}
