@@ -233,3 +233,6 @@ pub enum Change {
         evidence: String,
     },
 }
+
+#[cfg(test)]
+mod tests;

@@ -157,6 +157,9 @@ impl ScoreState {
             })
             .collect();
         moved.sort_by(|a, b| b.excess.total_cmp(&a.excess).then(a.metric.cmp(&b.metric)));
+        // What moved a tenth as much as the first does not explain.
+        let least = moved.first().map_or(0.0, |first| first.excess / 10.0);
+        moved.retain(|one| one.excess >= least);
         moved.truncate(count);
         moved
     }
