@@ -282,7 +282,7 @@ fn log_excess(residual: f32, usual: f32) -> f32 {
 
 /// One step of a running quantile: up by much when exceeded, down by little when not, so that it settles
 /// where it is exceeded in a share `1 - quantile` of the steps.
-fn follow(level: f32, value: f32, quantile: f32, step: f32) -> f32 {
+pub(super) fn follow(level: f32, value: f32, quantile: f32, step: f32) -> f32 {
     if value > level {
         level * (step * quantile).exp()
     } else {
