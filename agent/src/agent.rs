@@ -8,6 +8,7 @@ use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 use muster_proto::{
     codec::Encoder,
     id::{HostId, Incarnation},
+    limits,
     series::Table,
     time::{SystemClock, Timestamp},
     v1,
@@ -230,8 +231,12 @@ impl<'a> Rounds<'a> {
         }
         let own = self.own();
         let began = time::Instant::now();
-        let (table, events) = self.source.sample(tick.at, &own);
+        let (table, mut events) = self.source.sample(tick.at, &own);
         let took = began.elapsed();
+        if own.frames_produced == 0 {
+            events.insert(0, started(tick.at));
+            events.truncate(limits::MAX_EVENTS_PER_FRAME);
+        }
         let key = self.common.buffer().needs_key(tick.at);
         self.scratch.clear();
         let key = self.encoder.encode(table, &events, key, &mut self.scratch);
@@ -261,5 +266,15 @@ impl<'a> Rounds<'a> {
             frames_queued: books.held,
             reconnects: self.common.link().sessions.saturating_sub(1),
         }
+    }
+}
+
+/// The first event of an incarnation.
+fn started(tick: Timestamp) -> v1::Event {
+    v1::Event {
+        kind: v1::EventKind::AgentStarted.into(),
+        subject: String::new(),
+        at_ms: tick.as_millis(),
+        fields: Vec::new(),
     }
 }
