@@ -53,8 +53,6 @@ pub struct AgentConfig {
     pub buffer: BufferLimits,
     /// Where to answer `muster-agent status`; `None` for nowhere.
     pub status_socket: Option<PathBuf>,
-    /// End of the host certificate's life, for the status.
-    pub certificate_expires: Option<Timestamp>,
     /// Seed of what is left to chance: the incarnation and the waits between connections.
     pub seed: u64,
 }
@@ -127,7 +125,6 @@ impl Agent {
             host_id: config.host.to_string(),
             address: uplink.address().to_owned(),
             started: time::Instant::now(),
-            certificate_expires: config.certificate_expires,
         };
         let stop = CancellationToken::new();
         let mut rounds = Rounds::new(source, &common);

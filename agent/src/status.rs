@@ -169,7 +169,6 @@ pub(crate) struct Fixed {
     pub(crate) host_id: String,
     pub(crate) address: String,
     pub(crate) started: Instant,
-    pub(crate) certificate_expires: Option<Timestamp>,
 }
 
 fn status(common: &Common, fixed: &Fixed) -> Status {
@@ -190,7 +189,7 @@ fn status(common: &Common, fixed: &Fixed) -> Status {
             last_acknowledged_seconds: link.last_ack.map(|at| (now - at).as_secs_f64()),
             sent_bytes: link.sent_bytes,
             clock_correction_ms: link.clock_correction_ms,
-            certificate_expires_ms: fixed.certificate_expires.map(Timestamp::as_millis),
+            certificate_expires_ms: link.certificate_expires.map(Timestamp::as_millis),
         }
     };
     let interval = common.interval();
@@ -542,7 +541,6 @@ mod tests {
             host_id: "ab".into(),
             address: "a:1".into(),
             started: Instant::now(),
-            certificate_expires: None,
         };
         let listener = bind(&path).expect("bound");
         let mode = std::os::unix::fs::PermissionsExt::mode(

@@ -301,7 +301,6 @@ pub(crate) fn start_with(
         interval: INTERVAL,
         buffer: BufferLimits::default(),
         status_socket: None,
-        certificate_expires: None,
         seed: 5,
     };
     let credentials = Credentials { connector, memory };
