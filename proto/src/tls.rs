@@ -170,7 +170,8 @@ fn fault_of_rustls(error: &rustls::Error) -> Option<TlsFault> {
             Alert::CertificateRequired => Some(TlsFault::CertificateRequired),
             Alert::CertificateExpired => Some(TlsFault::Refused("it is expired")),
             Alert::CertificateRevoked => Some(TlsFault::Refused("it was revoked")),
-            Alert::UnknownCA => Some(TlsFault::Refused(
+            // The second: an authority made anew, with the names of the old one and other keys.
+            Alert::UnknownCA | Alert::DecryptError => Some(TlsFault::Refused(
                 "it was issued by another authority than this door trusts",
             )),
             Alert::BadCertificate | Alert::CertificateUnknown | Alert::AccessDenied => {
