@@ -12,10 +12,11 @@ use std::{
 
 use muster_aggregator::{
     admin::AdminSocket,
-    control::{Control, OperatorRole},
+    cli::context::{self, Material},
+    control::Control,
     fleet::{Counters as FleetCounters, Enrolled, Fleet, HostState, ReadContext, shard::Message},
     listen::{self, Counters, Limits},
-    pki::{Authority, Doors},
+    pki::{Authority, Doors, Request},
     query::{About, OperatorService},
 };
 use muster_proto::{
@@ -30,7 +31,7 @@ use tonic::transport::Server;
 /// An aggregator's operator side with two hosts, and a home folder for the operator.
 struct Lab {
     folder: tempfile::TempDir,
-    control: Control,
+    authority: Arc<Authority>,
     stop: CancellationToken,
     door: SocketAddr,
 }
@@ -67,8 +68,8 @@ impl Lab {
         tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
 
         let admin = AdminSocket {
-            control: control.clone(),
-            authority,
+            control,
+            authority: Arc::clone(&authority),
             operator_address: door.to_string(),
             fleet_name: "lab".to_owned(),
             clock,
@@ -77,7 +78,7 @@ impl Lab {
         tokio::spawn(admin.serve(incoming.expect("a socket"), stop.clone()));
         Self {
             folder,
-            control,
+            authority,
             stop,
             door,
         }
@@ -300,23 +301,52 @@ async fn what_is_not_there_is_3_and_wrong_usage_is_2() {
 }
 
 #[tokio::test]
-async fn a_role_that_is_gone_is_4() {
+async fn another_installation_at_the_address_is_5() {
     let lab = Lab::new().await;
     lab.login().await;
-    // Another installation's control store knows nobody; here the name is simply taken away.
     let other = Lab::new().await;
     let door = other.door.to_string();
     let refused = lab.muster(&["--server", &door, "hosts"]).await;
     assert_eq!(code(&refused), 5, "{}", errors(&refused));
+    let told = errors(&refused);
     assert!(
-        errors(&refused).contains("is not the aggregator it should be"),
-        "{}",
-        errors(&refused)
+        told.contains("is not the aggregator it should be"),
+        "{told}"
     );
-    assert_eq!(
-        lab.control.operator_role("jo").await.ok(),
-        Some(Some(OperatorRole::Viewer))
-    );
+}
+
+#[tokio::test]
+async fn who_is_not_let_in_is_4() {
+    let lab = Lab::new().await;
+    let now = SystemClock.now();
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&key)
+        .expect("a request");
+    let request = Request::check(csr.der()).expect("acceptable");
+    // A certificate for a name that the store gives no role, and one of another kind.
+    let unknown = lab.authority.issue_operator(&request, "eve", now);
+    let agent = lab
+        .authority
+        .issue_agent(&request, HostId::from_bytes([1; 16]), now);
+    for (issued, told) in [
+        (unknown, "eve has no role, ListHosts needs viewer"),
+        (agent, "does not accept your certificate"),
+    ] {
+        let material = Material {
+            server: &lab.door.to_string(),
+            trust_domain: lab.authority.trust_domain(),
+            fleet: "lab",
+            roots: &[lab.authority.root().clone()],
+            chain: &issued.expect("issued").chain,
+            key_pem: &key.serialize_pem(),
+        };
+        context::write(&lab.config(), "lab", &material, true).expect("written");
+        let refused = lab.muster(&["hosts"]).await;
+        assert_eq!(code(&refused), 4, "{}", errors(&refused));
+        assert!(errors(&refused).contains(told), "{}", errors(&refused));
+        assert!(errors(&refused).contains("try: "), "{}", errors(&refused));
+    }
 }
 
 #[tokio::test]

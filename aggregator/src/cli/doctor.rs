@@ -3,7 +3,10 @@
 //! It works when nothing works: every step that needs an earlier one is skipped, not failed, when that one
 //! failed, so that there is one thing to repair.
 
-use std::{path::Path, time::Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use muster_proto::{
     time::{Clock, SystemClock, Timestamp},
@@ -25,8 +28,10 @@ use super::{
 
 /// A clock this far from the aggregator's makes ages and certificates hard to believe.
 const CLOCK_WARN_MILLIS: u64 = 2_000;
-/// Certificates are renewed long before; less than this needs somebody.
+/// The aggregator renews its certificate long before; less than this needs somebody.
 const CERTIFICATE_WARN_DAYS: u64 = 14;
+/// An operator's certificate lives a day: less than this may not last through the work at hand.
+const OPERATOR_WARN: Duration = Duration::from_secs(2 * 3600);
 
 /// How a step went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,11 +206,7 @@ impl Walk {
 }
 
 /// Walks all steps; each takes at most `timeout`.
-pub async fn walk(
-    target: Result<Target, Failure>,
-    config: &Path,
-    timeout: std::time::Duration,
-) -> Vec<Check> {
+pub async fn walk(target: Result<Target, Failure>, config: &Path, timeout: Duration) -> Vec<Check> {
     let mut walk = Walk::default();
     let target = match target {
         Ok(target) => target,
@@ -236,11 +237,7 @@ pub async fn walk(
 }
 
 /// Name, TCP, TLS.
-async fn connect(
-    walk: &mut Walk,
-    target: &Target,
-    timeout: std::time::Duration,
-) -> Option<Channel> {
+async fn connect(walk: &mut Walk, target: &Target, timeout: Duration) -> Option<Channel> {
     let (name, port) = split_server(&target.server);
     let addresses = match limited(timeout, target.resolve()).await {
         Ok(addresses) => addresses,
@@ -327,12 +324,7 @@ async fn connect(
 }
 
 /// What the aggregator says about us, itself and the hosts.
-async fn ask(
-    mut walk: Walk,
-    target: &Target,
-    channel: Channel,
-    timeout: std::time::Duration,
-) -> Vec<Check> {
+async fn ask(mut walk: Walk, target: &Target, channel: Channel, timeout: Duration) -> Vec<Check> {
     let mut client = OperatorClient::new(channel);
     let sent = SystemClock.now();
     let request = v1::GetStatusRequest {
@@ -384,7 +376,7 @@ async fn ask(
 fn you(walk: &mut Walk, status: &v1::Status) {
     let left = Timestamp::from_millis(status.certificate_expires_ms)
         .since(Timestamp::from_millis(status.server_wall_ms));
-    let soon = left.as_secs() < CERTIFICATE_WARN_DAYS * 86_400;
+    let soon = left < OPERATOR_WARN;
     walk.add(
         "you",
         if soon { Verdict::Warn } else { Verdict::Ok },
@@ -406,7 +398,7 @@ fn clock(walk: &mut Walk, status: &v1::Status, sent: Timestamp, received: Timest
     // The answer was made somewhere between sending and receiving; the middle is the best guess.
     let middle = sent.plus(received.since(sent) / 2);
     let offset = middle.millis_since(Timestamp::from_millis(status.server_wall_ms));
-    let apart = std::time::Duration::from_millis(offset.unsigned_abs());
+    let apart = Duration::from_millis(offset.unsigned_abs());
     let side = if offset < 0 { "behind" } else { "ahead of" };
     if offset.unsigned_abs() >= CLOCK_WARN_MILLIS {
         let detail = format!(
@@ -534,7 +526,7 @@ fn days_left(certificate: &rustls_pki_types::CertificateDer<'_>) -> Option<u64> 
 }
 
 async fn limited<T>(
-    timeout: std::time::Duration,
+    timeout: Duration,
     step: impl Future<Output = Result<T, DialError>>,
 ) -> Result<T, DialError> {
     tokio::time::timeout(timeout, step)

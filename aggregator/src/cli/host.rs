@@ -29,7 +29,7 @@ pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
         lines.push(cpu(&host, &row));
         lines.push(memory(&host, &row));
     } else {
-        lines.push(Text::toned(Tone::Dim, "  nothing is known of it as of now"));
+        lines.push(Text::toned(Tone::Dim, "  no measurements of now"));
     }
     if !host.filesystems.is_empty() {
         lines.push(filesystems(&host));
@@ -338,6 +338,9 @@ fn next(host: &v1::HostDetail, row: &v1::HostRow) -> String {
     }
     if let Some(unit) = host.failing_services.first() {
         return format!("ssh {} journalctl -u {} -e", row.name, unit.name);
+    }
+    if row.state() == v1::HostState::Silent {
+        return format!("ssh {} systemctl status muster-agent", row.name);
     }
     format!("muster services --host {}", row.name)
 }
