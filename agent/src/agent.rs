@@ -17,10 +17,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     buffer::{Books, Buffer, BufferLimits, Encoded},
+    credentials::Credentials,
     sampler::{HostClock, Sampler, Tick},
     status,
     telemetry::Own,
-    uplink::{Common, Memory, Uplink, connect::Connector},
+    uplink::{Common, Uplink},
 };
 
 /// From the stop signal to the end, whatever the aggregator does.
@@ -55,14 +56,6 @@ pub struct AgentConfig {
     pub certificate_expires: Option<Timestamp>,
     /// Seed of what is left to chance: the incarnation and the waits between connections.
     pub seed: u64,
-}
-
-/// What an agent needs to reach its aggregator.
-pub struct Credentials {
-    /// Makes connections that have proven both ends.
-    pub connector: Box<dyn Connector>,
-    /// What the identity remembers between sessions.
-    pub memory: Box<dyn Memory>,
 }
 
 /// One agent, ready to run.
@@ -108,6 +101,15 @@ impl Agent {
             common,
             uplink,
             source,
+        }
+    }
+
+    /// Looks at the agent while it runs.
+    #[must_use]
+    pub fn monitor(&self) -> Monitor {
+        Monitor {
+            common: Arc::clone(&self.common),
+            address: self.uplink.address().to_owned(),
         }
     }
 
@@ -165,6 +167,38 @@ impl Agent {
             "agent stopped"
         );
         books
+    }
+}
+
+/// A look at an agent that runs.
+#[derive(Clone)]
+pub struct Monitor {
+    common: Arc<Common>,
+    address: String,
+}
+
+impl Monitor {
+    /// Whether a session with the aggregator stands.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.common.link().connected_since.is_some()
+    }
+
+    /// What became of the frames so far.
+    #[must_use]
+    pub fn books(&self) -> Books {
+        self.common.buffer().books()
+    }
+
+    /// How the link stands, in one line for people.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let link = self.common.link();
+        match (link.connected_since, &link.fault) {
+            (Some(_), _) => format!("connected to {}", self.address),
+            (None, Some((cause, _))) => format!("not connected to {}: {cause}", self.address),
+            (None, None) => format!("connecting to {}", self.address),
+        }
     }
 }
 

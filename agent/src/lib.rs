@@ -1,9 +1,15 @@
-//! Agent.
+//! Gathers what a Linux host can tell and streams it to a Muster aggregator.
+//!
+//! The straight line: [`sampler`] says when, a [`Source`] tells the values ([`collect`] reads those of a real
+//! [`host`]), the codec makes a payload of them, [`buffer`] numbers and keeps it until [`uplink`] has it
+//! acknowledged as durable. [`Agent`] ties these together; the program around it is `main.rs`. Who the host is
+//! is [`identity`], made by [`enrol`]. [`simulate`] is a source of made-up hosts for demos and benches.
 
 mod agent;
 pub mod buffer;
 pub mod collect;
 pub mod config;
+mod credentials;
 pub mod enrol;
 pub mod host;
 pub mod identity;
@@ -14,3 +20,7 @@ pub mod simulate;
 pub mod status;
 pub mod telemetry;
 pub mod uplink;
+
+pub use agent::{Agent, AgentConfig, Monitor, Source};
+pub use credentials::{Credentials, certificate_expires};
+pub use live::LiveHost;

@@ -91,8 +91,11 @@ impl Admin for AdminSocket {
                 "the certificate request is not acceptable: {error}"
             ))
         })?;
-        let failed = |error: &dyn std::error::Error| {
-            tracing::error!(%error, "an operator certificate could not be issued");
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            tracing::error!(
+                error = crate::chain(error),
+                "an operator certificate could not be issued"
+            );
             Status::unavailable("the aggregator cannot issue now; its log says why")
         };
         let issued = self

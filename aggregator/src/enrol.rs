@@ -75,7 +75,10 @@ impl EnrolDoor {
             let wanted = match self.control.live_token_exists(self.clock.now()).await {
                 Ok(wanted) => wanted,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot tell whether the enrolment door must be open");
+                    tracing::warn!(
+                        error = crate::chain(&error),
+                        "cannot tell whether the enrolment door must be open"
+                    );
                     continue;
                 }
             };
@@ -129,7 +132,7 @@ impl EnrolDoor {
             .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
             .await;
         if let Err(error) = served {
-            tracing::error!(%error, "the enrolment door failed");
+            tracing::error!(error = crate::chain(&error), "the enrolment door failed");
         }
     }
 }
@@ -213,7 +216,7 @@ impl Service {
             .enrol(asked, issue, now)
             .await
             .map_err(|error| {
-                tracing::error!(%error, "a host could not join");
+                tracing::error!(error = crate::chain(&error), "a host could not join");
                 Status::unavailable("the aggregator cannot record new hosts now; its log says why")
             })?
             .map_err(|refusal| refused(refusal, address))?;

@@ -13,6 +13,7 @@ pub mod ingest;
 pub mod journal;
 pub mod listen;
 pub mod pki;
+pub mod query;
 pub mod selector;
 pub mod setup;
 

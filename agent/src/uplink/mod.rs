@@ -51,8 +51,8 @@ pub trait Memory: Send {
     fn next_session(&mut self) -> Result<u64, Fault>;
     /// What the last Welcome gave, empty before the first.
     fn ratchet(&self) -> Vec<u8>;
-    /// Keeps what a Welcome gave.
-    fn keep_ratchet(&mut self, ratchet: &[u8]) -> io::Result<()>;
+    /// Keeps what a Welcome gave: ratchet, time, and the trust bundle if it is newer.
+    fn welcomed(&mut self, welcome: &v1::Welcome) -> io::Result<()>;
     /// Version of the trust bundle held.
     fn bundle_version(&self) -> u64;
 }
@@ -77,8 +77,8 @@ impl Memory for Forgetful {
         self.ratchet.clone()
     }
 
-    fn keep_ratchet(&mut self, ratchet: &[u8]) -> io::Result<()> {
-        self.ratchet = ratchet.to_vec();
+    fn welcomed(&mut self, welcome: &v1::Welcome) -> io::Result<()> {
+        self.ratchet.clone_from(&welcome.ratchet);
         Ok(())
     }
 
@@ -283,9 +283,9 @@ impl Uplink {
     }
 
     fn welcomed(&mut self, welcome: &v1::Welcome, round_trip: Duration) {
-        if let Err(error) = self.memory.keep_ratchet(&welcome.ratchet) {
+        if let Err(error) = self.memory.welcomed(welcome) {
             // The aggregator accepts the value before the last, so one lost write is harmless.
-            tracing::warn!(%error, "cannot keep the session's ratchet on disk");
+            tracing::warn!(%error, "cannot keep on disk what the aggregator's welcome gave");
         }
         if welcome
             .servers

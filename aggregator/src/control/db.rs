@@ -240,7 +240,11 @@ fn write_all(connection: &Connection, mut waiting: mpsc::Receiver<Job>) {
         }
         let committed = begun.and_then(|()| Ok(connection.execute_batch("COMMIT")?));
         if let Err(error) = &committed {
-            tracing::error!(%error, writes = answers.len(), "control writes were refused");
+            tracing::error!(
+                error = crate::chain(error),
+                writes = answers.len(),
+                "control writes were refused"
+            );
             if !connection.is_autocommit()
                 && let Err(error) = connection.execute_batch("ROLLBACK")
             {

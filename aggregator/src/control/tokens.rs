@@ -347,7 +347,7 @@ fn join(
         (TokenState::Used, None) => return Ok(Err(EnrolRefusal::Used)),
         (_, None) => new_host_id()?,
     };
-    let issued = issue(host_id).map_err(|error| ControlError::Issue(error.to_string()))?;
+    let issued = issue(host_id).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
     let name = free_name(connection, epoch, &request.facts.hostname, host_id, now)?;
     connection.execute(
         "INSERT INTO hosts (host_id, name, facts, labels, token_labels, created_ms, cert_serial,
@@ -394,7 +394,7 @@ fn again(
     issue: impl FnOnce(HostId) -> Result<Issued, PkiError>,
     now: Timestamp,
 ) -> Result<Enrolled, ControlError> {
-    let issued = issue(host_id).map_err(|error| ControlError::Issue(error.to_string()))?;
+    let issued = issue(host_id).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
     connection.execute(
         "UPDATE hosts SET cert_serial = ?2, cert_not_after_ms = ?3 WHERE host_id = ?1 AND epoch = ?4",
         params![

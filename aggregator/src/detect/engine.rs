@@ -78,6 +78,12 @@ struct Step<'a> {
     live: bool,
 }
 
+impl Default for Engine {
+    fn default() -> Self {
+        Self::new(&DetectConfig::default())
+    }
+}
+
 impl Engine {
     /// An engine with these bounds.
     #[must_use]

@@ -182,14 +182,6 @@ impl Severity {
         }
     }
 
-    /// The severity with this name.
-    #[must_use]
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|severity| severity.as_str() == word)
-    }
-
     /// As messages carry it.
     #[must_use]
     pub const fn to_wire(self) -> v1::Severity {
@@ -198,6 +190,12 @@ impl Severity {
             Self::Warning => v1::Severity::Warning,
             Self::Critical => v1::Severity::Critical,
         }
+    }
+
+    /// From a message; `None` where it says none.
+    #[must_use]
+    pub fn of_wire(severity: v1::Severity) -> Option<Self> {
+        Self::ALL.into_iter().find(|one| one.to_wire() == severity)
     }
 }
 

@@ -16,8 +16,11 @@ use std::collections::BTreeMap;
 use muster_proto::{id::HostId, time::Timestamp};
 use ring::digest;
 
-use super::store::{NewIncident, OpenIncident, Resolution};
-use crate::detect::{Change, Opening, Severity, Transition};
+use super::store::OpenIncident;
+use crate::{
+    control::{NewIncident, Resolution},
+    detect::{Change, Opening, Severity, Transition},
+};
 
 /// What an incident is about. At most one is open for each.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,7 +47,7 @@ impl Key {
 }
 
 /// Something to be done in the store.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Op {
     /// Open an incident.
     Open(NewIncident),

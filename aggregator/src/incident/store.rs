@@ -5,10 +5,13 @@
 
 use std::future::Future;
 
-use muster_proto::{id::HostId, time::Timestamp, v1};
+use muster_proto::{id::HostId, time::Timestamp};
 
 use super::machine::Key;
-use crate::detect::Severity;
+use crate::{
+    control::{Control, ControlError, IncidentFilter, NewIncident, Opened, Resolution},
+    detect::Severity,
+};
 
 /// An incident that is open.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,51 +49,35 @@ pub trait IncidentStore: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<OpenIncident>, Self::Error>> + Send;
 }
 
-/// Something to open an incident for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewIncident {
-    /// Names this operation: repeating it changes nothing.
-    pub op_id: String,
-    /// Which host.
-    pub host_id: HostId,
-    /// Name of the detector.
-    pub rule: String,
-    /// What it is about: a mount point, a unit; empty for the host.
-    pub subject: String,
-    /// How bad.
-    pub severity: v1::Severity,
-    /// One line for people.
-    pub summary: String,
-    /// What was seen.
-    pub evidence: String,
-    /// Since when it holds, in the host's own time.
-    pub since: Timestamp,
-    /// Now.
-    pub at: Timestamp,
-}
+impl IncidentStore for Control {
+    type Error = ControlError;
 
-/// What became of an opening.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opened {
-    /// The incident's number.
-    pub number: u64,
-    /// It was opened by this very call; otherwise it was open already, or the operation had been done before.
-    pub new: bool,
-}
+    async fn open(&self, incident: NewIncident) -> Result<Opened, ControlError> {
+        self.open_incident(incident).await
+    }
 
-/// The end of an incident.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resolution {
-    /// Names this operation: repeating it changes nothing.
-    pub op_id: String,
-    /// Which host.
-    pub host_id: HostId,
-    /// Name of the detector.
-    pub rule: String,
-    /// What it is about.
-    pub subject: String,
-    /// What was seen.
-    pub evidence: String,
-    /// Now.
-    pub at: Timestamp,
+    async fn resolve(&self, resolution: Resolution) -> Result<Option<u64>, ControlError> {
+        self.resolve_incident(resolution).await
+    }
+
+    async fn list_open(&self, host: Option<HostId>) -> Result<Vec<OpenIncident>, ControlError> {
+        let filter = IncidentFilter {
+            host_id: host,
+            ..IncidentFilter::default()
+        };
+        let (open, _) = self.incidents(filter).await?;
+        let open = open.into_iter().filter_map(|incident| {
+            Some(OpenIncident {
+                key: Key {
+                    host: incident.host_id,
+                    rule: incident.rule,
+                    subject: incident.subject,
+                },
+                // The column holds nothing else.
+                severity: Severity::of_wire(incident.severity)?,
+                since: incident.since,
+            })
+        });
+        Ok(open.collect())
+    }
 }

@@ -22,10 +22,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     machine::{Key, Op, OpenBook},
-    store::{IncidentStore, NewIncident, OpenIncident, Resolution},
+    store::{IncidentStore, OpenIncident},
 };
 use crate::{
     chain,
+    control::{NewIncident, Resolution},
     detect::{Change, Opening, Severity, Transition},
     fleet::shard::TransitionSink,
 };

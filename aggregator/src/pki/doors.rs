@@ -95,7 +95,10 @@ impl Doors {
                 Ok(true) => tracing::info!("the aggregator's certificate was renewed"),
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::error!(%error, "the aggregator's certificate cannot be renewed");
+                    tracing::error!(
+                        error = crate::chain(&error),
+                        "the aggregator's certificate cannot be renewed"
+                    );
                 }
             }
         }

@@ -6,7 +6,7 @@ use muster_proto::time::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::incident::store::Opened;
+use crate::control::{Control, Opened};
 
 /// A row of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -310,6 +310,51 @@ async fn what_was_open_before_a_restart_is_known_after_it() {
         ("/", Timestamp::from_millis(3_000_000))
     );
     assert_eq!(open[0].severity, Severity::Warning);
+}
+
+#[tokio::test]
+async fn the_control_store_holds_them_over_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    for told in [&life()[..], &life()[2..], &[]] {
+        let control = Control::open(folder.path()).expect("the folder is ours");
+        let started = Incidents::start(control.clone(), CancellationToken::new()).await;
+        let (incidents, _) = started.expect("the database is sound");
+        let carrier = Carrier {
+            store: control.clone(),
+            incidents: incidents.clone(),
+        };
+        for batch in told.chunks(2) {
+            incidents.report(HOST, "web-01", batch.to_vec());
+            assert!(carrier.carry_all().await);
+        }
+        let filter = crate::control::IncidentFilter {
+            all: true,
+            ..Default::default()
+        };
+        let (rows, _) = control.incidents(filter).await.expect("it can be read");
+        let mut rows: Vec<_> = rows
+            .into_iter()
+            .map(|row| {
+                (
+                    row.subject,
+                    row.since.as_millis() / 1000,
+                    row.resolved.is_none(),
+                )
+            })
+            .collect();
+        rows.sort();
+        let row = |subject: &str, since, open| (subject.to_owned(), since, open);
+        assert_eq!(
+            rows,
+            [
+                row("/", 100, false),
+                row("/", 800, false),
+                row("/", 3000, true),
+                row("/var", 850, true),
+            ]
+        );
+        assert_eq!(incidents.open_count(HOST), 2);
+    }
 }
 
 /// A history that a detector could tell: openings and clearings in turn, each opening known by its time.

@@ -1,0 +1,178 @@
+//! Who may ask what, and how often. A method without a row in [`ACCESS`] is refused.
+//!
+//! Who is asking comes from the connection's certificate; what they may do comes from the control store at
+//! each call, so that a demotion acts at once. Refusals for want of a role are audited; the limit on calls
+//! comes first, so the audit log cannot be filled by asking.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use muster_proto::{spiffe::SpiffeId, time::Clock};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::{
+    chain,
+    control::{Control, OperatorRole},
+    listen::Peer,
+};
+
+/// What one method asks of its caller.
+#[derive(Debug, Clone, Copy)]
+pub struct Rule {
+    /// Name of the rpc.
+    pub method: &'static str,
+    /// Least role.
+    pub role: OperatorRole,
+    /// Calls a minute of one operator. A tenth of them may come at once.
+    pub per_minute: u32,
+}
+
+const fn rule(method: &'static str, role: OperatorRole, per_minute: u32) -> Rule {
+    Rule {
+        method,
+        role,
+        per_minute,
+    }
+}
+
+/// Every method of the service. A screen redrawn each second is 60 calls a minute; scripts run several
+/// side by side.
+pub const ACCESS: &[Rule] = &[
+    rule("GetStatus", OperatorRole::Viewer, 600),
+    rule("GetSummary", OperatorRole::Viewer, 600),
+    rule("ListHosts", OperatorRole::Viewer, 600),
+    rule("GetHost", OperatorRole::Viewer, 1_200),
+    rule("ListServices", OperatorRole::Viewer, 300),
+    rule("ListAnomalies", OperatorRole::Viewer, 600),
+    rule("ListIncidents", OperatorRole::Viewer, 600),
+    rule("GetIncident", OperatorRole::Viewer, 1_200),
+];
+
+/// Buckets kept before full ones are thrown away; far above the number of operators.
+const MAX_BUCKETS: usize = 4_096;
+
+/// Somebody who may ask.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// Name in the certificate.
+    pub name: String,
+    /// What the store lets them do.
+    pub role: OperatorRole,
+    /// The connection.
+    pub peer: Peer,
+}
+
+/// Judges callers.
+#[derive(Clone)]
+pub struct Access {
+    control: Control,
+    clock: Arc<dyn Clock>,
+    buckets: Arc<Mutex<HashMap<(String, &'static str), Bucket>>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Access {
+    /// Roles come from this store, times of the audit log from this clock.
+    #[must_use]
+    pub fn new(control: Control, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            control,
+            clock,
+            buckets: Arc::default(),
+        }
+    }
+
+    /// Who asks, if they may ask this.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` without a row, an identity or the role, `RESOURCE_EXHAUSTED` over the limit,
+    /// `UNAVAILABLE` when the store cannot be read.
+    #[expect(clippy::result_large_err, reason = "tonic's own error type")]
+    pub async fn admit<T>(
+        &self,
+        request: &tonic::Request<T>,
+        method: &str,
+    ) -> Result<Caller, Status> {
+        let Some(rule) = ACCESS.iter().find(|rule| rule.method == method) else {
+            return Err(Status::permission_denied(format!(
+                "{method} is open to nobody"
+            )));
+        };
+        let peer = request.extensions().get::<Peer>();
+        let name = peer
+            .and_then(|peer| peer.id.as_ref())
+            .and_then(SpiffeId::operator);
+        let (Some(peer), Some(name)) = (peer, name) else {
+            return Err(Status::permission_denied(
+                "the certificate of this connection names no operator",
+            ));
+        };
+        if !self.take(name, rule) {
+            return Err(Status::resource_exhausted(format!(
+                "{name} asked {method} more than {} times a minute",
+                rule.per_minute
+            )));
+        }
+        let role = self.control.operator_role(name).await.map_err(|error| {
+            tracing::error!(error = %chain(&error), "cannot read an operator's role");
+            Status::unavailable("the control store cannot be read, see the aggregator's log")
+        })?;
+        match role {
+            Some(role) if role >= rule.role => Ok(Caller {
+                name: name.to_owned(),
+                role,
+                peer: peer.clone(),
+            }),
+            role => {
+                let has = role.map_or_else(|| "no role".to_owned(), |role| format!("role {role}"));
+                self.audit(name, method, &format!("refused, {has}")).await;
+                Err(Status::permission_denied(format!(
+                    "{name} has {has}, {method} needs {}",
+                    rule.role
+                )))
+            }
+        }
+    }
+
+    async fn audit(&self, name: &str, method: &str, outcome: &str) {
+        let at = self.clock.now();
+        let written = self.control.audit(at, name, "ask", method, outcome).await;
+        if let Err(error) = written {
+            // The refusal stands all the same.
+            tracing::warn!(operator = name, method, error = %chain(&error), "a refusal could not be audited");
+        }
+    }
+
+    fn take(&self, name: &str, rule: &Rule) -> bool {
+        let now = Instant::now();
+        let most = (f64::from(rule.per_minute) / 10.0).max(1.0);
+        let per_second = f64::from(rule.per_minute) / 60.0;
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= MAX_BUCKETS {
+            // An hour fills any bucket, and a full bucket is as good as none.
+            buckets.retain(|_, bucket| now.duration_since(bucket.filled).as_secs() < 3_600);
+        }
+        let bucket = buckets
+            .entry((name.to_owned(), rule.method))
+            .or_insert(Bucket {
+                tokens: most,
+                filled: now,
+            });
+        let passed = now.duration_since(bucket.filled).as_secs_f64();
+        bucket.tokens = (bucket.tokens + passed * per_second).min(most);
+        bucket.filled = now;
+        if bucket.tokens < 1.0 {
+            return false;
+        }
+        bucket.tokens -= 1.0;
+        true
+    }
+}

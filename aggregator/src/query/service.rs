@@ -1,0 +1,769 @@
+//! The `Operator` service: each method admits its caller, reads, orders and says how complete it is.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use muster_proto::{
+    id::HostId,
+    limits::MAX_OPERATOR_MESSAGE_BYTES,
+    time::{Clock, Timestamp},
+    v1::{
+        self,
+        operator_server::{Operator, OperatorServer},
+    },
+};
+use tonic::{Request, Response, Status};
+
+use super::{
+    access::{Access, Caller},
+    order::Order,
+    rows::{self, Asked},
+    suggest,
+};
+use crate::{
+    chain,
+    control::{Control, Incident, IncidentFilter},
+    fleet::{Answer, Fleet, HostState, UnitState},
+    selector::{Selector, pattern::Pattern},
+};
+
+/// Largest question: a few thousand names.
+const MAX_QUESTION_BYTES: usize = 4 * 1024 * 1024;
+/// Entries of "worst now".
+const WORST: usize = 8;
+/// From which share on something is worth looking at: CPU busy, memory, filesystem, disk busy, stalled.
+const WORTH: [f64; 5] = [0.80, 0.90, 0.90, 0.90, 0.20];
+
+/// What the aggregator says of itself.
+pub struct About {
+    /// The fleet's name for people.
+    pub fleet_name: String,
+    /// When this process started.
+    pub started: Timestamp,
+    /// End of life of the certificate it presents now.
+    pub certificate_not_after: Box<dyn Fn() -> Option<Timestamp> + Send + Sync>,
+    /// What is wrong with it, in words for people; empty when nothing is.
+    pub problems: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+}
+
+/// Answers operators.
+#[derive(Clone)]
+pub struct OperatorService {
+    fleet: Fleet,
+    control: Control,
+    access: Access,
+    about: Arc<About>,
+    clock: Arc<dyn Clock>,
+}
+
+/// Open incidents of each host that has some.
+type OpenCounts = Arc<HashMap<HostId, u32>>;
+
+/// What is open now.
+struct Open {
+    counts: OpenCounts,
+    incidents: Vec<Incident>,
+    /// What could not be read.
+    missing: Vec<String>,
+}
+
+impl OperatorService {
+    /// Reads from this fleet and this store.
+    #[must_use]
+    pub fn new(fleet: Fleet, control: Control, about: About, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            access: Access::new(control.clone(), Arc::clone(&clock)),
+            fleet,
+            control,
+            about: Arc::new(about),
+            clock,
+        }
+    }
+
+    /// As a tonic service with its limits. The transport must give each request its
+    /// [`crate::listen::Peer`].
+    #[must_use]
+    pub fn into_server(self) -> OperatorServer<Self> {
+        OperatorServer::new(self)
+            .max_decoding_message_size(MAX_QUESTION_BYTES)
+            .max_encoding_message_size(MAX_OPERATOR_MESSAGE_BYTES)
+    }
+
+    fn meta(&self, missing: Vec<String>) -> v1::AnswerMeta {
+        v1::AnswerMeta {
+            complete: missing.is_empty(),
+            missing,
+            as_of_ms: self.clock.now().as_millis(),
+        }
+    }
+
+    /// Runs `f` on the hosts that are chosen, with their open incidents.
+    async fn each<T: Send + 'static>(
+        &self,
+        selector: &str,
+        names: &[String],
+        open: &OpenCounts,
+        f: impl Fn(&HostState, u32) -> Option<T> + Send + Sync + Clone + 'static,
+    ) -> Result<Answer<T>, Status> {
+        let selector = parse_selector(selector)?;
+        let names = parse_names(names)?;
+        let open = Arc::clone(open);
+        let answer = self
+            .fleet
+            .each(move |host, _| {
+                let named = names.is_empty() || names.iter().any(|name| name.matches(host.name()));
+                let open_incidents = open.get(&host.id()).copied().unwrap_or(0);
+                let asked = Asked {
+                    host,
+                    open_incidents,
+                };
+                if named && selector.matches(&asked) {
+                    return f(host, open_incidents);
+                }
+                None
+            })
+            .await;
+        Ok(answer)
+    }
+
+    /// What is open now. A store that cannot be read must not hide the hosts: it is named as missing.
+    async fn open(&self) -> Open {
+        match self.control.incidents(IncidentFilter::default()).await {
+            Ok((incidents, _)) => {
+                let mut counts = HashMap::new();
+                for incident in &incidents {
+                    *counts.entry(incident.host_id).or_insert(0) += 1;
+                }
+                Open {
+                    counts: Arc::new(counts),
+                    incidents,
+                    missing: Vec::new(),
+                }
+            }
+            Err(error) => {
+                store_failed(&error);
+                Open {
+                    counts: OpenCounts::default(),
+                    incidents: Vec::new(),
+                    missing: vec!["incidents".to_owned()],
+                }
+            }
+        }
+    }
+
+    /// The name of a host that must exist.
+    async fn known_host(&self, name: &str) -> Result<HostId, Status> {
+        match self.fleet.host(name, |host, _| host.id()).await {
+            Some(id) => Ok(id),
+            None => Err(self.unknown_host(name).await),
+        }
+    }
+
+    async fn unknown_host(&self, name: &str) -> Status {
+        let names = self
+            .fleet
+            .each(|host, _| Some(host.name().to_owned()))
+            .await;
+        if !names.missing.is_empty() {
+            return Status::unavailable("part of the fleet did not answer");
+        }
+        let names = names.items.iter().map(String::as_str);
+        let hint = suggest::nearest(name, names)
+            .map_or_else(String::new, |near| format!(", did you mean {near}?"));
+        Status::not_found(format!("no host is called {name}{hint}"))
+    }
+
+    async fn status(&self, caller: Caller) -> v1::Status {
+        let totals = self.fleet.totals();
+        let certificate = (self.about.certificate_not_after)();
+        v1::Status {
+            meta: Some(self.meta(Vec::new())),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            operator_name: caller.name,
+            role: caller.role.to_string(),
+            certificate_expires_ms: caller.peer.cert_not_after.map_or(0, Timestamp::as_millis),
+            server_certificate_expires_ms: certificate.map_or(0, Timestamp::as_millis),
+            server_wall_ms: self.clock.now().as_millis(),
+            started_ms: self.about.started.as_millis(),
+            hosts: totals.hosts,
+            frames_stored: totals.frames_stored,
+            frames_rejected: totals.frames_rejected,
+            frames_duplicate: totals.frames_duplicate,
+            frames_lost: totals.frames_lost,
+            problems: (self.about.problems)(),
+            fleet_name: self.about.fleet_name.clone(),
+        }
+    }
+
+    async fn summary(&self, request: v1::GetSummaryRequest) -> Result<v1::Summary, Status> {
+        let open = self.open().await;
+        let answer = self
+            .each(&request.selector, &[], &open.counts, |host, _| {
+                Some(Glance::of(host))
+            })
+            .await?;
+        let mut missing = open.missing;
+        missing.extend(answer.missing);
+        let chosen: HashSet<HostId> = answer.items.iter().map(|glance| glance.id).collect();
+        let mut severities: BTreeMap<v1::Severity, u32> = BTreeMap::new();
+        for incident in &open.incidents {
+            if chosen.contains(&incident.host_id) {
+                *severities.entry(incident.severity).or_default() += 1;
+            }
+        }
+        let of = |severity| severities.get(&severity).copied().unwrap_or(0);
+        let now = self.clock.now();
+        let newest = answer
+            .items
+            .iter()
+            .filter_map(|glance| glance.last_seen)
+            .max();
+        let totals = self.fleet.totals();
+        Ok(v1::Summary {
+            meta: Some(self.meta(missing)),
+            fleet_name: self.about.fleet_name.clone(),
+            states: state_counts(&answer.items),
+            agent_versions: version_counts(&answer.items),
+            incidents_critical: of(v1::Severity::Critical),
+            incidents_warning: of(v1::Severity::Warning),
+            incidents_info: of(v1::Severity::Info),
+            newest_sample_ms: newest.map(|newest| now.millis_since(newest).max(0)),
+            frames_dropped: totals.frames_rejected + totals.frames_lost,
+            worst: worst(&answer.items),
+            failing_services: group_services(answer.items.into_iter().map(|glance| glance.failing)),
+        })
+    }
+
+    async fn hosts(&self, request: v1::ListHostsRequest) -> Result<v1::ListHostsResponse, Status> {
+        let order = Order::parse(&request.sort).map_err(Status::invalid_argument)?;
+        let Open {
+            counts,
+            mut missing,
+            ..
+        } = self.open().await;
+        let row = |host: &HostState, open| Some(rows::host_row(host, open));
+        let answer = self
+            .each(&request.selector, &request.names, &counts, row)
+            .await?;
+        missing.extend(answer.missing);
+        let mut hosts = answer.items;
+        order.sort(&mut hosts);
+        let matched = count(hosts.len());
+        hosts.truncate(limit(request.limit));
+        Ok(v1::ListHostsResponse {
+            meta: Some(self.meta(missing)),
+            hosts,
+            matched,
+        })
+    }
+
+    async fn host(&self, name: &str) -> Result<v1::HostDetail, Status> {
+        let read = |host: &HostState, _: &_| {
+            let row = rows::host_row(host, 0);
+            (host.id(), row, rows::host_detail(host))
+        };
+        let Some((id, mut row, mut detail)) = self.fleet.host(name, read).await else {
+            return Err(self.unknown_host(name).await);
+        };
+        let filter = IncidentFilter {
+            host_id: Some(id),
+            ..IncidentFilter::default()
+        };
+        let mut missing = Vec::new();
+        match self.control.incidents(filter).await {
+            Ok((open, _)) => {
+                row.open_incidents = count(open.len());
+                let open = open.into_iter();
+                detail.incidents = open.map(|open| incident_row(open, &row.name)).collect();
+            }
+            Err(error) => {
+                store_failed(&error);
+                missing.push("incidents".to_owned());
+            }
+        }
+        detail.row = Some(row);
+        detail.meta = Some(self.meta(missing));
+        Ok(detail)
+    }
+
+    async fn services(
+        &self,
+        request: v1::ListServicesRequest,
+    ) -> Result<v1::ListServicesResponse, Status> {
+        let names = parse_names(&request.names)?;
+        let wanted = self.only(&request.host).await?;
+        let Open {
+            counts,
+            mut missing,
+            ..
+        } = self.open().await;
+        let failed_only = request.failed_only;
+        let answer = self
+            .each(&request.selector, &[], &counts, move |host, _| {
+                if wanted.is_some_and(|id| id != host.id()) {
+                    return None;
+                }
+                let Some(units) = rows::units(host) else {
+                    return Some(None);
+                };
+                let units = units.iter().filter(|unit| {
+                    (!failed_only || unit.state == UnitState::Failed)
+                        && (names.is_empty() || names.iter().any(|name| name.matches(&unit.name)))
+                });
+                Some(Some(HostUnits {
+                    host: host.name().to_owned(),
+                    units: units.cloned().collect(),
+                }))
+            })
+            .await?;
+        missing.extend(answer.missing);
+        let without = answer.items.iter().filter(|units| units.is_none()).count();
+        Ok(v1::ListServicesResponse {
+            meta: Some(self.meta(missing)),
+            services: group_services(answer.items.into_iter().flatten()),
+            hosts_without_services: count(without),
+        })
+    }
+
+    async fn anomalies(
+        &self,
+        request: v1::ListAnomaliesRequest,
+    ) -> Result<v1::ListAnomaliesResponse, Status> {
+        let wanted = self.only(&request.host).await?;
+        let Open {
+            counts,
+            mut missing,
+            ..
+        } = self.open().await;
+        let answer = self
+            .each(&request.selector, &[], &counts, move |host, _| {
+                if wanted.is_some_and(|id| id != host.id()) {
+                    return None;
+                }
+                let learning = rows::is_current(host) && host.detection().learning();
+                Some((
+                    learning,
+                    rows::anomaly(host).map(|view| (host.name().to_owned(), view)),
+                ))
+            })
+            .await?;
+        missing.extend(answer.missing);
+        let learning = answer
+            .items
+            .iter()
+            .filter(|(learning, _)| *learning)
+            .count();
+        let least = request.min_score.unwrap_or(f64::NEG_INFINITY);
+        let mut anomalies: Vec<v1::Anomaly> = answer
+            .items
+            .into_iter()
+            .filter_map(|(_, anomaly)| anomaly)
+            .filter(|(_, view)| view.score >= least)
+            .map(|(host, view)| v1::Anomaly {
+                host,
+                score: view.score,
+                since_ms: view.since.as_millis(),
+                causes: view
+                    .causes
+                    .iter()
+                    .map(|cause| v1::AnomalyCause {
+                        signal: cause.signal.to_owned(),
+                        observed: cause.observed,
+                        usual: cause.usual,
+                        excess: cause.excess,
+                    })
+                    .collect(),
+            })
+            .collect();
+        anomalies.sort_by(|a, b| {
+            b.score
+                .total_cmp(&a.score)
+                .then_with(|| a.host.cmp(&b.host))
+        });
+        Ok(v1::ListAnomaliesResponse {
+            meta: Some(self.meta(missing)),
+            anomalies,
+            hosts_learning: count(learning),
+        })
+    }
+
+    async fn incidents(
+        &self,
+        request: v1::ListIncidentsRequest,
+    ) -> Result<v1::ListIncidentsResponse, Status> {
+        let severity = match request.severity.as_str() {
+            "" => None,
+            "critical" => Some(v1::Severity::Critical),
+            "warning" => Some(v1::Severity::Warning),
+            "info" => Some(v1::Severity::Info),
+            other => {
+                let text = format!("a severity is critical, warning or info, not {other:?}");
+                return Err(Status::invalid_argument(text));
+            }
+        };
+        let host_id = self.only(&request.host).await?;
+        let counts = self.open().await.counts;
+        let names = self
+            .each(&request.selector, &[], &counts, |host, _| {
+                Some((host.id(), host.name().to_owned()))
+            })
+            .await?;
+        let by_id: HashMap<HostId, String> = names.items.into_iter().collect();
+        let (found, _) = self
+            .control
+            .incidents(IncidentFilter {
+                all: request.all,
+                host_id,
+                severity,
+                limit: 0,
+            })
+            .await
+            .map_err(|error| store_failed(&error))?;
+        let everywhere = request.selector.trim().is_empty();
+        let mut incidents: Vec<v1::IncidentRow> = found
+            .into_iter()
+            .filter_map(|incident| match by_id.get(&incident.host_id) {
+                Some(name) => Some(incident_row(incident, name)),
+                // A host that was removed, or whose shard did not answer, still has its incidents.
+                None if everywhere => {
+                    let id = incident.host_id.to_string();
+                    Some(incident_row(incident, &id))
+                }
+                None => None,
+            })
+            .collect();
+        let matched = count(incidents.len());
+        incidents.truncate(limit(request.limit));
+        Ok(v1::ListIncidentsResponse {
+            meta: Some(self.meta(names.missing)),
+            incidents,
+            matched,
+        })
+    }
+
+    async fn incident(&self, number: u64) -> Result<v1::IncidentDetail, Status> {
+        let found = self
+            .control
+            .incident(number)
+            .await
+            .map_err(|error| store_failed(&error))?;
+        let Some((incident, transitions)) = found else {
+            return Err(Status::not_found(format!(
+                "there is no incident I-{number}"
+            )));
+        };
+        let id = incident.host_id.to_string();
+        let name = self.fleet.host(&id, |host, _| host.name().to_owned()).await;
+        Ok(v1::IncidentDetail {
+            meta: Some(self.meta(Vec::new())),
+            row: Some(incident_row(incident, name.as_deref().unwrap_or(&id))),
+            transitions: transitions
+                .into_iter()
+                .map(|step| v1::IncidentTransition {
+                    at_ms: step.at.as_millis(),
+                    to: step.to.into(),
+                    evidence: step.evidence,
+                })
+                .collect(),
+        })
+    }
+
+    /// The one host that is asked for, if one is.
+    async fn only(&self, name: &str) -> Result<Option<HostId>, Status> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        self.known_host(name).await.map(Some)
+    }
+}
+
+/// What the summary takes from a host.
+struct Glance {
+    id: HostId,
+    state: v1::HostState,
+    version: String,
+    last_seen: Option<Timestamp>,
+    worst: Option<v1::WorstEntry>,
+    failing: HostUnits,
+}
+
+impl Glance {
+    fn of(host: &HostState) -> Self {
+        let units = rows::units(host).unwrap_or_default();
+        let failing = units.iter().filter(|unit| unit.state == UnitState::Failed);
+        Self {
+            id: host.id(),
+            state: rows::state(host.liveness()).0,
+            version: host.facts().agent_version.clone(),
+            last_seen: host.last_seen(),
+            worst: worst_of(host),
+            failing: HostUnits {
+                host: host.name().to_owned(),
+                units: failing.cloned().collect(),
+            },
+        }
+    }
+}
+
+/// Units of one host.
+struct HostUnits {
+    host: String,
+    units: Vec<crate::fleet::Unit>,
+}
+
+/// What most deserves a look on a host, if anything does.
+fn worst_of(host: &HostState) -> Option<v1::WorstEntry> {
+    if !rows::is_current(host) {
+        return None;
+    }
+    let derived = host.derived();
+    let values = [
+        derived.cpu_ratio,
+        derived.memory_ratio,
+        derived.disk_ratio,
+        derived.io_ratio,
+        derived.pressure_ratio,
+    ];
+    let (at, value) = values
+        .iter()
+        .enumerate()
+        .filter_map(|(at, value)| {
+            value
+                .filter(|value| *value >= WORTH[at])
+                .map(|value| (at, value))
+        })
+        .max_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    let what = match at {
+        0 => "cpu".to_owned(),
+        1 => "memory".to_owned(),
+        2 => format!("disk {}", derived.disk_mountpoint),
+        3 => "io busy".to_owned(),
+        _ => "stalled".to_owned(),
+    };
+    Some(v1::WorstEntry {
+        host: host.name().to_owned(),
+        what,
+        value,
+    })
+}
+
+fn worst(glances: &[Glance]) -> Vec<v1::WorstEntry> {
+    let mut worst: Vec<v1::WorstEntry> = glances
+        .iter()
+        .filter_map(|glance| glance.worst.clone())
+        .collect();
+    worst.sort_by(|a, b| {
+        b.value
+            .total_cmp(&a.value)
+            .then_with(|| a.host.cmp(&b.host))
+    });
+    worst.truncate(WORST);
+    worst
+}
+
+fn state_counts(glances: &[Glance]) -> Vec<v1::StateCount> {
+    [
+        v1::HostState::Joined,
+        v1::HostState::Live,
+        v1::HostState::Late,
+        v1::HostState::Silent,
+    ]
+    .into_iter()
+    .map(|state| v1::StateCount {
+        state: state.into(),
+        hosts: count(
+            glances
+                .iter()
+                .filter(|glance| glance.state == state)
+                .count(),
+        ),
+    })
+    .collect()
+}
+
+fn version_counts(glances: &[Glance]) -> Vec<v1::VersionCount> {
+    let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
+    for glance in glances.iter().filter(|glance| !glance.version.is_empty()) {
+        *counts.entry(&glance.version).or_default() += 1;
+    }
+    let mut versions: Vec<v1::VersionCount> = counts
+        .into_iter()
+        .map(|(version, hosts)| v1::VersionCount {
+            version: version.to_owned(),
+            hosts,
+        })
+        .collect();
+    versions.sort_by_key(|version| std::cmp::Reverse(version.hosts));
+    versions
+}
+
+/// Units of many hosts as one group for each name and state: failing first, then the most widespread.
+fn group_services(hosts: impl Iterator<Item = HostUnits>) -> Vec<v1::ServiceGroup> {
+    let mut groups: BTreeMap<(u8, String), v1::ServiceGroup> = BTreeMap::new();
+    for HostUnits { host, units } in hosts {
+        for unit in units {
+            let group = groups
+                .entry((rank(unit.state), unit.name.clone()))
+                .or_insert_with(|| v1::ServiceGroup {
+                    name: unit.name,
+                    state: unit.state.as_str().to_owned(),
+                    ..v1::ServiceGroup::default()
+                });
+            group.hosts.push(host.clone());
+            group.restarts += unit.restarts;
+            if let Some(since) = unit.since.map(Timestamp::as_millis) {
+                group.since_ms = Some(group.since_ms.map_or(since, |first| first.min(since)));
+            }
+        }
+    }
+    let mut groups: Vec<((u8, String), v1::ServiceGroup)> = groups.into_iter().collect();
+    groups.sort_by(|((a, a_name), a_group), ((b, b_name), b_group)| {
+        let most = b_group.hosts.len().cmp(&a_group.hosts.len());
+        a.cmp(b).then(most).then_with(|| a_name.cmp(b_name))
+    });
+    groups
+        .into_iter()
+        .map(|(_, mut group)| {
+            group.hosts.sort();
+            group
+        })
+        .collect()
+}
+
+fn rank(state: UnitState) -> u8 {
+    match state {
+        UnitState::Failed => 0,
+        UnitState::Activating => 1,
+        UnitState::Deactivating => 2,
+        UnitState::Active => 3,
+        UnitState::Inactive => 4,
+    }
+}
+
+fn incident_row(incident: Incident, host: &str) -> v1::IncidentRow {
+    v1::IncidentRow {
+        number: incident.number,
+        id: incident.id,
+        severity: incident.severity.into(),
+        state: incident.state.into(),
+        rule: incident.rule,
+        host: host.to_owned(),
+        subject: incident.subject,
+        summary: incident.summary,
+        opened_ms: incident.opened.as_millis(),
+        resolved_ms: incident.resolved.map(Timestamp::as_millis),
+        since_ms: incident.since.as_millis(),
+    }
+}
+
+#[expect(clippy::result_large_err, reason = "tonic's own error type")]
+fn parse_selector(text: &str) -> Result<Selector, Status> {
+    Selector::parse(text)
+        .map_err(|error| Status::invalid_argument(format!("this is no selector: {error}")))
+}
+
+#[expect(clippy::result_large_err, reason = "tonic's own error type")]
+fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
+    let mut patterns = Vec::new();
+    for name in names {
+        let list = Pattern::parse_list(name).map_err(|error| {
+            Status::invalid_argument(format!("{name:?} is no name or pattern: {error}"))
+        })?;
+        patterns.extend(list);
+    }
+    Ok(patterns.into())
+}
+
+fn store_failed(error: &crate::control::ControlError) -> Status {
+    tracing::error!(error = %chain(error), "the control store cannot be read");
+    Status::unavailable("the control store cannot be read, see the aggregator's log")
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// 0 stands for no limit.
+fn limit(limit: u32) -> usize {
+    match limit {
+        0 => usize::MAX,
+        limit => usize::try_from(limit).unwrap_or(usize::MAX),
+    }
+}
+
+#[tonic::async_trait]
+impl Operator for OperatorService {
+    async fn get_status(
+        &self,
+        request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::Status>, Status> {
+        let caller = self.access.admit(&request, "GetStatus").await?;
+        Ok(Response::new(self.status(caller).await))
+    }
+
+    async fn get_summary(
+        &self,
+        request: Request<v1::GetSummaryRequest>,
+    ) -> Result<Response<v1::Summary>, Status> {
+        self.access.admit(&request, "GetSummary").await?;
+        self.summary(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_hosts(
+        &self,
+        request: Request<v1::ListHostsRequest>,
+    ) -> Result<Response<v1::ListHostsResponse>, Status> {
+        self.access.admit(&request, "ListHosts").await?;
+        self.hosts(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_host(
+        &self,
+        request: Request<v1::GetHostRequest>,
+    ) -> Result<Response<v1::HostDetail>, Status> {
+        self.access.admit(&request, "GetHost").await?;
+        self.host(&request.into_inner().name)
+            .await
+            .map(Response::new)
+    }
+
+    async fn list_services(
+        &self,
+        request: Request<v1::ListServicesRequest>,
+    ) -> Result<Response<v1::ListServicesResponse>, Status> {
+        self.access.admit(&request, "ListServices").await?;
+        self.services(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_anomalies(
+        &self,
+        request: Request<v1::ListAnomaliesRequest>,
+    ) -> Result<Response<v1::ListAnomaliesResponse>, Status> {
+        self.access.admit(&request, "ListAnomalies").await?;
+        self.anomalies(request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn list_incidents(
+        &self,
+        request: Request<v1::ListIncidentsRequest>,
+    ) -> Result<Response<v1::ListIncidentsResponse>, Status> {
+        self.access.admit(&request, "ListIncidents").await?;
+        self.incidents(request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn get_incident(
+        &self,
+        request: Request<v1::GetIncidentRequest>,
+    ) -> Result<Response<v1::IncidentDetail>, Status> {
+        self.access.admit(&request, "GetIncident").await?;
+        self.incident(request.into_inner().number)
+            .await
+            .map(Response::new)
+    }
+}

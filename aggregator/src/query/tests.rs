@@ -1,0 +1,1 @@
+//! The service over a real fleet and a real store.
