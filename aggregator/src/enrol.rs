@@ -12,6 +12,7 @@ use std::{
 };
 
 use muster_proto::{
+    id::HostId,
     limits::MAX_ENROLMENT_MESSAGE_BYTES,
     time::{Clock, Timestamp},
     v1::{
@@ -19,7 +20,7 @@ use muster_proto::{
         enrolment_server::{Enrolment, EnrolmentServer},
     },
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport::Server};
 
@@ -58,6 +59,8 @@ pub struct EnrolDoor {
     pub counters: Arc<Counters>,
     /// The wall clock.
     pub clock: Arc<dyn Clock>,
+    /// Told who has joined. Full or closed: the host is known when it connects.
+    pub joined: mpsc::Sender<HostId>,
 }
 
 impl EnrolDoor {
@@ -221,6 +224,7 @@ impl Service {
             })?
             .map_err(|refusal| refused(refusal, address))?;
         tracing::info!(host = %enrolled.host_id, name = enrolled.name, %address, again = enrolled.again, "host joined");
+        let _ = self.door.joined.try_send(enrolled.host_id);
         Ok(v1::EnrolResponse {
             certificate_chain: enrolled
                 .issued

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
+    directory::{Directory, Known},
     fleet::{
         Fleet,
         host::{FrameIn, Session},
@@ -51,19 +52,13 @@ const MAX_SPOOLED_INCARNATIONS: usize = 64;
 const IDLE_INTERVALS: u32 = 6;
 const IDLE_FLOOR: Duration = Duration::from_secs(60);
 
-/// What a host said of itself is taken over from here.
-pub trait Directory: Send + Sync + 'static {
-    /// The host connected and says this about itself; never blocks.
-    fn connected(&self, host: HostId, facts: v1::HostFacts);
-}
-
 /// The service behind the uplink door.
 #[derive(Clone)]
 pub struct UplinkService(Arc<Inner>);
 
 struct Inner {
     fleet: Fleet,
-    directory: Arc<dyn Directory>,
+    directory: Directory,
     clock: Arc<dyn Clock>,
     welcome: WelcomeTerms,
     connections: AtomicU64,
@@ -85,7 +80,7 @@ impl UplinkService {
     #[must_use]
     pub fn new(
         fleet: Fleet,
-        directory: Arc<dyn Directory>,
+        directory: Directory,
         clock: Arc<dyn Clock>,
         welcome: WelcomeTerms,
     ) -> Self {
@@ -174,8 +169,17 @@ impl Inner {
         };
         let (session, holds) = self.session(&hello)?;
         let interval = session.interval;
-        if let Some(facts) = hello.facts.clone() {
-            self.directory.connected(host, facts);
+        let facts = hello.facts.clone().unwrap_or_default();
+        let stopping = || Refusal::Status(Status::unavailable("the aggregator is stopping"));
+        match self.directory.connected(host, facts).await {
+            Known::Yes(enrolled) => {
+                if !self.fleet.upsert(*enrolled).await {
+                    return Err(stopping());
+                }
+            }
+            Known::No => return Err(Refusal::Deny(v1::DenyReason::Removed)),
+            // The fleet knows the hosts that were there at its start.
+            Known::Unavailable => {}
         }
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let close = CancellationToken::new();
@@ -189,7 +193,6 @@ impl Inner {
             close: close.clone(),
             reply,
         };
-        let stopping = || Refusal::Status(Status::unavailable("the aggregator is stopping"));
         if !self.fleet.tell(host, attach).await {
             return Err(stopping());
         }

@@ -4,7 +4,9 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod demo;
 pub mod detect;
+pub mod directory;
 pub mod enrol;
 pub mod fleet;
 pub mod http;
@@ -15,6 +17,7 @@ pub mod listen;
 pub mod pki;
 pub mod query;
 pub mod selector;
+pub mod serve;
 pub mod setup;
 
 /// An error and its causes in one line, as logs and operators get it.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use muster_aggregator::{
-    detect::Engine,
+    detect::{DetectConfig, Engine},
     fleet::{
         Enrolled, HostState,
         host::{CheckpointedHost, FrameIn, Receiving, Session, Verdict},
@@ -58,7 +58,7 @@ impl Aggregator {
             host: HostState::new(enrolled(), Timestamp::from_millis(START)),
             names: Names::default(),
             changes: Changes::default(),
-            engine: Engine::default(),
+            engine: Engine::new(&DetectConfig::default()),
             log: Vec::new(),
             checkpoint: None,
             queue: Vec::new(),

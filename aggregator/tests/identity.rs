@@ -79,6 +79,7 @@ impl Installation {
             limits: Limits::default(),
             counters: Arc::clone(&self.counters),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            joined: tokio::sync::mpsc::channel(1).0,
         }
     }
 

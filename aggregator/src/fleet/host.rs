@@ -27,7 +27,7 @@ use super::{
     liveness::{Liveness, Silence, Voice},
     names::{Names, SeriesKey},
 };
-use crate::detect::{Engine, HostDetection, Observation, Transition};
+use crate::detect::{Engine, HostDetection, Observation, Opening, Transition};
 
 /// Recent values kept of each field of [`RECENT_FIELDS`].
 const RECENT_TICKS: usize = 30;
@@ -660,6 +660,11 @@ impl HostState {
     pub fn observe_liveness(&mut self, engine: &Engine, at: Timestamp, out: &mut Vec<Transition>) {
         let liveness = self.liveness();
         engine.liveness(&mut self.kept.detection, at, liveness, out);
+    }
+
+    /// Tells the detectors what is open in the store.
+    pub fn adopt(&mut self, engine: &Engine, open: &[Opening]) {
+        engine.adopt(&mut self.kept.detection, open);
     }
 
     fn ledger(&self, incarnation: Incarnation) -> Option<&Ledger> {

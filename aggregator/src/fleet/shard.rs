@@ -29,7 +29,7 @@ use super::{
     names::Names,
 };
 use crate::{
-    detect::{Engine, Transition},
+    detect::{Engine, Opening, Transition},
     journal::{Entry, Journal, Record, Stored},
 };
 
@@ -200,6 +200,13 @@ impl Shard {
         };
         if let Err(error) = host.restore(checkpoint, &mut context) {
             tracing::warn!(host = %checkpoint.id(), %error, "checkpoint of the host does not read; its state begins anew");
+        }
+    }
+
+    /// Tells the detectors what is open on a host in the store.
+    pub fn adopt(&mut self, id: HostId, open: &[Opening]) {
+        if let Some(host) = self.hosts.get_mut(&id) {
+            host.adopt(&self.engine, open);
         }
     }
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use muster_proto::{
+    id::HostId,
     log::{DiskStorage, FolderError, Log, LogConfig, LogError, Storage},
     time::Clock,
 };
@@ -25,7 +26,7 @@ use super::{
     shard::{Shard, TransitionSink},
 };
 use crate::{
-    detect::Engine,
+    detect::{Engine, Opening},
     journal::{Journal, Record},
 };
 
@@ -47,6 +48,8 @@ pub struct Parts {
     pub engine: Arc<Engine>,
     /// Takes what the detectors conclude.
     pub sink: Arc<dyn TransitionSink>,
+    /// What is open on a host in the store, for detectors that lost their memory of it.
+    pub open: Box<dyn Fn(HostId) -> Vec<Opening> + Send>,
     /// Dates.
     pub clock: Arc<dyn Clock>,
 }
@@ -131,11 +134,15 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
         .collect();
     let count = shards.len();
     let enrolled = hosts.len();
+    let ids: Vec<HostId> = hosts.iter().map(|who| who.id).collect();
     for who in hosts {
         shards[Fleet::shard_of(who.id, count)].upsert(who);
     }
     for host in &kept.hosts {
         shards[Fleet::shard_of(host.id(), count)].restore(host);
+    }
+    for id in ids {
+        shards[Fleet::shard_of(id, count)].adopt(id, &(parts.open)(id));
     }
     let replayed = replay(&log, kept.covers + 1, &mut shards);
     tracing::info!(

@@ -1,0 +1,519 @@
+//! The parts of an aggregator put together, started in order and stopped in order.
+//!
+//! Starting reads the authority, the control store and the log, binds every door, and only then lets
+//! anybody in. A task that ends early takes the process with it: half an aggregator looks healthy and is
+//! not. Stopping is bounded: agents are asked to leave, what they sent is written and acknowledged, the
+//! state is put into a checkpoint.
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use muster_proto::{
+    id::HostId,
+    limits,
+    time::{Clock, SystemClock},
+    v1::uplink_server::UplinkServer,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::{
+    admin::AdminSocket,
+    config::Config,
+    control::Control,
+    detect::Engine,
+    directory::{Directory, Known},
+    enrol::EnrolDoor,
+    fleet::{
+        Fleet, FleetConfig,
+        start::{self, Parts, Started},
+    },
+    http,
+    incident::Incidents,
+    ingest::{UplinkService, WelcomeTerms},
+    journal::JournalHealth,
+    listen::{self, Counters, Limits},
+    pki::{Authority, Doors},
+    query,
+};
+
+/// Epoch of an aggregator that shares its hosts with no other.
+const EPOCH: u64 = 1;
+
+/// Shortest time over which agents spread their leaving.
+const DRAIN_SPREAD_FLOOR: Duration = Duration::from_secs(2);
+
+/// How long a stop waits for agents to leave.
+const DRAIN_WAIT: Duration = Duration::from_secs(3);
+
+/// Hosts that joined and are not yet taken into the fleet; they are when they connect, in any case.
+const JOINED: usize = 1024;
+
+/// HTTP/2 bounds of the uplink (design/threats.md): an agent needs one stream.
+const UPLINK_STREAMS: u32 = 8;
+const UPLINK_STREAM_WINDOW: u32 = 256 * 1024;
+const UPLINK_CONNECTION_WINDOW: u32 = 512 * 1024;
+
+/// A peer that does not answer a ping for this long is gone.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the doors really are, which matters when a port was left to the system.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    /// Agents.
+    pub uplink: SocketAddr,
+    /// Joining hosts.
+    pub enrolment: SocketAddr,
+    /// Operators.
+    pub operator: SocketAddr,
+    /// Scrape and discovery.
+    pub http: SocketAddr,
+}
+
+/// A running aggregator.
+pub struct Aggregator {
+    addresses: Addresses,
+    authority: Arc<Authority>,
+    control: Control,
+    started: Started,
+    readiness: watch::Sender<http::Readiness>,
+    /// Doors: stopped first.
+    doors: JoinSet<(&'static str, anyhow::Result<()>)>,
+    stop_doors: CancellationToken,
+    /// What must outlive the doors.
+    rest: JoinSet<(&'static str, anyhow::Result<()>)>,
+    stop_rest: CancellationToken,
+    socket: PathBuf,
+}
+
+/// The doors, bound and not yet served.
+struct Bound {
+    uplink: TcpListener,
+    operator: TcpListener,
+    http: TcpListener,
+    enrolment: SocketAddr,
+}
+
+impl Bound {
+    async fn at(config: &Config) -> io::Result<Self> {
+        // The enrolment door is bound only while a token is live. With a port left to the system, one is
+        // chosen now so that it can be told; another program might take it in between, which is said then.
+        let enrolment = match config.enrolment.port() {
+            0 => listen::bind(config.enrolment).await?.local_addr()?,
+            _ => config.enrolment,
+        };
+        Ok(Self {
+            uplink: listen::bind(config.uplink).await?,
+            operator: listen::bind(config.operator).await?,
+            http: listen::bind(config.http.listen).await?,
+            enrolment,
+        })
+    }
+
+    fn addresses(&self) -> io::Result<Addresses> {
+        Ok(Addresses {
+            uplink: self.uplink.local_addr()?,
+            enrolment: self.enrolment,
+            operator: self.operator.local_addr()?,
+            http: self.http.local_addr()?,
+        })
+    }
+}
+
+/// Starts an aggregator on the state that `init` made.
+///
+/// # Errors
+/// When the authority, the control store or the log cannot be used, or a port is taken. Nothing listens
+/// then.
+pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let began = clock.now();
+    let authority = Arc::new(Authority::open(&config.state_dir)?);
+    let doors = Arc::new(Doors::new(Arc::clone(&authority), began)?);
+    let control = Control::open(&config.state_dir)?;
+    let directory = Directory::new(control.clone(), Arc::clone(&clock));
+    let hosts = directory.hosts().await?;
+    let bound = Bound::at(config).await?;
+    let addresses = bound.addresses()?;
+
+    let stop_rest = CancellationToken::new();
+    let (incidents, incident_task) = Incidents::start(control.clone(), stop_rest.clone()).await?;
+    let open = incidents.clone();
+    let parts = Parts {
+        config: FleetConfig {
+            series_quota: config.series_per_host,
+            credit_bytes: config.credit_bytes,
+            epoch: EPOCH,
+        },
+        state_dir: config.state_dir.clone(),
+        log_max_bytes: config.log_max_bytes,
+        shards: std::thread::available_parallelism().map_or(2, usize::from),
+        engine: Arc::new(Engine::new(&config.detect)),
+        sink: Arc::new(incidents.clone()),
+        open: Box::new(move |host| open.open_on(host)),
+        clock: Arc::clone(&clock),
+    };
+    let started = start::start(parts, hosts)?;
+
+    let mut rest = JoinSet::new();
+    rest.spawn(async move {
+        incident_task.await;
+        ("incidents", Ok(()))
+    });
+    let (joined, joining) = mpsc::channel(JOINED);
+    rest.spawn(take_in(
+        joining,
+        directory.clone(),
+        started.fleet.clone(),
+        stop_rest.clone(),
+    ));
+
+    let (readiness, ready) = watch::channel(http::Readiness::Ready);
+    let stop_doors = CancellationToken::new();
+    let opening = Opening {
+        config,
+        clock,
+        authority: Arc::clone(&authority),
+        doors,
+        control: control.clone(),
+        directory,
+        incidents,
+        fleet: started.fleet.clone(),
+        journal: Arc::clone(started.journal.health()),
+        addresses,
+        stop: stop_doors.clone(),
+    };
+    let socket = config.runtime_dir.join("admin.sock");
+    let doors = opening.open(bound, joined, ready, socket.clone())?;
+    Ok(Aggregator {
+        addresses,
+        authority,
+        control,
+        started,
+        readiness,
+        doors,
+        stop_doors,
+        rest,
+        stop_rest,
+        socket,
+    })
+}
+
+impl Aggregator {
+    /// Where the doors are.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// The admin socket.
+    #[must_use]
+    pub fn admin_socket(&self) -> &std::path::Path {
+        &self.socket
+    }
+
+    /// The authority behind all certificates.
+    #[must_use]
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The control store.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The hosts.
+    #[must_use]
+    pub fn fleet(&self) -> &Fleet {
+        &self.started.fleet
+    }
+
+    /// Waits until a task ends that should not, and says which and why. Never returns otherwise.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        let ended = tokio::select! {
+            Some(ended) = self.doors.join_next() => ended,
+            Some(ended) = self.rest.join_next() => ended,
+        };
+        match ended {
+            Ok((name, Ok(()))) => anyhow::anyhow!("{name} ended, which it should not"),
+            Ok((name, Err(error))) => error.context(format!("{name} failed")),
+            Err(error) => anyhow::Error::new(error).context("a task panicked"),
+        }
+    }
+
+    /// Asks the agents to leave, closes the doors, writes what is queued, and ends.
+    pub async fn stop(mut self) {
+        // Whoever watches readiness sends no more requests.
+        let _ = self.readiness.send(http::Readiness::Stopping);
+        let fleet = self.started.fleet.clone();
+        let hosts = fleet.totals().hosts;
+        let spread = DRAIN_SPREAD_FLOOR.max(Duration::from_secs(hosts / 1000));
+        fleet.drain(spread).await;
+        let left = async {
+            while fleet.totals().connected > 0 {
+                time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if time::timeout(DRAIN_WAIT, left).await.is_err() {
+            tracing::info!(
+                agents = fleet.totals().connected,
+                "not all agents have left; their streams are cut, they keep what was not acknowledged"
+            );
+        }
+        self.stop_doors.cancel();
+        end(&mut self.doors).await;
+        drop(fleet);
+        self.started.stop().await;
+        self.stop_rest.cancel();
+        end(&mut self.rest).await;
+    }
+}
+
+/// Gives tasks a moment to end by themselves, then ends them.
+async fn end(tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>) {
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    if time::timeout(Duration::from_secs(2), ended).await.is_err() {
+        tasks.shutdown().await;
+    }
+}
+
+/// Takes hosts into the fleet as soon as they have joined.
+async fn take_in(
+    mut joined: mpsc::Receiver<HostId>,
+    directory: Directory,
+    fleet: Fleet,
+    stop: CancellationToken,
+) -> (&'static str, anyhow::Result<()>) {
+    loop {
+        let host = tokio::select! {
+            () = stop.cancelled() => break,
+            host = joined.recv() => match host {
+                Some(host) => host,
+                None => {
+                    // All senders are gone: the doors are closed.
+                    stop.cancelled().await;
+                    break;
+                }
+            },
+        };
+        if let Known::Yes(enrolled) = directory.host(host).await {
+            fleet.upsert(*enrolled).await;
+        }
+    }
+    ("joining hosts", Ok(()))
+}
+
+/// What the doors are opened with.
+struct Opening<'a> {
+    config: &'a Config,
+    clock: Arc<dyn Clock>,
+    authority: Arc<Authority>,
+    doors: Arc<Doors>,
+    control: Control,
+    directory: Directory,
+    incidents: Incidents,
+    fleet: Fleet,
+    journal: Arc<JournalHealth>,
+    addresses: Addresses,
+    stop: CancellationToken,
+}
+
+impl Opening<'_> {
+    fn open(
+        self,
+        bound: Bound,
+        joined: mpsc::Sender<HostId>,
+        ready: watch::Receiver<http::Readiness>,
+        socket: PathBuf,
+    ) -> anyhow::Result<JoinSet<(&'static str, anyhow::Result<()>)>> {
+        let mut tasks = JoinSet::new();
+        let limits = Limits {
+            exempt_loopback: self.config.exempt_loopback,
+            ..Limits::default()
+        };
+        self.uplink(&mut tasks, bound.uplink, &limits);
+        self.operator(&mut tasks, bound.operator, &limits);
+        self.http(&mut tasks, bound.http, &limits, ready)?;
+        let door = EnrolDoor {
+            control: self.control.clone(),
+            authority: Arc::clone(&self.authority),
+            doors: Arc::clone(&self.doors),
+            // The host that was dialled for enrolment, with the uplink's port.
+            uplink_address: format!(":{}", self.addresses.uplink.port()),
+            limits,
+            counters: Arc::new(Counters::default()),
+            clock: Arc::clone(&self.clock),
+            joined,
+        };
+        let (address, stop) = (bound.enrolment, self.stop.clone());
+        tasks.spawn(async move {
+            door.run(address, stop).await;
+            ("enrolment door", Ok(()))
+        });
+        let admin = AdminSocket {
+            control: self.control.clone(),
+            authority: Arc::clone(&self.authority),
+            operator_address: self.operator_address(),
+            fleet_name: self.config.fleet_name.clone(),
+            clock: Arc::clone(&self.clock),
+        };
+        let stop = self.stop.clone();
+        tasks.spawn(async move { ("admin socket", admin.run(&socket, stop).await) });
+        let (doors, clock, stop) = (self.doors, self.clock, self.stop);
+        tasks.spawn(async move {
+            doors.run(clock, stop).await;
+            ("certificate renewal", Ok(()))
+        });
+        Ok(tasks)
+    }
+
+    fn uplink(
+        &self,
+        tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+        listener: TcpListener,
+        limits: &Limits,
+    ) {
+        let terms = WelcomeTerms {
+            credit_bytes: self.config.credit_bytes,
+            epoch: EPOCH,
+            bundle: self.authority.bundle(),
+        };
+        let service = UplinkService::new(
+            self.fleet.clone(),
+            self.directory.clone(),
+            Arc::clone(&self.clock),
+            terms,
+        );
+        let service = UplinkServer::new(service)
+            .max_decoding_message_size(limits::MAX_UPLINK_MESSAGE_BYTES)
+            .max_encoding_message_size(limits::MAX_DOWNLINK_MESSAGE_BYTES);
+        let incoming = listen::tls(
+            listener,
+            Arc::clone(&self.doors.agents),
+            limits.clone(),
+            Arc::new(Counters::default()),
+            self.stop.clone(),
+        );
+        let stop = self.stop.clone();
+        tasks.spawn(async move {
+            let served = Server::builder()
+                .max_concurrent_streams(UPLINK_STREAMS)
+                .initial_stream_window_size(UPLINK_STREAM_WINDOW)
+                .initial_connection_window_size(UPLINK_CONNECTION_WINDOW)
+                .http2_keepalive_interval(Some(KEEPALIVE))
+                .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+                .add_service(service)
+                .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+                .await;
+            ("uplink door", served.map_err(anyhow::Error::new))
+        });
+    }
+
+    fn operator(
+        &self,
+        tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+        listener: TcpListener,
+        limits: &Limits,
+    ) {
+        let (doors, journal) = (Arc::clone(&self.doors), Arc::clone(&self.journal));
+        let about = query::About {
+            fleet_name: self.config.fleet_name.clone(),
+            started: self.clock.now(),
+            certificate_not_after: Box::new(move || Some(doors.not_after())),
+            problems: Box::new(move || journal.problem().into_iter().collect()),
+        };
+        let service = query::OperatorService::new(
+            self.fleet.clone(),
+            self.control.clone(),
+            about,
+            Arc::clone(&self.clock),
+        );
+        let incoming = listen::tls(
+            listener,
+            Arc::clone(&self.doors.operators),
+            limits.clone(),
+            Arc::new(Counters::default()),
+            self.stop.clone(),
+        );
+        let stop = self.stop.clone();
+        tasks.spawn(async move {
+            let served = Server::builder()
+                .timeout(Duration::from_secs(60))
+                .http2_keepalive_interval(Some(KEEPALIVE))
+                .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+                .add_service(service.into_server())
+                .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+                .await;
+            ("operator door", served.map_err(anyhow::Error::new))
+        });
+    }
+
+    fn http(
+        &self,
+        tasks: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+        listener: TcpListener,
+        limits: &Limits,
+        ready: watch::Receiver<http::Readiness>,
+    ) -> anyhow::Result<()> {
+        let settings = http::Settings::of(&self.config.http).context("http.instance")?;
+        let source = http::live::LiveFleet {
+            fleet: self.fleet.clone(),
+            journal: Arc::clone(&self.journal),
+            incidents: self.incidents.clone(),
+        };
+        let router = http::router(http::HttpState::new(source, settings, ready));
+        let counters = Arc::new(Counters::default());
+        let stop = self.stop.clone();
+        let incoming = if self.config.http.tls {
+            let tls = Arc::clone(&self.doors.http);
+            listen::tls(listener, tls, limits.clone(), counters, stop.clone())
+        } else {
+            listen::plain(listener, limits.clone(), counters, stop.clone())
+        };
+        tasks.spawn(async move {
+            http::connection::serve_all(incoming, router, stop).await;
+            ("http door", Ok(()))
+        });
+        Ok(())
+    }
+
+    /// Where operators are told to go: the first name of the certificate, or this machine's loopback.
+    fn operator_address(&self) -> String {
+        let address = self.addresses.operator;
+        let host = match self.authority.names().first() {
+            Some(name) => name.clone(),
+            None if address.ip().is_unspecified() => "127.0.0.1".to_owned(),
+            None => address.ip().to_string(),
+        };
+        if host.contains(':') {
+            return format!("[{host}]:{}", address.port());
+        }
+        format!("{host}:{}", address.port())
+    }
+}
+
+/// Completes when the process is asked to stop: SIGTERM or SIGINT.
+///
+/// # Errors
+/// When signals cannot be listened to.
+pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
