@@ -75,6 +75,20 @@ impl Config {
         self.runtime_dir.join("status.sock")
     }
 
+    /// Whether anything but the level of the log is set differently: that much holds only after a restart.
+    #[must_use]
+    pub fn differs_beyond_log_level(&self, other: &Self) -> bool {
+        let same_level = Self {
+            log: LogConfig {
+                level: self.log.level,
+                ..other.log
+            },
+            ..other.clone()
+        };
+        // Their printed forms name every field, of parts that others add too.
+        format!("{self:?}") != format!("{same_level:?}")
+    }
+
     /// Reads a file and its overlays. `None` for the default place, where a missing file means defaults.
     ///
     /// # Errors
@@ -717,6 +731,20 @@ mod tests {
             missing.to_string().contains("other.toml: cannot be read"),
             "{missing}"
         );
+    }
+
+    #[test]
+    fn only_the_log_level_changes_without_a_restart() {
+        let with = |text| applied(text).0;
+        let running = with("");
+        assert!(!with("log.level = \"debug\"").differs_beyond_log_level(&running));
+        for text in [
+            "log.format = \"json\"",
+            "interval = \"1s\"",
+            "labels.a = \"b\"",
+        ] {
+            assert!(with(text).differs_beyond_log_level(&running), "{text}");
+        }
     }
 
     #[test]

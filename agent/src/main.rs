@@ -1,1 +1,481 @@
-fn main() {}
+//! The `muster-agent` program: flags, configuration, run until a signal; no logic of its own.
+
+use std::{
+    fmt::{self, Write as _},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use muster_agent::{
+    Agent, AgentConfig, Credentials, LiveHost, LogHandle, Monitor, certificate_expires,
+    collect::{self, Collection},
+    config::{Config, ConfigError, DEFAULT_PATH},
+    enrol::{self, TokenSource},
+    goodbye,
+    host::{self, HostRoot},
+    identity::{Identity, IdentityError},
+    sample,
+    status::{self, StatusError},
+    telemetry::{LogFormat, start_log},
+};
+use muster_proto::{
+    time::{Clock as _, SystemClock},
+    v1::FinReason,
+};
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time,
+};
+
+/// sysexits.h EX_CONFIG: the unit does not restart it.
+const EXIT_CONFIG: u8 = 78;
+/// sysexits.h EX_UNAVAILABLE: the host is not enrolled.
+const EXIT_NOT_ENROLLED: u8 = 69;
+
+/// Time between passes of `sample --repeat`, and between its first, silent pass and the one that is shown:
+/// services are told over the bus and take a moment.
+const PASS_EVERY: Duration = Duration::from_secs(1);
+const PRIMING: Duration = Duration::from_millis(300);
+/// How often systemd is told how the link stands, when there is no watchdog to set the pace.
+const STATUS_EVERY: Duration = Duration::from_secs(15);
+
+/// Gathers what this host can tell and streams it to a Muster aggregator.
+#[derive(Parser)]
+#[command(name = "muster-agent", version, max_term_width = 100)]
+struct Cli {
+    /// Configuration file [default: /etc/muster/agent.toml, which may be missing]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the service (systemd starts this)
+    Run {
+        /// Shape of the log instead of the configuration's
+        #[arg(long, value_enum)]
+        log_format: Option<LogShape>,
+    },
+    /// Join this host to an aggregator
+    Enrol(Enrol),
+    /// Take samples and print them; needs no aggregator and no root
+    #[command(alias = "once")]
+    Sample(Sample),
+    /// How the running agent stands
+    Status {
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t = Shape::Table)]
+        output: Shape,
+    },
+    /// What can be collected, whether it is on, what it reads and needs
+    Collectors,
+    /// Check a configuration file; exit 1 with line and column of every fault
+    CheckConfig {
+        /// The file [default: as for run]
+        file: Option<PathBuf>,
+    },
+    /// Print the version
+    Version,
+}
+
+#[derive(Args)]
+struct Enrol {
+    /// The aggregator: host or host:port of its enrolment door
+    address: String,
+    /// Read the join token from a file; - is standard input. Without it the token is taken from
+    /// MUSTER_TOKEN or asked for
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// The join token itself: other users of this host can see it
+    #[arg(long)]
+    token: Option<String>,
+}
+
+#[derive(Args)]
+struct Sample {
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = SampleShape::Text)]
+    format: SampleShape,
+    /// Only these collectors; may be given more than once
+    #[arg(long, value_name = "NAME")]
+    collector: Vec<String>,
+    /// How many samples, one a second
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SampleShape {
+    Text,
+    Json,
+    Prometheus,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Shape {
+    Table,
+    Json,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogShape {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Run { log_format } => return run(cli.config.as_deref(), log_format),
+        Command::CheckConfig { file } => check_config(file.or(cli.config).as_deref()),
+        Command::Enrol(flags) => enrol(cli.config.as_deref(), flags),
+        Command::Sample(flags) => take_samples(cli.config.as_deref(), &flags),
+        Command::Status { output } => print_status(cli.config.as_deref(), output),
+        Command::Collectors => print_collectors(cli.config.as_deref()),
+        Command::Version => {
+            print(concat!("muster-agent ", env!("CARGO_PKG_VERSION"), "\n").as_bytes())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What to do about an error; put around it as context.
+#[derive(Debug)]
+struct Hint(&'static str);
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// What failed, why, and what to do, one line each.
+fn complain(error: &anyhow::Error) {
+    let hint = error.downcast_ref::<Hint>();
+    let mut lines = error.chain().skip(usize::from(hint.is_some()));
+    if let Some(what) = lines.next() {
+        eprintln!("error: {what}");
+    }
+    for why in lines {
+        for line in why.to_string().lines() {
+            eprintln!("  because: {line}");
+        }
+    }
+    if let Some(hint) = hint {
+        eprintln!("  try: {hint}");
+    }
+}
+
+/// Writes to standard output; a reader that has gone away is no failure.
+fn print(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        outcome => outcome.context("cannot write to standard output"),
+    }
+}
+
+/// One thread: an agent does little, and little at a time.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+// ---- run ---------------------------------------------------------------------------------------------
+
+fn run(path: Option<&Path>, log_format: Option<LogShape>) -> ExitCode {
+    let mut config = match Config::load(path) {
+        Ok(config) => config,
+        Err(faults) => {
+            report(&faults);
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    match log_format {
+        Some(LogShape::Text) => config.log.format = LogFormat::Text,
+        Some(LogShape::Json) => config.log.format = LogFormat::Json,
+        None => {}
+    }
+    let identity = match Identity::load(&config.state_dir) {
+        Ok(identity) => identity,
+        Err(error @ IdentityError::Missing(_)) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(EXIT_NOT_ENROLLED);
+        }
+        Err(error) => {
+            complain(&error.into());
+            return ExitCode::FAILURE;
+        }
+    };
+    match serve(path, config, &identity) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Result<()> {
+    let log = start_log(config.log).context("cannot start the log")?;
+    runtime()?.block_on(async {
+        let labels: Vec<_> = config.labels.clone().into_iter().collect();
+        let source = LiveHost::new(HostRoot::at("/"), &config.collect, &labels);
+        let address = config
+            .uplink_address
+            .clone()
+            .unwrap_or_else(|| identity.uplink_address.clone());
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            host_id = %identity.host_id,
+            address,
+            interval_ms = config.interval.as_millis(),
+            "agent starts"
+        );
+        let credentials = Credentials::on_disk(&config.state_dir, address);
+        let agent = Agent::new(
+            AgentConfig {
+                host: identity.host_id,
+                interval: config.interval,
+                buffer: config.buffer,
+                status_socket: Some(config.status_socket()),
+                certificate_expires: certificate_expires(identity),
+                seed: fastrand::u64(..),
+            },
+            credentials,
+            Box::new(source),
+        );
+        let monitor = agent.monitor();
+        let stopped = stop_signal()?;
+        tell_systemd(&[NotifyState::Ready, NotifyState::Status(&monitor.line())]);
+        tokio::select! {
+            _ = agent.run(stopped) => {}
+            end = attend(path, &config, &monitor, &log) => end?,
+        }
+        Ok(())
+    })
+}
+
+/// Completes on SIGTERM or SIGINT, with the reason for the goodbye.
+fn stop_signal() -> anyhow::Result<impl Future<Output = FinReason>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot await SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot await SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tell_systemd(&[NotifyState::Stopping]);
+        let reason = goodbye::reason().await;
+        tracing::info!(reason = reason.as_str_name(), "agent stops");
+        reason
+    })
+}
+
+/// Answers systemd's watchdog and the signals that do not stop; never ends by itself.
+async fn attend(
+    path: Option<&Path>,
+    config: &Config,
+    monitor: &Monitor,
+    log: &LogHandle,
+) -> anyhow::Result<()> {
+    let mut reload = signal(SignalKind::hangup()).context("cannot await SIGHUP")?;
+    let mut summary = signal(SignalKind::user_defined1()).context("cannot await SIGUSR1")?;
+    // This runs on the thread of the agent: if that hangs, the watchdog hears nothing.
+    let watchdog = sd_notify::watchdog_enabled();
+    let pace = watchdog.map_or(STATUS_EVERY, |limit| (limit / 2).min(STATUS_EVERY));
+    let mut beat = time::interval(pace);
+    let mut told = String::new();
+    loop {
+        tokio::select! {
+            _ = beat.tick() => {
+                if watchdog.is_some() {
+                    tell_systemd(&[NotifyState::Watchdog]);
+                }
+                let line = monitor.line();
+                if line != told {
+                    tell_systemd(&[NotifyState::Status(&line)]);
+                    told = line;
+                }
+            }
+            _ = reload.recv() => reload_config(path, config, log),
+            _ = summary.recv() => {
+                let books = monitor.books();
+                tracing::info!(
+                    link = monitor.line(),
+                    produced = books.produced,
+                    durable = books.durable,
+                    rejected = books.rejected,
+                    lost = books.lost,
+                    queued = books.held,
+                    "state"
+                );
+            }
+        }
+    }
+}
+
+/// Takes over what can change while the agent runs and says what cannot.
+fn reload_config(path: Option<&Path>, running: &Config, log: &LogHandle) {
+    let fresh = match Config::load(path) {
+        Ok(fresh) => fresh,
+        Err(faults) => {
+            for fault in &faults.0 {
+                tracing::error!(%fault, "configuration not taken over");
+            }
+            return;
+        }
+    };
+    log.set_level(fresh.log.level);
+    let needs_restart = fresh.differs_beyond_log_level(running);
+    tracing::info!(
+        log_level = ?fresh.log.level,
+        needs_restart,
+        "configuration read again: the log level holds now, other changes need systemctl restart muster-agent"
+    );
+}
+
+/// Tells systemd, when it asked to be told.
+fn tell_systemd(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd cannot be told");
+    }
+}
+
+// ---- the other commands ------------------------------------------------------------------------------
+
+fn report(faults: &ConfigError) {
+    eprintln!("error: the configuration cannot be used");
+    for fault in &faults.0 {
+        eprintln!("  {fault}");
+    }
+}
+
+fn check_config(path: Option<&Path>) -> anyhow::Result<()> {
+    let shown = path.unwrap_or(Path::new(DEFAULT_PATH)).display();
+    match Config::load(path) {
+        Ok(_) => print(format!("{shown}: ok\n").as_bytes()),
+        Err(faults) => Err(faults).context("the configuration cannot be used"),
+    }
+}
+
+fn load(path: Option<&Path>) -> anyhow::Result<Config> {
+    Config::load(path).context("the configuration cannot be used")
+}
+
+fn enrol(path: Option<&Path>, flags: Enrol) -> anyhow::Result<()> {
+    let config = load(path)?;
+    let source = match (flags.token, flags.token_file) {
+        (Some(token), _) => TokenSource::Argument(token),
+        (None, Some(file)) => TokenSource::File(file),
+        (None, None) => TokenSource::Ask,
+    };
+    let token = enrol::read_token(&source)?;
+    let labels: Vec<_> = config.labels.into_iter().collect();
+    let facts = host::facts(&HostRoot::at("/"), &labels);
+    let joining = enrol::enrol(&flags.address, &token, facts, &config.state_dir);
+    let joined = runtime()?.block_on(joining)?;
+    let text = format!(
+        "enrolled as {} in {}\nuplink {}\nnext: systemctl enable --now muster-agent\n",
+        joined.host_id, joined.trust_domain, joined.uplink_address
+    );
+    print(text.as_bytes())
+}
+
+fn take_samples(path: Option<&Path>, flags: &Sample) -> anyhow::Result<()> {
+    let mut config = load(path)?.collect;
+    let all = collect::describe(&config);
+    if let Some(unknown) = flags
+        .collector
+        .iter()
+        .find(|wanted| !all.iter().any(|info| info.about.name == **wanted))
+    {
+        anyhow::bail!("there is no collector {unknown:?}; muster-agent collectors lists them");
+    }
+    if !flags.collector.is_empty() {
+        let others = all.iter().map(|info| info.about.name.to_owned());
+        config.disabled = others
+            .filter(|name| !flags.collector.contains(name))
+            .collect();
+    }
+    let format = match flags.format {
+        SampleShape::Text => sample::Format::Text,
+        SampleShape::Json => sample::Format::Json,
+        SampleShape::Prometheus => sample::Format::Prometheus,
+    };
+    runtime()?.block_on(async {
+        let mut collection = Collection::new(HostRoot::at("/"), &config);
+        collection.run(SystemClock.now());
+        time::sleep(PRIMING).await;
+        for pass in 0..flags.repeat {
+            if pass > 0 {
+                time::sleep(PASS_EVERY).await;
+            }
+            let now = SystemClock.now();
+            print(&sample::render(collection.run(now), now, format))?;
+        }
+        for name in collection.failing() {
+            eprintln!("warning: collector {name} failed; its values are absent");
+        }
+        Ok(())
+    })
+}
+
+fn print_status(path: Option<&Path>, output: Shape) -> anyhow::Result<()> {
+    let config = load(path)?;
+    let status = status::fetch(&config.status_socket()).map_err(|error| {
+        let hint = match &error {
+            StatusError::NotRunning { .. } if Identity::load(&config.state_dir).is_err() => {
+                "muster-agent enrol ADDRESS, then systemctl start muster-agent"
+            }
+            StatusError::NotRunning { .. } => "systemctl start muster-agent",
+            _ => "as root, or as the user the agent runs as",
+        };
+        anyhow::Error::new(error).context(Hint(hint))
+    })?;
+    match output {
+        Shape::Table => print(status::render(&status, SystemClock.now()).as_bytes()),
+        Shape::Json => {
+            let mut text = serde_json::to_string_pretty(&status).context("cannot print")?;
+            text.push('\n');
+            print(text.as_bytes())
+        }
+    }
+}
+
+fn print_collectors(path: Option<&Path>) -> anyhow::Result<()> {
+    let all = collect::describe(&load(path)?.collect);
+    let width = |of: fn(&collect::About) -> &str| {
+        let longest = all.iter().map(|info| of(info.about).len()).max();
+        longest.unwrap_or(0)
+    };
+    let name_width = width(|about| about.name).max("COLLECTOR".len());
+    let mut out = String::new();
+    // Writing to a String does not fail.
+    let _ = writeln!(out, "{:name_width$}  ON   WHAT", "COLLECTOR");
+    for info in &all {
+        let about = info.about;
+        let on = if info.on { "yes" } else { "no" };
+        let _ = writeln!(out, "{:name_width$}  {on:3}  {}", about.name, about.what);
+        let _ = writeln!(out, "{:name_width$}       reads {}", "", about.reads);
+        if !about.needs.is_empty() {
+            let _ = writeln!(out, "{:name_width$}       needs {}", "", about.needs);
+        }
+    }
+    print(out.as_bytes())
+}

@@ -9,7 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use muster_agent::settings::{Document, Fault, Faults};
+use muster_agent::{
+    settings::{Document, Fault, Faults},
+    telemetry::{LogConfig, LogFormat, LogLevel},
+};
 use muster_proto::limits;
 use serde::{Deserialize, Serialize};
 
@@ -45,10 +48,8 @@ pub struct Config {
     pub exempt_loopback: bool,
     /// Thresholds of the detectors.
     pub detect: DetectConfig,
-    /// Least level that is logged.
-    pub log_level: tracing::Level,
-    /// Whether logs are one JSON object a line.
-    pub log_json: bool,
+    /// The aggregator's own log.
+    pub log: LogConfig,
 }
 
 /// The HTTP door.
@@ -271,30 +272,29 @@ fn parse(file: &Path, text: &str) -> (Config, Document) {
         );
     }
     let http = http(&raw.http, http_listen, &mut document);
-    let log_json = match raw.log.format.as_str() {
-        "text" => false,
-        "json" => true,
+    let format = match raw.log.format.as_str() {
+        "text" => LogFormat::Text,
+        "json" => LogFormat::Json,
         other => {
             document.fault(
                 "log.format",
                 format_args!("{other:?} is neither \"text\" nor \"json\""),
             );
-            false
+            LogFormat::Text
         }
     };
-    let log_level = match raw.log.level.parse() {
-        Ok(level) => level,
-        Err(_) => {
-            document.fault(
-                "log.level",
-                format_args!(
-                    "{:?} is none of error, warn, info, debug, trace",
-                    raw.log.level
-                ),
-            );
-            tracing::Level::INFO
-        }
-    };
+    let level = LogLevel::NAMES
+        .iter()
+        .find(|(name, _)| *name == raw.log.level);
+    if level.is_none() {
+        document.fault(
+            "log.level",
+            format_args!(
+                "{:?} is none of error, warn, info, debug, trace",
+                raw.log.level
+            ),
+        );
+    }
     for (key, folder) in [
         ("state_dir", &raw.state_dir),
         ("runtime_dir", &raw.runtime_dir),
@@ -321,8 +321,10 @@ fn parse(file: &Path, text: &str) -> (Config, Document) {
         ),
         exempt_loopback: false,
         detect: detect(&raw.detect, &mut document),
-        log_level,
-        log_json,
+        log: LogConfig {
+            format,
+            level: level.map_or(LogLevel::Info, |(_, level)| *level),
+        },
         fleet_name: raw.fleet_name,
         state_dir: raw.state_dir,
         runtime_dir: raw.runtime_dir,

@@ -1,1 +1,260 @@
-fn main() {}
+//! `muster-aggregator`: flags, configuration, and one call into the library for each command.
+
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use muster_aggregator::{
+    chain,
+    config::{self, Config, DEFAULT_PATH},
+    control::{TokenOptions, TokenState},
+    demo, serve, setup,
+};
+use muster_agent::{settings, telemetry};
+use muster_proto::time::Timestamp;
+
+/// The configuration is wrong, which does not get better by trying again (sysexits.h).
+const EX_CONFIG: u8 = 78;
+
+/// Keeps the state of a fleet, detects what is wrong, answers operators and Prometheus.
+#[derive(Parser)]
+#[command(name = "muster-aggregator", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Look around: an aggregator on loopback with a real agent of this host, and made-up hosts if asked for
+    Demo(demo::Options),
+    /// Make the authority and the state of a new aggregator
+    Init {
+        #[command(flatten)]
+        file: File,
+        /// DNS name or address under which browsers, scrapers and operators reach this aggregator
+        /// (several times for several)
+        #[arg(long = "name", value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Run the service; systemd starts this
+    Serve {
+        #[command(flatten)]
+        file: File,
+    },
+    /// Join tokens; works with and without a running aggregator
+    Token {
+        #[command(flatten)]
+        file: File,
+        #[command(subcommand)]
+        verb: Token,
+    },
+    /// Check a configuration file and say everything that is wrong with it
+    CheckConfig {
+        /// The file
+        #[arg(default_value = DEFAULT_PATH)]
+        file: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct File {
+    /// Configuration file; without it, the default one if it exists
+    #[arg(long, value_name = "FILE", env = "MUSTER_AGGREGATOR_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Token {
+    /// Make a join token and print it: it is shown this once
+    Create {
+        /// How many hosts may join with it
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        uses: u32,
+        /// For how long, e.g. 15m, 2h; at most 7d
+        #[arg(long, default_value = "15m", value_name = "SPAN", value_parser = span)]
+        ttl: Duration,
+        /// Label that hosts get that join with it (several times for several)
+        #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+        labels: Vec<(String, String)>,
+    },
+    /// List tokens, newest first
+    List,
+    /// Withdraw a token
+    Revoke {
+        /// Its id: the eight characters after mj1-
+        id: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Demo(options) => finish(demo::run(options)),
+        Command::Init { file, names } => with_config(&file, |config| init(config, &names)),
+        Command::Serve { file } => with_config(&file, serve),
+        Command::Token { file, verb } => with_config(&file, |config| token(config, verb)),
+        Command::CheckConfig { file } => match config::load(Some(&file)) {
+            Ok(_) => {
+                println!("{}: ok", file.display());
+                ExitCode::SUCCESS
+            }
+            Err(faults) => {
+                eprintln!("{faults}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn with_config(file: &File, run: impl FnOnce(&Config) -> anyhow::Result<()>) -> ExitCode {
+    match config::load(file.config.as_deref()) {
+        Ok(config) => finish(run(&config)),
+        Err(faults) => {
+            eprintln!("{faults}");
+            ExitCode::from(EX_CONFIG)
+        }
+    }
+}
+
+fn finish(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+fn init(config: &Config, names: &[String]) -> anyhow::Result<()> {
+    let state = &config.state_dir;
+    let authority = setup::init(state, names)?;
+    let host = names.first().map_or("THIS-MACHINE", String::as_str);
+    println!(
+        "authority {} made in {}",
+        authority.trust_domain(),
+        state.display()
+    );
+    println!("keep a copy of {}/ca somewhere safe: whoever has it is this fleet", state.display());
+    println!();
+    println!("next, on this machine:");
+    println!("  muster-aggregator serve            or: systemctl start muster-aggregator");
+    println!(
+        "  muster login --admin-socket {}/admin.sock    an operator's certificate for you",
+        config.runtime_dir.display()
+    );
+    println!("  muster-aggregator token create     a join token, good for one host and 15 minutes");
+    println!("then on each host, which asks for the token:");
+    println!("  muster-agent enrol {host}:{}", config.enrolment.port());
+    Ok(())
+}
+
+fn serve(config: &Config) -> anyhow::Result<()> {
+    telemetry::start_log(config.log)?;
+    runtime()?.block_on(async {
+        let stop = serve::stop_signal().context("cannot listen to signals")?;
+        let mut aggregator = serve::start(config).await?;
+        let addresses = aggregator.addresses();
+        tracing::info!(
+            uplink = %addresses.uplink,
+            operator = %addresses.operator,
+            http = %addresses.http,
+            version = env!("CARGO_PKG_VERSION"),
+            "ready"
+        );
+        let watchdog = serve::notify_ready();
+        let outcome = tokio::select! {
+            () = stop => Ok(()),
+            error = aggregator.failed() => Err(error),
+            () = watchdog => Ok(()),
+        };
+        serve::notify_stopping();
+        tracing::info!("stopping");
+        aggregator.stop().await;
+        outcome
+    })
+}
+
+fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
+    let state = &config.state_dir;
+    let runtime = runtime()?;
+    match verb {
+        Token::Create { uses, ttl, labels } => {
+            let options = TokenOptions {
+                uses,
+                ttl,
+                labels: labels.into_iter().collect::<BTreeMap<_, _>>(),
+            };
+            let token = runtime.block_on(setup::token_create(state, options))?;
+            println!("{token}");
+            eprintln!(
+                "shown this once; good for {uses} {} within {}",
+                if uses == 1 { "host" } else { "hosts" },
+                settings::show_duration(ttl)
+            );
+            eprintln!("on each host: muster-agent enrol HOST:{}", config.enrolment.port());
+        }
+        Token::List => {
+            println!("ID        STATE    USED  EXPIRES               LABELS");
+            for row in runtime.block_on(setup::token_list(state))? {
+                let labels: Vec<String> = row
+                    .labels
+                    .iter()
+                    .map(|(key, value)| format!("{key}={value}"))
+                    .collect();
+                println!(
+                    "{}  {:<7}  {:>4}  {}  {}",
+                    row.id,
+                    word(row.state),
+                    format!("{}/{}", row.used, row.uses),
+                    date(row.expires),
+                    labels.join(",")
+                );
+            }
+        }
+        Token::Revoke { id } => {
+            anyhow::ensure!(
+                runtime.block_on(setup::token_revoke(state, &id))?,
+                "no token {id} that could still be used; muster-aggregator token list shows all"
+            );
+            println!("token {id} lets nobody in any more");
+        }
+    }
+    Ok(())
+}
+
+fn word(state: TokenState) -> &'static str {
+    match state {
+        TokenState::Live => "live",
+        TokenState::Used => "used",
+        TokenState::Expired => "expired",
+        TokenState::Revoked => "revoked",
+        TokenState::Locked => "locked",
+    }
+}
+
+fn date(at: Timestamp) -> String {
+    jiff::Timestamp::from_millisecond(at.as_millis())
+        .map_or_else(|_| "-".to_owned(), |at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    settings::parse_duration(text)
+        .ok_or_else(|| "no span of time: write 15m, 2h or 7d".to_owned())
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text
+        .split_once('=')
+        .filter(|(key, _)| !key.is_empty())
+        .ok_or_else(|| "a label is KEY=VALUE".to_owned())?;
+    Ok((key.to_owned(), value.to_owned()))
+}

@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown},
     path::Path,
 };
 
@@ -39,7 +39,31 @@ pub fn init(state: &Path, names: &[String]) -> anyhow::Result<Authority> {
     }
     let authority = Authority::init(state, names, SystemClock.now())?;
     Control::open(state)?;
+    hand_over(state)?;
     Ok(authority)
+}
+
+/// Gives everything below the state folder to the folder's owner: a package makes the folder for the
+/// service's user, and root, who runs the commands, must leave nothing there that the service cannot read.
+fn hand_over(state: &Path) -> anyhow::Result<()> {
+    let owner = fs::symlink_metadata(state)?;
+    let mut folders = vec![state.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            let found = entry.metadata()?;
+            if (found.uid(), found.gid()) != (owner.uid(), owner.gid()) {
+                let path = entry.path();
+                lchown(&path, Some(owner.uid()), Some(owner.gid())).with_context(|| {
+                    format!("cannot give {} to the state folder's owner", path.display())
+                })?;
+            }
+            if found.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Makes a join token.
@@ -49,10 +73,11 @@ pub fn init(state: &Path, names: &[String]) -> anyhow::Result<Authority> {
 pub async fn token_create(state: &Path, options: TokenOptions) -> anyhow::Result<Token> {
     let authority = Authority::open(state)?;
     let control = Control::open(state)?;
-    let pin = authority.pin();
-    Ok(control
-        .create_token(pin, options, ACTOR, SystemClock.now())
-        .await?)
+    let token = control
+        .create_token(authority.pin(), options, ACTOR, SystemClock.now())
+        .await?;
+    hand_over(state)?;
+    Ok(token)
 }
 
 /// All tokens, newest first.

@@ -26,9 +26,9 @@ trap 'fail "$BASH_COMMAND (line $LINENO) gave $?"' ERR
 eventually() {
     local deadline=$((SECONDS + $1)) what=$2
     shift 2
-    until "$@" >/tmp/eventually 2>&1; do
+    until "$@" >/run/eventually 2>&1; do
         if [ "$SECONDS" -ge "$deadline" ]; then
-            cat /tmp/eventually
+            cat /run/eventually
             fail "$what did not come true; the last answer of \"$*\" is above"
         fi
         sleep 0.2

@@ -20,12 +20,21 @@ use crate::host::{HostRoot, KeptFile};
 
 const PATH: &str = "proc/self/status";
 
+/// The architecture in Go's words, which dashboards for node_exporter expect.
+const GOARCH: &str = if cfg!(target_arch = "x86_64") {
+    "amd64"
+} else if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else {
+    std::env::consts::ARCH
+};
+
 static ABOUT: About = About {
     name: "agent",
     every: Duration::from_secs(15),
     reads: "/proc/self/status, clock_gettime(2)",
     needs: "",
-    what: "CPU time and memory of the agent, frames sent, held and lost",
+    what: "version, CPU time and memory of the agent, frames sent, held and lost",
 };
 
 /// Why frames were given up.
@@ -91,6 +100,10 @@ impl Collector for Agent {
     }
 
     fn collect(&mut self, _: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
+        let version = env!("CARGO_PKG_VERSION");
+        out.int(catalog::AGENT_INFO, &[version], 1);
+        let build = ["", GOARCH, "linux", "", "", "", version];
+        out.int(catalog::EXPORTER_BUILD_INFO, &build, 1);
         let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
         let micros = cpu.tv_sec.saturating_mul(1_000_000) + cpu.tv_nsec / 1_000;
         out.int(catalog::AGENT_CPU_SECONDS, &[], micros);

@@ -11,13 +11,18 @@ pub mod cpu;
 pub mod diskstats;
 pub mod dmi;
 pub mod filefd;
+pub mod filesystem;
 pub mod glob;
 pub mod loadavg;
 pub mod meminfo;
+pub mod mounts;
 pub mod netdev;
 pub mod os;
 pub mod pressure;
+pub mod prober;
 pub mod readings;
+pub mod systemd;
+mod systemd_bus;
 #[cfg(test)]
 mod testing;
 pub mod text;
@@ -36,6 +41,7 @@ use muster_proto::{
     time::Timestamp,
     v1::{self, event_field},
 };
+use tokio::sync::Notify;
 
 pub use self::{
     agent::{AgentCounters, Lost},
@@ -47,6 +53,9 @@ use crate::host::{HostRoot, ReadError};
 /// How often the pass measures itself. Durations differ each time, so showing them at every tick would
 /// be a large part of every frame.
 const MEASURE_EVERY: Duration = Duration::from_secs(15);
+
+/// Ticks follow the aggregator's clock and may come a little early: that must not cost a whole tick.
+const SLACK: Duration = Duration::from_millis(250);
 
 /// The pass in which the collection puts what it knows about its collectors; they have 1, 2, ….
 const OWN_PASS: usize = 0;
@@ -96,6 +105,12 @@ pub enum CollectError {
     /// A file could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// The system bus was there and went away.
+    #[error("the system bus is not reached: {why}")]
+    Bus {
+        /// What the connection ended with.
+        why: String,
+    },
     /// A file was read and not understood.
     #[error("{path} is not understood: {what}")]
     Malformed {
@@ -112,6 +127,7 @@ pub enum CollectError {
 pub fn collectors(
     config: &CollectConfig,
     counters: &Arc<AgentCounters>,
+    urgent: &Arc<Notify>,
 ) -> Vec<Box<dyn Collector>> {
     vec![
         Box::new(uname::Uname::default()),
@@ -122,18 +138,24 @@ pub fn collectors(
         Box::new(meminfo::Meminfo::default()),
         Box::new(loadavg::Loadavg::default()),
         Box::new(diskstats::Diskstats::new(&config.disk)),
+        Box::new(filesystem::Filesystem::new(&config.filesystem)),
         Box::new(netdev::Netdev::new(&config.network)),
         Box::new(vmstat::Vmstat::default()),
         Box::new(pressure::Pressure::default()),
         Box::new(filefd::Filefd::default()),
+        Box::new(systemd::Systemd::new(&config.systemd, Arc::clone(urgent))),
         Box::new(agent::Agent::new(Arc::clone(counters))),
     ]
 }
 
 /// The collectors that the configuration leaves on.
 #[must_use]
-pub fn enabled(config: &CollectConfig, counters: &Arc<AgentCounters>) -> Vec<Box<dyn Collector>> {
-    let mut all = collectors(config, counters);
+pub fn enabled(
+    config: &CollectConfig,
+    counters: &Arc<AgentCounters>,
+    urgent: &Arc<Notify>,
+) -> Vec<Box<dyn Collector>> {
+    let mut all = collectors(config, counters, urgent);
     all.retain(|collector| config.is_enabled(collector.about().name));
     all
 }
@@ -154,7 +176,7 @@ pub fn describe(config: &CollectConfig) -> Vec<CollectorInfo> {
         on: config.is_enabled(collector.about().name),
         about: collector.about(),
     };
-    collectors(config, &Arc::default())
+    collectors(config, &Arc::default(), &Arc::default())
         .into_iter()
         .map(info)
         .collect()
@@ -167,6 +189,7 @@ pub struct Collection {
     readings: Readings,
     measured: Option<Timestamp>,
     counters: Arc<AgentCounters>,
+    urgent: Arc<Notify>,
 }
 
 struct Slot {
@@ -181,10 +204,11 @@ impl Collection {
     /// The collectors that `config` leaves on, looking at `host`. Nothing is read yet.
     #[must_use]
     pub fn new(host: HostRoot, config: &CollectConfig) -> Self {
-        let counters = Arc::default();
-        let collectors = enabled(config, &counters);
+        let (counters, urgent) = (Arc::default(), Arc::default());
+        let collectors = enabled(config, &counters, &urgent);
         Self {
             counters,
+            urgent,
             ..Self::with(host, collectors, config.max_series)
         }
     }
@@ -204,6 +228,7 @@ impl Collection {
             readings: Readings::with_quota(max_series.min(limits::MAX_SERIES)),
             measured: None,
             counters: Arc::default(),
+            urgent: Arc::default(),
         }
     }
 
@@ -238,6 +263,14 @@ impl Collection {
     #[must_use]
     pub fn counters(&self) -> Arc<AgentCounters> {
         Arc::clone(&self.counters)
+    }
+
+    /// Is told when something happened that should not wait for the next tick: a unit changed its
+    /// state, or systemd's units were listed for the first time. The next [`Collection::run`], at
+    /// whatever moment, has it.
+    #[must_use]
+    pub fn urgent(&self) -> Arc<Notify> {
+        Arc::clone(&self.urgent)
     }
 
     /// The host that is looked at.
@@ -321,7 +354,7 @@ impl Collection {
 
 /// Whether what ran at `last` and runs every `every` is due. A clock that was set back makes it due.
 fn is_due(last: Option<Timestamp>, every: Duration, tick: Timestamp) -> bool {
-    last.is_none_or(|last| tick < last || tick.since(last) >= every)
+    last.is_none_or(|last| tick < last || tick.since(last) + SLACK >= every)
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -430,8 +463,9 @@ mod tests {
         let table = collection.run(at(115));
         assert_eq!(value(table, LOAD1, None), Some(100_000), "unchanged");
         assert_eq!(value(table, LOAD5, None), Some(100_000), "not due");
-        let table = collection.run(at(130));
-        assert_eq!(value(table, LOAD5, None), Some(130_000));
+        let early = Timestamp::from_millis(129_990);
+        let table = collection.run(early);
+        assert_eq!(value(table, LOAD5, None), Some(129_990));
         let table = collection.run(at(10));
         assert_eq!(value(table, LOAD5, None), Some(10_000), "clock set back");
         assert!(collection.take_events().is_empty());
@@ -484,7 +518,7 @@ mod tests {
             disabled: vec!["cpu".to_owned()],
             ..CollectConfig::default()
         };
-        let left = enabled(&config, &Arc::default());
+        let left = enabled(&config, &Arc::default(), &Arc::default());
         assert_eq!(left.iter().filter(|c| c.about().name == "cpu").count(), 0);
         assert!(
             describe(&config)

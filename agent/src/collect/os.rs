@@ -18,7 +18,7 @@ static ABOUT: About = About {
     every: Duration::from_secs(300),
     reads: "/etc/os-release",
     needs: "",
-    what: "name and version of the distribution, version of the agent",
+    what: "name and version of the distribution",
 };
 
 /// See the module.
@@ -82,15 +82,17 @@ impl Collector for Os {
     }
 
     fn collect(&mut self, host: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
-        let agent = env!("CARGO_PKG_VERSION");
-        let build = ["", std::env::consts::ARCH, "linux", "", "", "", agent];
-        out.int(catalog::EXPORTER_BUILD_INFO, &build, 1);
-        out.int(catalog::AGENT_INFO, &[agent], 1);
         let release = match Release::read(host) {
             Ok(release) => release,
-            Err(error) if error.is_absent() => return Ok(Outcome::Read),
+            Err(error) if error.is_absent() => return Ok(Outcome::NoData),
             Err(error) => return Err(error.into()),
         };
+        if release.0.is_empty() {
+            return Err(CollectError::Malformed {
+                path: PATHS[0],
+                what: "at least one assignment",
+            });
+        }
         let keys = [
             "BUILD_ID",
             "ID",

@@ -4,7 +4,10 @@
 
 use std::time::Duration;
 
-use muster_proto::catalog::{self, FamilyId};
+use muster_proto::{
+    catalog::{self, FamilyId},
+    time::Timestamp,
+};
 
 use super::{About, CollectError, Collector, Outcome, Readings, text};
 use crate::host::{HostRoot, KeptFile};
@@ -44,16 +47,22 @@ static ABOUT: About = About {
     what: "time tasks were stalled for lack of CPU, memory or I/O",
 };
 
+/// A file that is not there is looked for again after this: a kernel does not grow one while it runs.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Pressure {
     files: [KeptFile; RESOURCES.len()],
+    /// When each was found to be missing.
+    missing: [Option<Timestamp>; RESOURCES.len()],
 }
 
 impl Default for Pressure {
     fn default() -> Self {
         Self {
             files: RESOURCES.map(|(path, _, _)| KeptFile::new(path)),
+            missing: [None; RESOURCES.len()],
         }
     }
 }
@@ -64,11 +73,20 @@ impl Collector for Pressure {
     }
 
     fn collect(&mut self, host: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
+        let tick = out.tick();
         let mut outcome = Outcome::NoData;
-        for ((path, some, full), file) in RESOURCES.into_iter().zip(&mut self.files) {
+        let files = self.files.iter_mut().zip(&mut self.missing);
+        for ((path, some, full), (file, missing)) in RESOURCES.into_iter().zip(files) {
+            if missing.is_some() && !super::is_due(*missing, LOOK_AGAIN, tick) {
+                continue;
+            }
+            *missing = None;
             let bytes = match file.read(host) {
                 Ok(bytes) => bytes,
-                Err(error) if error.is_absent() => continue,
+                Err(error) if error.is_absent() => {
+                    *missing = Some(tick);
+                    continue;
+                }
                 Err(error) => return Err(error.into()),
             };
             let malformed = |what| CollectError::Malformed { path, what };
@@ -113,6 +131,9 @@ mod tests {
         for resource in ["cpu", "memory", "io"] {
             host.write(&format!("proc/pressure/{resource}"), TWO);
         }
+        host.set_tick(59);
+        assert_eq!(host.run(&mut pressure).ok(), Some(Outcome::NoData));
+        host.set_tick(60);
         let values = host.collect(&mut pressure);
         assert_eq!(values.len(), 5);
         assert_eq!(values["node_pressure_cpu_waiting_seconds_total"], 1.5);

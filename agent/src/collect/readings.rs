@@ -119,6 +119,17 @@ impl Readings {
 
     /// Something that happened at this tick. Subjects are made printable and cut to their bound.
     pub fn event(&mut self, kind: v1::EventKind, subject: &str, fields: Vec<v1::EventField>) {
+        self.event_at(self.tick, kind, subject, fields);
+    }
+
+    /// Something that happened at another moment, by the host's clock.
+    pub fn event_at(
+        &mut self,
+        at: Timestamp,
+        kind: v1::EventKind,
+        subject: &str,
+        fields: Vec<v1::EventField>,
+    ) {
         if self.events.len() >= MAX_EVENTS {
             tracing::debug!(subject, "event left out: {MAX_EVENTS} wait to be sent");
             return;
@@ -128,7 +139,7 @@ impl Readings {
         self.events.push(v1::Event {
             kind: kind.into(),
             subject,
-            at_ms: self.tick.as_millis(),
+            at_ms: at.as_millis(),
             fields,
         });
     }
@@ -528,6 +539,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn the_table_is_what_a_plain_map_would_be(
             rounds in prop::collection::vec((0..3usize, values(), prop::bool::weighted(0.8)), 0..40)

@@ -43,8 +43,25 @@ impl Host {
 
     /// Runs the collector.
     pub(super) fn run(&mut self, collector: &mut dyn Collector) -> Result<Outcome, CollectError> {
+        let root = self.root.clone();
+        self.run_on(collector, &root)
+    }
+
+    /// Runs the collector as on the machine itself; only for one that reads no files.
+    pub(super) fn run_live(
+        &mut self,
+        collector: &mut dyn Collector,
+    ) -> Result<Outcome, CollectError> {
+        self.run_on(collector, &HostRoot::at("/"))
+    }
+
+    fn run_on(
+        &mut self,
+        collector: &mut dyn Collector,
+        root: &HostRoot,
+    ) -> Result<Outcome, CollectError> {
         self.readings.begin(0);
-        let outcome = collector.collect(&self.root, &mut self.readings);
+        let outcome = collector.collect(root, &mut self.readings);
         match outcome {
             Ok(Outcome::Unchanged) => {}
             Ok(Outcome::Read) => self.readings.end(true),

@@ -102,15 +102,20 @@ fn cause(cause: &v1::AnomalyCause) -> String {
             format!("{value:.1}")
         }
     };
-    let words = cause
-        .signal
-        .replace("_bytes_per_second", "")
-        .replace("_per_second", "")
-        .replace("_ratio", "")
-        .replace('_', " ");
     format!(
-        "{words} {} (usual {})",
+        "{} {} (usual {})",
+        words(&cause.signal),
         value(cause.observed),
         value(cause.usual)
     )
+}
+
+/// A signal's name without its unit: `pressure memory`.
+#[must_use]
+pub fn words(signal: &str) -> String {
+    signal
+        .replace("_bytes_per_second", "")
+        .replace("_per_second", "")
+        .replace("_ratio", "")
+        .replace('_', " ")
 }

@@ -82,7 +82,10 @@ static COLUMNS: &[Column<Check>] = &[
         shown: Shown::Always,
         right: false,
         human: |check, _| word(check.verdict),
-        value: |check| json!(plain_word(check.verdict).to_lowercase()),
+        value: |check| match check.verdict {
+            Verdict::Skipped => json!("skipped"),
+            verdict => json!(plain_word(verdict).to_lowercase()),
+        },
     },
     Column {
         key: "detail",

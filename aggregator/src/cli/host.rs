@@ -6,6 +6,7 @@ use muster_proto::{time::Timestamp, v1};
 use serde_json::{Value, json};
 
 use super::{
+    anomalies::words,
     hosts::{self, anomaly, labels, silence_word, state_text},
     incidents,
     output::{Detail, moment, number},
@@ -23,8 +24,13 @@ const SHOWN: usize = 5;
 pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
     let row = host.row.clone().unwrap_or_default();
     let mut lines = vec![head(&host, &row, view), about(&host, &row, view)];
-    lines.push(cpu(&host, &row));
-    lines.push(memory(&host, &row));
+    let heard = matches!(row.state(), v1::HostState::Live | v1::HostState::Late);
+    if heard {
+        lines.push(cpu(&host, &row));
+        lines.push(memory(&host, &row));
+    } else {
+        lines.push(Text::toned(Tone::Dim, "  nothing is known of it as of now"));
+    }
     if !host.filesystems.is_empty() {
         lines.push(filesystems(&host));
     }
@@ -34,8 +40,10 @@ pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
     if !host.interfaces.is_empty() {
         lines.push(network(&host));
     }
-    lines.push(failing(&host, &row, view));
-    lines.push(unusual(&host, &row));
+    if heard {
+        lines.push(failing(&host, &row, view));
+        lines.push(unusual(&host, &row));
+    }
     for incident in &host.incidents {
         let opened = view.now.since(Timestamp::from_millis(incident.opened_ms));
         lines.push(
@@ -302,7 +310,12 @@ fn unusual(host: &v1::HostDetail, row: &v1::HostRow) -> Text {
     if row.anomaly_score.is_none() {
         line.push(Tone::Dim, " still learning what is usual");
     } else if !host.anomaly_causes.is_empty() {
-        line.push(Tone::Plain, format!(" {}", host.anomaly_causes.join(", ")));
+        let causes: Vec<String> = host
+            .anomaly_causes
+            .iter()
+            .map(|signal| words(signal))
+            .collect();
+        line.push(Tone::Plain, format!(" {}", causes.join(", ")));
     }
     line
 }

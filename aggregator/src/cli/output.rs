@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     failure::{Code, Failure},
     table::{self, Heading},
-    text::{Text, visible},
+    text::{Text, acts_on_terminal, visible},
     units::{View, rfc3339},
 };
 
@@ -228,8 +228,7 @@ pub fn list<R>(mut list: List<R>, options: &Options, view: &View) -> Result<Rend
                     row,
                 };
                 let line = serde_json::to_string(&item).map_err(|error| not_json(&error))?;
-                out.push_str(&line);
-                out.push('\n');
+                push_json(&mut out, &line);
             }
         }
         Format::Csv => {
@@ -285,7 +284,7 @@ pub fn detail(detail: Detail, options: &Options) -> Result<Rendered, Failure> {
         }
         Format::Json => write_json(&mut out, [&detail.item], &detail.meta)?,
         Format::Jsonl => {
-            let _ = writeln!(out, "{}", detail.item);
+            push_json(&mut out, &detail.item.to_string());
         }
         Format::Name => {
             let _ = writeln!(out, "{}", visible(&detail.name));
@@ -320,9 +319,23 @@ fn write_json(
         as_of: rfc3339(Timestamp::from_millis(meta.as_of_ms)),
     };
     let text = serde_json::to_string_pretty(&envelope).map_err(|error| not_json(&error))?;
-    out.push_str(&text);
-    out.push('\n');
+    push_json(out, &text);
     Ok(())
+}
+
+/// JSON with `\uXXXX` for what serde writes as it is and a terminal would act on. Such characters can stand
+/// only inside strings, so this is the same JSON.
+fn push_json(out: &mut String, json: &str) {
+    for c in json.chars() {
+        if c != '\n' && acts_on_terminal(c) {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                let _ = write!(out, "\\u{unit:04x}");
+            }
+        } else {
+            out.push(c);
+        }
+    }
+    out.push('\n');
 }
 
 fn not_json(error: &serde_json::Error) -> Failure {
@@ -428,12 +441,11 @@ fn flatten(path: &str, value: &Value, each: &mut impl FnMut(&str, &str)) {
 fn csv_field(text: &str) -> String {
     let formula = text.starts_with(['=', '+', '@', '\t', '\r'])
         || (text.starts_with('-') && text.parse::<f64>().is_err());
-    let text = if formula {
-        format!("'{text}")
-    } else {
-        text.to_owned()
-    };
-    if text.contains([',', '"', '\n', '\r']) {
+    let mut text = visible(text).into_owned();
+    if formula {
+        text.insert(0, '\'');
+    }
+    if text.contains([',', '"']) {
         return format!("\"{}\"", text.replace('"', "\"\""));
     }
     text
@@ -471,6 +483,22 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(csv_field(text), expected);
         }
+    }
+
+    #[test]
+    fn json_keeps_its_meaning_and_moves_no_cursor() {
+        let name = "a\u{9b}2J\u{202e}\u{e0041}\n";
+        let mut out = String::new();
+        push_json(&mut out, &json_of(name));
+        assert_eq!(out, "\"a\\u009b2J\\u202e\\udb40\\udc41\\n\"\n");
+        assert_eq!(
+            serde_json::from_str::<String>(&out).ok().as_deref(),
+            Some(name)
+        );
+    }
+
+    fn json_of(text: &str) -> String {
+        serde_json::to_string(text).expect("a string is JSON")
     }
 
     #[test]

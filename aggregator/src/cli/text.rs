@@ -148,6 +148,7 @@ impl Text {
     /// Writes it as a line with colours.
     pub fn line_to(&self, out: &mut String) {
         self.write_to(out);
+        out.truncate(out.trim_end_matches(' ').len());
         out.push('\n');
     }
 }
@@ -171,7 +172,8 @@ pub fn visible(text: &str) -> Cow<'_, str> {
 
 /// Control characters (C0, DEL, C1), line and paragraph separators, and the characters that reorder or hide
 /// text (Unicode UAX #9 and default-ignorables).
-fn acts_on_terminal(c: char) -> bool {
+#[must_use]
+pub fn acts_on_terminal(c: char) -> bool {
     c.is_control()
         || matches!(
             c,

@@ -1,1 +1,523 @@
-//! The service over a real fleet and a real store.
+//! The service over hosts that were fed frames, and a real control store.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use muster_proto::{
+    codec::{Changes, Encoder},
+    id::{HostId, Incarnation},
+    series::{Family, Kind, Raw, Scale, Series, Table},
+    spiffe::SpiffeId,
+    time::{Clock, FakeClock, Timestamp},
+    v1::{self, operator_server::Operator as _},
+};
+use tokio::{sync::mpsc, time::Instant};
+use tonic::{Code, Request};
+
+use super::{About, OperatorService, access::ACCESS};
+use crate::{
+    control::{Control, NewIncident, OperatorRole},
+    detect::{DetectConfig, Engine},
+    fleet::{
+        Counters, Enrolled, Fleet, HostState, ReadContext,
+        host::{FrameIn, Receiving, Session},
+        names::Names,
+        shard::Message,
+    },
+    listen::Peer,
+    pki::{Authority, Request as CertificateRequest},
+};
+
+/// 2026-11-21T14:13:00Z.
+const NOW: Timestamp = Timestamp::from_millis(1_795_270_380_000);
+
+struct Lab {
+    service: OperatorService,
+    control: Control,
+    authority: Authority,
+    _state: tempfile::TempDir,
+}
+
+impl Lab {
+    /// Four hosts: two live, one stopped, one that was never heard. `shards` that answer, and some that do not.
+    async fn new(dead_shards: usize) -> Self {
+        let state = tempfile::tempdir().expect("temporary folder");
+        let authority = Authority::init(state.path(), &[], NOW).expect("an authority");
+        let control = Control::open(state.path()).expect("a store");
+        let hosts = [
+            live(
+                1,
+                "web-01",
+                0.5,
+                &[("nginx.service", "active"), ("cron.service", "failed")],
+            ),
+            live(
+                2,
+                "web-02",
+                14.0,
+                &[("nginx.service", "active"), ("cron.service", "failed")],
+            ),
+            stopped(3, "db-01"),
+            HostState::new(enrolled(4, "db-02"), NOW),
+        ];
+        let (sender, inbox) = mpsc::channel(8);
+        tokio::spawn(shard(
+            hosts.into_iter().map(|host| (host.id(), host)).collect(),
+            inbox,
+        ));
+        let mut shards = vec![sender];
+        // A sender whose receiver is gone is a shard that has ended.
+        shards.extend((0..dead_shards).map(|_| mpsc::channel(1).0));
+        let clock = Arc::new(FakeClock::at(NOW));
+        let about = About {
+            fleet_name: "lab".to_owned(),
+            started: NOW,
+            certificate_not_after: Box::new(|| Some(NOW.plus(Duration::from_secs(86_400)))),
+            problems: Box::new(|| vec!["the disk is nearly full".to_owned()]),
+        };
+        let lab = Self {
+            service: OperatorService::new(
+                Fleet::new(shards, Arc::new(Counters::default())),
+                control.clone(),
+                about,
+                Arc::clone(&clock) as Arc<dyn Clock>,
+            ),
+            control,
+            authority,
+            _state: state,
+        };
+        lab.allow("jo", OperatorRole::Viewer).await;
+        lab
+    }
+
+    async fn allow(&self, name: &str, role: OperatorRole) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let csr = rcgen::CertificateParams::default()
+            .serialize_request(&key)
+            .expect("a request");
+        let request = CertificateRequest::check(csr.der()).expect("acceptable");
+        let issued = self
+            .authority
+            .issue_operator(&request, name, NOW)
+            .expect("issued");
+        self.control
+            .operator_issued("test", name, role, &issued, [0; 32], NOW)
+            .await
+            .expect("written");
+    }
+
+    async fn incident(&self, host: u8, subject: &str) {
+        self.control
+            .open_incident(NewIncident {
+                op_id: format!("{host}{subject}"),
+                host_id: HostId::from_bytes([host; 16]),
+                rule: "unit_failed".to_owned(),
+                subject: subject.to_owned(),
+                severity: v1::Severity::Warning,
+                summary: format!("{subject} failed"),
+                evidence: "active to failed".to_owned(),
+                since: NOW,
+                at: NOW,
+            })
+            .await
+            .expect("written");
+    }
+
+    fn peer(&self, name: &str) -> Peer {
+        Peer {
+            addr: ([127, 0, 0, 1], 1).into(),
+            id: Some(SpiffeId::Operator {
+                domain: self.authority.trust_domain().clone(),
+                name: name.to_owned(),
+            }),
+            serial: None,
+            cert_not_after: Some(NOW),
+        }
+    }
+
+    fn ask<T>(&self, name: &str, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.extensions_mut().insert(self.peer(name));
+        request
+    }
+
+    async fn hosts(&self, selector: &str, sort: &str, limit: u32) -> v1::ListHostsResponse {
+        let request = v1::ListHostsRequest {
+            selector: selector.to_owned(),
+            sort: sort.to_owned(),
+            limit,
+            ..v1::ListHostsRequest::default()
+        };
+        let response = self.service.list_hosts(self.ask("jo", request)).await;
+        response.expect("an answer").into_inner()
+    }
+}
+
+async fn shard(hosts: HashMap<HostId, HostState>, mut inbox: mpsc::Receiver<Message>) {
+    while let Some(message) = inbox.recv().await {
+        if let Message::Read(reader) = message {
+            reader(&hosts, &ReadContext { now: NOW });
+        }
+    }
+}
+
+fn enrolled(number: u8, name: &str) -> Enrolled {
+    Enrolled {
+        id: HostId::from_bytes([number; 16]),
+        name: name.to_owned(),
+        labels: [("role".to_owned(), name[..name.len() - 3].to_owned())].into(),
+        facts: v1::HostFacts {
+            os_id: "debian".to_owned(),
+            os_version: "12".to_owned(),
+            agent_version: "0.1.0".to_owned(),
+            ..v1::HostFacts::default()
+        },
+        certificate_not_after: None,
+    }
+}
+
+/// A host of which one sample has come, with this load and these units.
+fn heard(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState {
+    let mut table = Table {
+        families: vec![
+            Family {
+                name: "node_load1".to_owned(),
+                kind: Kind::Gauge,
+                scale: Scale::Float,
+                labels: Vec::new(),
+            },
+            Family {
+                name: "node_systemd_unit_state".to_owned(),
+                kind: Kind::Gauge,
+                scale: Scale::One,
+                labels: vec!["name".to_owned(), "state".to_owned()],
+            },
+        ],
+        ..Table::default()
+    };
+    let units = units.iter().map(|(unit, state)| {
+        (
+            1,
+            vec![(*unit).to_owned(), (*state).to_owned()],
+            Raw::int(1),
+        )
+    });
+    for (family, labels, raw) in std::iter::once((0, Vec::new(), Raw::float(load))).chain(units) {
+        table.series.push(Series { family, labels });
+        table.raw.push(raw);
+        table.present.push(true);
+    }
+    let mut payload = Vec::new();
+    Encoder::new().encode(&table, &[], true, &mut payload);
+    let mut host = HostState::new(enrolled(number, name), NOW);
+    let incarnation = Incarnation(1);
+    host.begin_session(Session {
+        incarnation,
+        session: 1,
+        boot_id: vec![1; 16],
+        interval: Duration::from_secs(10),
+        clock_offset_ms: 0,
+    });
+    host.set_connected(true);
+    let mut context = Receiving {
+        names: &mut Names::default(),
+        engine: &Engine::new(&DetectConfig::default()),
+        changes: &mut Changes::default(),
+        series_quota: 100,
+        now: Instant::now(),
+        replayed: false,
+    };
+    let frame = FrameIn {
+        incarnation,
+        seq: 1,
+        live: true,
+        tick: NOW,
+        received: NOW,
+        crc32c: crc32c::crc32c(&payload),
+        payload: payload.into(),
+    };
+    host.receive(&frame, &mut context, &mut Vec::new());
+    host.stored(incarnation, 1);
+    host
+}
+
+fn live(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState {
+    let mut host = heard(number, name, load, units);
+    host.judge(Instant::now(), NOW, Instant::now());
+    host
+}
+
+fn stopped(number: u8, name: &str) -> HostState {
+    let mut host = heard(number, name, 3.0, &[("cron.service", "failed")]);
+    host.fin(Incarnation(1), 1, v1::FinReason::Shutdown);
+    host.judge(Instant::now(), NOW, Instant::now());
+    host
+}
+
+fn names(response: &v1::ListHostsResponse) -> Vec<&str> {
+    response
+        .hosts
+        .iter()
+        .map(|host| host.name.as_str())
+        .collect()
+}
+
+#[tokio::test]
+async fn hosts_are_chosen_ordered_and_cut() {
+    let lab = Lab::new(0).await;
+    let all = lab.hosts("", "", 0).await;
+    assert_eq!(names(&all), ["db-01", "db-02", "web-01", "web-02"]);
+    assert_eq!(
+        all.meta.map(|meta| (meta.complete, meta.as_of_ms)),
+        Some((true, NOW.as_millis()))
+    );
+    let loaded = lab.hosts("", "-load", 3).await;
+    assert_eq!(names(&loaded), ["web-02", "web-01", "db-01"]);
+    assert_eq!(loaded.matched, 4);
+    for (selector, expected) in [
+        ("role=web,load>1", &["web-02"][..]),
+        ("state=silent", &["db-01"]),
+        ("!load", &["db-01", "db-02"]),
+        ("failed>0", &["web-01", "web-02"]),
+        ("os=debian*,name!=web-*", &["db-01", "db-02"]),
+    ] {
+        assert_eq!(
+            names(&lab.hosts(selector, "", 0).await),
+            expected,
+            "{selector}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_silent_host_shows_no_old_numbers() {
+    let lab = Lab::new(0).await;
+    let silent = lab.hosts("name=db-01", "", 0).await.hosts.remove(0);
+    assert_eq!(silent.state(), v1::HostState::Silent);
+    assert_eq!(silent.silence_cause(), v1::SilenceCause::Shutdown);
+    assert_eq!(silent.last_seen_ms, Some(NOW.as_millis()));
+    assert_eq!(
+        (silent.load1, silent.services, silent.services_failed),
+        (None, None, None)
+    );
+    let live = lab.hosts("name=web-02", "", 0).await.hosts.remove(0);
+    assert_eq!(
+        (live.load1, live.services, live.services_failed),
+        (Some(14.0), Some(2), Some(1))
+    );
+}
+
+#[tokio::test]
+async fn what_is_missing_is_named() {
+    let lab = Lab::new(1).await;
+    let response = lab.hosts("", "", 0).await;
+    let meta = response.meta.expect("always there");
+    assert!(!meta.complete);
+    assert_eq!(meta.missing, ["shard 1"]);
+    assert_eq!(response.hosts.len(), 4);
+}
+
+#[tokio::test]
+async fn services_are_grouped_over_hosts() {
+    let lab = Lab::new(0).await;
+    let list = async |request| {
+        let response = lab.service.list_services(lab.ask("jo", request)).await;
+        response.expect("an answer").into_inner()
+    };
+    let all = list(v1::ListServicesRequest::default()).await;
+    let groups: Vec<(&str, &str, usize)> = all
+        .services
+        .iter()
+        .map(|group| (group.name.as_str(), group.state.as_str(), group.hosts.len()))
+        .collect();
+    assert_eq!(
+        groups,
+        [
+            ("cron.service", "failed", 2),
+            ("nginx.service", "active", 2)
+        ]
+    );
+    // The stopped host and the one that was never heard.
+    assert_eq!(all.hosts_without_services, 2);
+    let one = list(v1::ListServicesRequest {
+        names: vec!["cron*".to_owned()],
+        host: "web-01".to_owned(),
+        ..v1::ListServicesRequest::default()
+    })
+    .await;
+    assert_eq!(one.services.len(), 1);
+    assert_eq!(one.services[0].hosts, ["web-01"]);
+}
+
+#[tokio::test]
+async fn incidents_reach_hosts_summary_and_lists() {
+    let lab = Lab::new(0).await;
+    for (host, subject) in [
+        (1, "cron.service"),
+        (2, "cron.service"),
+        (2, "nginx.service"),
+    ] {
+        lab.incident(host, subject).await;
+    }
+    assert_eq!(names(&lab.hosts("incidents>1", "", 0).await), ["web-02"]);
+    let summary = lab
+        .service
+        .get_summary(lab.ask("jo", v1::GetSummaryRequest::default()));
+    let summary = summary.await.expect("an answer").into_inner();
+    assert_eq!(
+        (summary.incidents_critical, summary.incidents_warning),
+        (0, 3)
+    );
+    assert_eq!(summary.failing_services.len(), 1);
+    assert_eq!(summary.newest_sample_ms, Some(0));
+    let request = v1::ListIncidentsRequest {
+        selector: "name=web-02".to_owned(),
+        limit: 1,
+        ..v1::ListIncidentsRequest::default()
+    };
+    let list = lab.service.list_incidents(lab.ask("jo", request)).await;
+    let list = list.expect("an answer").into_inner();
+    assert_eq!((list.incidents.len(), list.matched), (1, 2));
+    assert_eq!(list.incidents[0].host, "web-02");
+    let request = v1::GetIncidentRequest { number: 1 };
+    let incident = lab.service.get_incident(lab.ask("jo", request)).await;
+    let incident = incident.expect("an answer").into_inner();
+    assert_eq!(incident.transitions.len(), 1);
+    assert_eq!(incident.row.map(|row| row.host).as_deref(), Some("web-01"));
+    let request = v1::GetHostRequest {
+        name: "web-02".to_owned(),
+    };
+    let host = lab.service.get_host(lab.ask("jo", request)).await;
+    let host = host.expect("an answer").into_inner();
+    assert_eq!(host.incidents.len(), 2);
+    assert_eq!(host.row.map(|row| row.open_incidents), Some(2));
+    assert_eq!(host.failing_services.len(), 1);
+}
+
+#[tokio::test]
+async fn wrong_questions_are_told_what_is_wrong() {
+    let lab = Lab::new(0).await;
+    let request = v1::GetHostRequest {
+        name: "wbe-01".to_owned(),
+    };
+    let status = lab
+        .service
+        .get_host(lab.ask("jo", request))
+        .await
+        .expect_err("refused");
+    assert_eq!(status.code(), Code::NotFound);
+    assert_eq!(
+        status.message(),
+        "no host is called wbe-01, did you mean web-01?"
+    );
+    let request = v1::ListHostsRequest {
+        selector: "cpu=9".to_owned(),
+        ..v1::ListHostsRequest::default()
+    };
+    let status = lab
+        .service
+        .list_hosts(lab.ask("jo", request))
+        .await
+        .expect_err("refused");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(
+        status.message().contains("column 4"),
+        "{}",
+        status.message()
+    );
+    let request = v1::ListHostsRequest {
+        sort: "colour".to_owned(),
+        ..v1::ListHostsRequest::default()
+    };
+    let status = lab
+        .service
+        .list_hosts(lab.ask("jo", request))
+        .await
+        .expect_err("refused");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    let request = v1::GetIncidentRequest { number: 7 };
+    let status = lab
+        .service
+        .get_incident(lab.ask("jo", request))
+        .await
+        .expect_err("refused");
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::NotFound, "there is no incident I-7")
+    );
+}
+
+#[tokio::test]
+async fn only_operators_of_the_store_are_answered() {
+    let lab = Lab::new(0).await;
+    let request = lab.ask("jo", v1::GetStatusRequest::default());
+    let status = lab
+        .service
+        .get_status(request)
+        .await
+        .expect("an answer")
+        .into_inner();
+    assert_eq!(
+        (status.operator_name.as_str(), status.role.as_str()),
+        ("jo", "viewer")
+    );
+    assert_eq!(status.problems, ["the disk is nearly full"]);
+
+    let nobody = lab.ask("eve", v1::GetStatusRequest::default());
+    let refused = lab.service.get_status(nobody).await.expect_err("refused");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let audit = lab.control.audit_log(1).await.expect("readable");
+    assert_eq!(audit[0].1, ["eve", "ask", "GetStatus", "refused, no role"]);
+
+    let without = Request::new(v1::GetStatusRequest::default());
+    let refused = lab.service.get_status(without).await.expect_err("refused");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let mut agent = Request::new(v1::GetStatusRequest::default());
+    agent.extensions_mut().insert(Peer {
+        id: Some(SpiffeId::Agent {
+            domain: lab.authority.trust_domain().clone(),
+            cell: "main".to_owned(),
+            host: HostId::from_bytes([1; 16]),
+        }),
+        ..lab.peer("jo")
+    });
+    let refused = lab.service.get_status(agent).await.expect_err("refused");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_are_limited_for_each_operator() {
+    let lab = Lab::new(0).await;
+    lab.allow("al", OperatorRole::Admin).await;
+    let call = async |name: &str| {
+        let request = lab.ask(name, v1::GetStatusRequest::default());
+        lab.service
+            .get_status(request)
+            .await
+            .map(|_| ())
+            .map_err(|status| status.code())
+    };
+    for _ in 0..60 {
+        assert_eq!(call("jo").await, Ok(()));
+    }
+    assert_eq!(call("jo").await, Err(Code::ResourceExhausted));
+    assert_eq!(call("al").await, Ok(()));
+    tokio::time::advance(Duration::from_millis(150)).await;
+    assert_eq!(call("jo").await, Ok(()));
+    assert_eq!(call("jo").await, Err(Code::ResourceExhausted));
+}
+
+#[test]
+fn every_method_of_the_contract_has_a_row() {
+    let proto = include_str!("../../../proto/muster/v1/operator.proto");
+    let service = proto
+        .split("service Operator {")
+        .nth(1)
+        .and_then(|rest| rest.split('}').next())
+        .expect("the service");
+    let methods: Vec<&str> = service
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next())
+        .collect();
+    let rows: Vec<&str> = ACCESS.iter().map(|rule| rule.method).collect();
+    assert_eq!(rows, methods);
+}

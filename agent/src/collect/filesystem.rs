@@ -1,0 +1,484 @@
+//! Space of each mounted filesystem.
+//!
+//! Mounts come from `/proc/1/mountinfo`, or from the agent's own view where that may not be read; space is
+//! asked every 30 s in a thread of its own ([`super::prober`]). A mount that does not answer for 5 s is
+//! marked as hung and has no other values until it answers; after 45 s that is an event.
+//!
+//! The agent's own view may differ from that of PID 1 (a unit with a private /tmp or a masked /home).
+//! Where it does, the mount is marked with a device error: never a number of another filesystem.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    io,
+    sync::Arc,
+    time::Duration,
+};
+
+use muster_proto::{
+    catalog,
+    time::Timestamp,
+    v1::{EventFieldKey, EventKind},
+};
+
+use super::{
+    About, CollectError, Collector, FilesystemConfig, Outcome, Readings, glob,
+    mounts::{self, Mount},
+    prober::{Answer, Prober, Space, Statvfs},
+    text, word,
+};
+use crate::host::{HostRoot, KeptFile};
+
+const PID1_PATH: &str = "proc/1/mountinfo";
+const SELF_PATH: &str = "proc/self/mountinfo";
+
+/// Beside a captured host's root: the space of its mounts when it was captured.
+const CAPTURED_SPACE: &str = "../statvfs.txt";
+
+/// Space changes slowly, and a question may cost a network round trip.
+const ASK_EVERY: Duration = Duration::from_secs(30);
+
+/// How long a round waits for the answers, so that they are of this round: longer at the first, which may
+/// be the only one (`muster-agent sample`). Local filesystems answer within microseconds.
+const FIRST_PATIENCE: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// When a mount that hangs is an event: servers that fail over are back by then.
+const EVENT_AFTER: Duration = Duration::from_secs(45);
+
+/// Most mounts that are shown. At 8 series each, more would leave no room for anything else.
+const MAX_MOUNTS: usize = 400;
+
+static ABOUT: About = About {
+    name: "filesystem",
+    every: Duration::ZERO,
+    reads: "/proc/1/mountinfo (or /proc/self/mountinfo), statvfs(2)",
+    needs: "CAP_SYS_PTRACE to see mounts as PID 1 does; else the agent's own view is shown",
+    what: "size and free space of each mounted filesystem",
+};
+
+/// See the module.
+pub struct Filesystem {
+    config: FilesystemConfig,
+    pid1: KeptFile,
+    own: KeptFile,
+    source: Option<Source>,
+    asked: Option<Timestamp>,
+    first_patience: Duration,
+    shown: Vec<Shown>,
+    hung: HashMap<Vec<u8>, Timestamp>,
+    /// Mount points for which the event was sent.
+    reported: BTreeSet<Vec<u8>>,
+    /// Whether what was put last no longer holds.
+    changed: bool,
+    too_many: bool,
+}
+
+/// Where space is known from.
+enum Source {
+    Live(Prober),
+    Captured(Captured),
+}
+
+/// A mount that is shown.
+struct Shown {
+    mount: Mount,
+    /// Whether the agent sees another filesystem at the mount point, or none.
+    hidden: bool,
+    answer: Option<Answer>,
+}
+
+impl Filesystem {
+    /// Leaves out what the configuration says.
+    #[must_use]
+    pub fn new(config: &FilesystemConfig) -> Self {
+        Self {
+            config: config.clone(),
+            pid1: KeptFile::new(PID1_PATH),
+            own: KeptFile::new(SELF_PATH),
+            source: None,
+            asked: None,
+            first_patience: FIRST_PATIENCE,
+            shown: Vec::new(),
+            hung: HashMap::new(),
+            reported: BTreeSet::new(),
+            changed: true,
+            too_many: false,
+        }
+    }
+
+    /// Asks `probe` instead of the kernel, and never waits for it.
+    #[cfg(test)]
+    fn with_probe(config: &FilesystemConfig, probe: Arc<dyn super::prober::Probe>) -> Self {
+        Self {
+            source: Some(Source::Live(Prober::new(probe))),
+            first_patience: Duration::ZERO,
+            ..Self::new(config)
+        }
+    }
+
+    /// Reads the mounts anew; answers are kept for those that stay.
+    fn list(&mut self, host: &HostRoot) -> Result<(), CollectError> {
+        let listed = self.read_mounts(host)?;
+        let mut before: HashMap<Vec<u8>, Shown> = self
+            .shown
+            .drain(..)
+            .map(|shown| (shown.mount.point.clone(), shown))
+            .collect();
+        for (mount, hidden) in listed {
+            let answer = before
+                .remove(&mount.point)
+                .filter(|known| known.mount == mount && known.hidden == hidden)
+                .and_then(|known| known.answer);
+            self.shown.push(Shown {
+                mount,
+                hidden,
+                answer,
+            });
+        }
+        let too_many = self.shown.len() > MAX_MOUNTS;
+        if too_many && !self.too_many {
+            tracing::warn!(
+                mounts = self.shown.len(),
+                shown = MAX_MOUNTS,
+                "more filesystems are mounted than are shown; exclude some in the configuration, [collect.filesystem]"
+            );
+        }
+        self.too_many = too_many;
+        self.shown.truncate(MAX_MOUNTS);
+        self.changed = true;
+        Ok(())
+    }
+
+    /// The mounts to show, each with whether it is hidden from the agent.
+    fn read_mounts(&mut self, host: &HostRoot) -> Result<Vec<(Mount, bool)>, CollectError> {
+        let malformed = |path| CollectError::Malformed {
+            path,
+            what: "a line of a mount",
+        };
+        let own = |file: &mut KeptFile| {
+            let bytes = file.read(host)?;
+            mounts::parse(bytes).ok_or(malformed(SELF_PATH))
+        };
+        let (mut all, seen) = match self.pid1.read(host) {
+            Ok(bytes) => {
+                let all = mounts::parse(bytes).ok_or(malformed(PID1_PATH))?;
+                let seen = if host.is_live() {
+                    Some(own(&mut self.own)?)
+                } else {
+                    None
+                };
+                (all, seen)
+            }
+            Err(_) => (without_own_binds(own(&mut self.own)?), None),
+        };
+        all.retain(|mount| !self.is_excluded(mount));
+        let seen: Option<HashSet<(Vec<u8>, Vec<u8>)>> = seen.map(|seen| {
+            let key = |mount: Mount| (mount.point, mount.device_number);
+            seen.into_iter().map(key).collect()
+        });
+        let hidden = |mount: &Mount| {
+            let key = (mount.point.clone(), mount.device_number.clone());
+            seen.as_ref().is_some_and(|seen| !seen.contains(&key))
+        };
+        Ok(all
+            .into_iter()
+            .map(|mount| {
+                let hidden = hidden(&mount);
+                (mount, hidden)
+            })
+            .collect())
+    }
+
+    fn is_excluded(&self, mount: &Mount) -> bool {
+        glob::any(&self.config.types_exclude, mount.fstype.as_bytes())
+            || glob::any(&self.config.mount_points_exclude, &mount.point)
+    }
+
+    /// Asks for space, and takes what has been answered.
+    fn ask(&mut self, host: &HostRoot, tick: Timestamp) {
+        let due = super::is_due(self.asked, ASK_EVERY, tick);
+        let source = self.source.get_or_insert_with(|| Source::of(host));
+        let prober = match source {
+            Source::Captured(captured) => {
+                for shown in &mut self.shown {
+                    shown.answer = Some(captured.space(&shown.mount.point));
+                }
+                return;
+            }
+            Source::Live(prober) => prober,
+        };
+        if due {
+            let visible = self.shown.iter().filter(|shown| !shown.hidden);
+            prober.ask(visible.map(|shown| shown.mount.point.clone()));
+            let first = self.asked.is_none();
+            prober.wait(if first { self.first_patience } else { PATIENCE });
+        }
+        prober.watch(tick);
+        // In this order: what returns between the two is answered and still hung for one round.
+        let hung = prober.hung();
+        let answers: HashMap<Vec<u8>, Answer> = prober.take_answers().into_iter().collect();
+        self.changed |= !answers.is_empty() || hung != self.hung;
+        self.hung = hung;
+        for shown in &mut self.shown {
+            if let Some(answer) = answers.get(&shown.mount.point) {
+                shown.answer = Some(*answer);
+            }
+        }
+    }
+
+    /// Events for mounts that have hung for long, and for those of them that came back.
+    fn report(&mut self, tick: Timestamp, out: &mut Readings) {
+        for (point, since) in &self.hung {
+            if tick.since(*since) >= EVENT_AFTER && self.reported.insert(point.clone()) {
+                let name = text::lossy(point);
+                tracing::warn!(mountpoint = %name, "filesystem does not answer; its values are absent until it does");
+                let fields = vec![word(EventFieldKey::To, "hung")];
+                out.event(EventKind::FilesystemHung, &name, fields);
+            }
+        }
+        self.reported.retain(|point| {
+            let hung = self.hung.contains_key(point);
+            if !hung {
+                let name = text::lossy(point);
+                tracing::info!(mountpoint = %name, "filesystem answers again");
+                let fields = vec![word(EventFieldKey::To, "ok")];
+                out.event(EventKind::FilesystemHung, &name, fields);
+            }
+            hung
+        });
+    }
+
+    fn put(&self, out: &mut Readings) {
+        for shown in &self.shown {
+            let mount = &shown.mount;
+            let point = text::lossy(&mount.point);
+            let labels = [&*mount.source, &*mount.fstype, &*point];
+            let hung = self.hung.contains_key(&mount.point);
+            out.int(catalog::FILESYSTEM_HUNG, &[&point], i64::from(hung));
+            let readonly = i64::from(mount.readonly);
+            out.int(catalog::FILESYSTEM_READONLY, &labels, readonly);
+            let space = match shown.answer {
+                _ if hung || shown.hidden => Err(()),
+                Some(Ok(space)) => Ok(space),
+                Some(Err(_)) => Err(()),
+                // Asked and not answered yet: neither well nor ill.
+                None => continue,
+            };
+            let error = i64::from(space.is_err());
+            out.int(catalog::FILESYSTEM_DEVICE_ERROR, &labels, error);
+            let Ok(space) = space else { continue };
+            out.unsigned(catalog::FILESYSTEM_SIZE, &labels, space.size);
+            out.unsigned(catalog::FILESYSTEM_FREE, &labels, space.free);
+            out.unsigned(catalog::FILESYSTEM_AVAIL, &labels, space.available);
+            out.unsigned(catalog::FILESYSTEM_FILES, &labels, space.files);
+            out.unsigned(catalog::FILESYSTEM_FILES_FREE, &labels, space.files_free);
+        }
+    }
+}
+
+impl Collector for Filesystem {
+    fn about(&self) -> &'static About {
+        &ABOUT
+    }
+
+    fn collect(&mut self, host: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
+        let tick = out.tick();
+        let due = super::is_due(self.asked, ASK_EVERY, tick);
+        if due && let Err(error) = self.list(host) {
+            // Ask again at the next tick, and put everything anew then.
+            self.asked = None;
+            self.changed = true;
+            return Err(error);
+        }
+        self.ask(host, tick);
+        if due {
+            self.asked = Some(tick);
+        }
+        self.report(tick, out);
+        if !std::mem::take(&mut self.changed) {
+            return Ok(Outcome::Unchanged);
+        }
+        self.put(out);
+        Ok(Outcome::Read)
+    }
+}
+
+/// In its own view a hardened unit finds parts of filesystems mounted upon themselves, read-only or
+/// masked, that nobody else sees: of a filesystem that is also mounted whole, its parts are left out.
+/// Subvolumes of btrfs are parts too, and are kept.
+fn without_own_binds(mut all: Vec<Mount>) -> Vec<Mount> {
+    let whole: HashSet<Vec<u8>> = all
+        .iter()
+        .filter(|mount| mount.root == b"/")
+        .map(|mount| mount.device_number.clone())
+        .collect();
+    all.retain(|mount| {
+        mount.root == b"/" || mount.fstype == "btrfs" || !whole.contains(&mount.device_number)
+    });
+    all
+}
+
+impl Source {
+    fn of(host: &HostRoot) -> Self {
+        let captured = (!host.is_live()).then(|| host.read(CAPTURED_SPACE).ok());
+        match captured.flatten() {
+            Some(bytes) => Self::Captured(Captured::parse(&bytes)),
+            None => Self::Live(Prober::new(Arc::new(Statvfs(host.clone())))),
+        }
+    }
+}
+
+/// Lines of a mount point, escaped as in mountinfo, and f_frsize, f_blocks, f_bfree, f_bavail, f_files,
+/// f_ffree of statvfs(3). A mount point without a line cannot be asked.
+struct Captured(HashMap<Vec<u8>, Space>);
+
+impl Captured {
+    fn parse(bytes: &[u8]) -> Self {
+        let line = |line: &[u8]| {
+            let mut fields = text::fields(line);
+            let point = mounts::unescape(fields.next()?);
+            let mut number = || text::unsigned(fields.next()?);
+            let unit = number()?;
+            let blocks = [number()?, number()?, number()?];
+            let space = Space::of_blocks(unit, blocks, [number()?, number()?]);
+            Some((point, space))
+        };
+        Self(text::lines(bytes).filter_map(line).collect())
+    }
+
+    fn space(&self, point: &[u8]) -> Answer {
+        self.0.get(point).copied().ok_or(io::ErrorKind::NotFound)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            prober::{Probe, tests::Gate},
+            testing,
+        },
+        *,
+    };
+
+    const MOUNTS: &str = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+                          23 22 0:5 / /hung rw - nfs4 server:/export rw\n\
+                          24 22 0:6 / /proc rw - proc proc rw\n\
+                          25 22 0:7 / /run/credentials/x rw - ramfs none rw\n";
+
+    fn names(values: &std::collections::BTreeMap<String, f64>, point: &str) -> usize {
+        let label = format!("mountpoint=\"{point}\"");
+        values.keys().filter(|key| key.contains(&label)).count()
+    }
+
+    #[test]
+    fn a_hung_mount_is_marked_reported_and_comes_back() {
+        let gate = Arc::new(Gate::default());
+        let probe = Arc::clone(&gate) as Arc<dyn Probe>;
+        let mut filesystem = Filesystem::with_probe(&FilesystemConfig::default(), probe);
+        let mut host = testing::Host::new();
+        host.write("proc/self/mountinfo", MOUNTS);
+        host.set_tick(1000);
+        host.collect(&mut filesystem);
+        gate.wait_inside(1);
+        let values = host.collect(&mut filesystem);
+        assert_eq!(names(&values, "/"), 8);
+        assert_eq!(names(&values, "/hung"), 2, "not known to hang yet");
+        assert_eq!(
+            names(&values, "/proc") + names(&values, "/run/credentials/x"),
+            0
+        );
+
+        host.set_tick(1005);
+        let values = host.collect(&mut filesystem);
+        assert_eq!(
+            values[r#"muster_host_filesystem_hung{mountpoint="/hung"}"#],
+            1.0
+        );
+        assert_eq!(names(&values, "/hung"), 3);
+        assert_eq!(names(&values, "/"), 8);
+        let error = r#"node_filesystem_device_error{device="server:/export",fstype="nfs4",mountpoint="/hung"}"#;
+        assert_eq!(values[error], 1.0);
+        host.set_tick(1006);
+        assert_eq!(host.run(&mut filesystem).ok(), Some(Outcome::Unchanged));
+        assert!(host.readings().take_events().is_empty());
+
+        host.set_tick(1045);
+        host.collect(&mut filesystem);
+        let events = host.readings().take_events();
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0].subject, "/hung");
+        assert_eq!(events[0].fields, [word(EventFieldKey::To, "hung")]);
+
+        gate.open();
+        let came_back = |filesystem: &Filesystem| match &filesystem.source {
+            Some(Source::Live(prober)) => prober.hung().is_empty(),
+            _ => false,
+        };
+        while !came_back(&filesystem) {
+            std::thread::yield_now();
+        }
+        host.set_tick(1046);
+        let values = host.collect(&mut filesystem);
+        assert_eq!(values[error], 0.0);
+        assert_eq!(names(&values, "/hung"), 8);
+        let events = host.readings().take_events();
+        assert_eq!(events[0].fields, [word(EventFieldKey::To, "ok")]);
+    }
+
+    #[test]
+    fn space_of_a_captured_host_stands_beside_its_root() {
+        let mut host = testing::Host::new();
+        host.write(
+            "proc/1/mountinfo",
+            "22 1 8:1 / /a\\040b rw - ext4 /dev/sda1 ro\n23 1 8:2 / /other rw - ext4 /dev/sdb rw\n",
+        );
+        host.write(
+            "../statvfs.txt",
+            "/a\\040b 4096 1000 500 400 100 90\nbroken line\n",
+        );
+        let values = host.collect(&mut Filesystem::new(&FilesystemConfig::default()));
+        let value = |name: &str| {
+            values[&format!(
+                "node_filesystem_{name}{{device=\"/dev/sda1\",fstype=\"ext4\",mountpoint=\"/a b\"}}"
+            )]
+        };
+        assert_eq!(value("size_bytes"), 4_096_000.0);
+        assert_eq!(value("avail_bytes"), 1_638_400.0);
+        assert_eq!(value("files_free"), 90.0);
+        assert_eq!(value("readonly"), 1.0);
+        assert_eq!(
+            names(&values, "/other"),
+            3,
+            "read-only, hung and device_error"
+        );
+    }
+
+    #[test]
+    fn parts_that_only_the_agent_sees_are_left_out() {
+        let mount = |line: &str| line.as_bytes().to_vec();
+        let lines = [
+            mount("22 1 8:1 / / rw - ext4 /dev/sda1 rw"),
+            mount("23 22 8:1 /var/tmp/private /tmp rw - ext4 /dev/sda1 rw"),
+            mount("24 22 8:3 /part /srv rw - ext4 /dev/sdc rw"),
+            mount("25 22 0:30 / /data rw - btrfs /dev/sdd rw"),
+            mount("26 22 0:30 /home /home rw - btrfs /dev/sdd rw"),
+        ];
+        let parsed = mounts::parse(&lines.join(&b'\n')).expect("understood");
+        let left = without_own_binds(parsed);
+        let points: Vec<_> = left.iter().map(|m| text::lossy(&m.point)).collect();
+        assert_eq!(points, ["/", "/srv", "/data", "/home"]);
+    }
+
+    #[test]
+    fn mounts_that_are_not_understood_are_an_error_and_then_all_is_put_anew() {
+        let mut host = testing::Host::new();
+        host.write("../statvfs.txt", "");
+        let mut filesystem = Filesystem::new(&FilesystemConfig::default());
+        assert!(host.fails(&mut filesystem), "no file at all");
+        host.write("proc/self/mountinfo", "garbage\n");
+        assert!(host.fails(&mut filesystem));
+        host.write("proc/self/mountinfo", MOUNTS);
+        assert_eq!(host.collect(&mut filesystem).len(), 6);
+    }
+}

@@ -1,0 +1,447 @@
+//! The real `muster` against a real operator door over TLS, and against everything that is not one: what it
+//! prints, what it says on stderr, and its exit code.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener as StdListener},
+    path::{Path, PathBuf},
+    process::Output,
+    sync::Arc,
+    time::Duration,
+};
+
+use muster_aggregator::{
+    admin::AdminSocket,
+    control::{Control, OperatorRole},
+    fleet::{Counters as FleetCounters, Enrolled, Fleet, HostState, ReadContext, shard::Message},
+    listen::{self, Counters, Limits},
+    pki::{Authority, Doors},
+    query::{About, OperatorService},
+};
+use muster_proto::{
+    id::HostId,
+    time::{Clock, SystemClock},
+    v1,
+};
+use tokio::{net::TcpListener, process::Command, sync::mpsc};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+/// An aggregator's operator side with two hosts, and a home folder for the operator.
+struct Lab {
+    folder: tempfile::TempDir,
+    control: Control,
+    stop: CancellationToken,
+    door: SocketAddr,
+}
+
+impl Lab {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let state = folder.path().join("state");
+        fs::create_dir(&state).expect("a folder");
+        let now = SystemClock.now();
+        let authority = Arc::new(Authority::init(&state, &[], now).expect("an authority"));
+        let doors = Arc::new(Doors::new(Arc::clone(&authority), now).expect("doors"));
+        let control = Control::open(&state).expect("a store");
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let stop = CancellationToken::new();
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let door = listener.local_addr().expect("an address");
+        let incoming = listen::tls(
+            listener,
+            Arc::clone(&doors.operators),
+            Limits::default(),
+            Arc::new(Counters::default()),
+            stop.clone(),
+        );
+        let about = About {
+            fleet_name: "lab".to_owned(),
+            started: now,
+            certificate_not_after: Box::new(move || Some(doors.not_after())),
+            problems: Box::new(Vec::new),
+        };
+        let service = OperatorService::new(fleet(), control.clone(), about, Arc::clone(&clock));
+        let server = Server::builder().add_service(service.into_server());
+        tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
+
+        let admin = AdminSocket {
+            control: control.clone(),
+            authority,
+            operator_address: door.to_string(),
+            fleet_name: "lab".to_owned(),
+            clock,
+        };
+        let incoming = listen::unix::listen(&folder.path().join("admin.sock"), stop.clone());
+        tokio::spawn(admin.serve(incoming.expect("a socket"), stop.clone()));
+        Self {
+            folder,
+            control,
+            stop,
+            door,
+        }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.folder.path().join("home/.config/muster/config.toml")
+    }
+
+    async fn muster(&self, arguments: &[&str]) -> Output {
+        muster(&self.config(), arguments).await
+    }
+
+    async fn login(&self) {
+        let socket = self.folder.path().join("admin.sock");
+        let socket = socket.to_str().expect("a path in UTF-8");
+        let login = [
+            "login",
+            "--admin-socket",
+            socket,
+            "--name",
+            "jo",
+            "--role",
+            "viewer",
+        ];
+        let done = self.muster(&login).await;
+        assert_eq!(code(&done), 0, "{}", errors(&done));
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn fleet() -> Fleet {
+    let (sender, mut inbox) = mpsc::channel(8);
+    tokio::spawn(async move {
+        let now = SystemClock.now();
+        let host = |number: u8, name: &str| {
+            let id = HostId::from_bytes([number; 16]);
+            let who = Enrolled {
+                id,
+                name: name.to_owned(),
+                labels: [("env".to_owned(), "lab".to_owned())].into(),
+                facts: v1::HostFacts::default(),
+                certificate_not_after: None,
+            };
+            (id, HostState::new(who, now))
+        };
+        let hosts = [host(1, "web-01"), host(2, "db-01")].into();
+        while let Some(message) = inbox.recv().await {
+            if let Message::Read(reader) = message {
+                reader(&hosts, &ReadContext { now });
+            }
+        }
+    });
+    Fleet::new(vec![sender], Arc::new(FleetCounters::default()))
+}
+
+/// The program with nothing of this machine's environment.
+async fn muster(config: &Path, arguments: &[&str]) -> Output {
+    let run = Command::new(env!("CARGO_BIN_EXE_muster"))
+        .args(arguments)
+        .env_clear()
+        .env("MUSTER_CONFIG", config)
+        .env("TZ", "UTC")
+        .kill_on_drop(true)
+        .output();
+    tokio::time::timeout(Duration::from_secs(60), run)
+        .await
+        .expect("it ends by itself")
+        .expect("it runs")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("it was not killed")
+}
+
+fn printed(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test]
+async fn from_login_to_answers() {
+    let lab = Lab::new().await;
+    let before = lab.muster(&["hosts"]).await;
+    assert_eq!(code(&before), 4, "{}", errors(&before));
+    assert!(
+        errors(&before).contains("error: you are not signed in"),
+        "{}",
+        errors(&before)
+    );
+    assert!(errors(&before).contains("try: muster login --admin-socket PATH"));
+    lab.login().await;
+
+    let names = lab.muster(&["hosts", "-o", "name"]).await;
+    assert_eq!(
+        (code(&names), printed(&names)),
+        (0, "db-01\nweb-01\n".to_owned())
+    );
+    let selected = lab
+        .muster(&["hosts", "-l", "name=web-[01-04]", "-o", "json"])
+        .await;
+    let value: serde_json::Value = serde_json::from_slice(&selected.stdout).expect("JSON");
+    assert_eq!(value["items"][0]["name"], "web-01");
+    assert_eq!(value["items"][0]["cpuRatio"], serde_json::Value::Null);
+    let whoami = lab.muster(&["whoami", "-o", "table"]).await;
+    assert!(
+        printed(&whoami).starts_with("jo, role viewer, certificate "),
+        "{}",
+        printed(&whoami)
+    );
+    let summary = lab.muster(&["-o", "table"]).await;
+    assert!(
+        printed(&summary).starts_with("lab  2 hosts   0 live   2 joined"),
+        "{}",
+        printed(&summary)
+    );
+    for list in ["services", "anomalies", "incidents"] {
+        let answer = lab.muster(&[list, "-o", "json"]).await;
+        assert_eq!(code(&answer), 0, "{list}: {}", errors(&answer));
+        let value: serde_json::Value = serde_json::from_slice(&answer.stdout).expect("JSON");
+        assert_eq!(value["items"], serde_json::json!([]), "{list}");
+    }
+    let host = lab.muster(&["host", "web-01", "-o", "table"]).await;
+    assert!(
+        printed(&host).starts_with("web-01  joined"),
+        "{}",
+        printed(&host)
+    );
+    let doctor = lab.muster(&["doctor", "-o", "table"]).await;
+    assert_eq!(code(&doctor), 0, "{}", printed(&doctor));
+    for step in [
+        "config",
+        "name",
+        "tcp",
+        "tls",
+        "you",
+        "clock",
+        "aggregator",
+        "hosts",
+    ] {
+        assert!(
+            printed(&doctor).contains(&format!("ok    {step} ")),
+            "{}",
+            printed(&doctor)
+        );
+    }
+    let scrape = lab.muster(&["export", "prometheus-config"]).await;
+    assert!(
+        printed(&scrape).contains("url: \"http://127.0.0.1:7446/sd\""),
+        "{}",
+        printed(&scrape)
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_3_and_wrong_usage_is_2() {
+    let lab = Lab::new().await;
+    lab.login().await;
+    for (arguments, expected, told) in [
+        (
+            &["host", "wbe-01"][..],
+            3,
+            "no host is called wbe-01, did you mean web-01?",
+        ),
+        (&["hosts", "nosuch"], 3, "no host is called nosuch"),
+        (
+            &["services", "--host", "nosuch"],
+            3,
+            "no host is called nosuch",
+        ),
+        (&["incident", "I-7"], 3, "there is no incident I-7"),
+        (
+            &["hosts", "-l", "env="],
+            2,
+            "column 5: expected a value, found the end",
+        ),
+        (&["hosts", "web-[1"], 2, "expected a closing bracket"),
+        (
+            &["hosts", "-S", "colour"],
+            2,
+            "hosts cannot be sorted by \"colour\"",
+        ),
+        (
+            &["hosts", "-c", "colour"],
+            2,
+            "there is no column \"colour\"",
+        ),
+        (&["incident", "x"], 2, "an incident is I- and a number"),
+        (&["host"], 2, "required"),
+        (&["hsots"], 2, "similar subcommand"),
+        (&["hosts", "-w"], 2, "--watch redraws a terminal"),
+        (
+            &["--context", "nosuch", "hosts"],
+            2,
+            "there is no context \"nosuch\"",
+        ),
+    ] {
+        let output = lab.muster(arguments).await;
+        assert_eq!(
+            code(&output),
+            expected,
+            "{arguments:?}: {}",
+            errors(&output)
+        );
+        assert!(
+            errors(&output).contains(told),
+            "{arguments:?}: {}",
+            errors(&output)
+        );
+        assert_eq!(printed(&output), "", "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_role_that_is_gone_is_4() {
+    let lab = Lab::new().await;
+    lab.login().await;
+    // Another installation's control store knows nobody; here the name is simply taken away.
+    let other = Lab::new().await;
+    let door = other.door.to_string();
+    let refused = lab.muster(&["--server", &door, "hosts"]).await;
+    assert_eq!(code(&refused), 5, "{}", errors(&refused));
+    assert!(
+        errors(&refused).contains("is not the aggregator it should be"),
+        "{}",
+        errors(&refused)
+    );
+    assert_eq!(
+        lab.control.operator_role("jo").await.ok(),
+        Some(Some(OperatorRole::Viewer))
+    );
+}
+
+#[tokio::test]
+async fn a_door_that_does_not_answer_is_5() {
+    let lab = Lab::new().await;
+    lab.login().await;
+    // A port that was free a moment ago, a port that never answers, and one that speaks something else.
+    let closed = {
+        let listener = StdListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("an address").to_string()
+    };
+    let mute = StdListener::bind("127.0.0.1:0").expect("a port");
+    let mute = (mute.local_addr().expect("an address").to_string(), mute);
+    let plain = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let plain_address = plain.local_addr().expect("an address").to_string();
+    tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt as _;
+        while let Ok((mut stream, _)) = plain.accept().await {
+            // The client closes first when it has seen that this is no TLS.
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    for (server, told) in [
+        (closed.as_str(), "connection refused"),
+        (mute.0.as_str(), "no answer within 0.5 s"),
+        (plain_address.as_str(), "is not a Muster operator door"),
+        (
+            "nosuch.invalid:7445",
+            "the name nosuch.invalid cannot be resolved",
+        ),
+    ] {
+        let output = lab
+            .muster(&["--timeout", "0.5", "--server", server, "hosts"])
+            .await;
+        assert_eq!(code(&output), 5, "{server}: {}", errors(&output));
+        // A resolver that cannot be reached takes longer than the limit.
+        let late = errors(&output).contains("no answer within");
+        assert!(
+            errors(&output).contains(told) || late,
+            "{server}: {}",
+            errors(&output)
+        );
+        assert!(
+            errors(&output).contains("try: muster doctor"),
+            "{server}: {}",
+            errors(&output)
+        );
+    }
+    let doctor = lab
+        .muster(&["doctor", "-o", "table", "--server", &closed])
+        .await;
+    assert_eq!(code(&doctor), 1);
+    assert!(
+        printed(&doctor).contains("FAIL  tcp"),
+        "{}",
+        printed(&doctor)
+    );
+    assert!(
+        printed(&doctor).contains("–     aggregator    not tried"),
+        "{}",
+        printed(&doctor)
+    );
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_none_is_told_with_its_line() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let config = folder.path().join("config.toml");
+    fs::write(
+        &config,
+        "current = \"prod\"\n[contexts.prod]\nsrever = \"x\"\n",
+    )
+    .expect("written");
+    let output = muster(&config, &["hosts"]).await;
+    assert_eq!(code(&output), 1, "{}", errors(&output));
+    assert!(errors(&output).contains("line 3"), "{}", errors(&output));
+    assert!(errors(&output).contains("srever"), "{}", errors(&output));
+    let doctor = muster(&config, &["doctor", "-o", "json"]).await;
+    assert_eq!(code(&doctor), 1);
+    let value: serde_json::Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+    assert_eq!(value["items"][0]["result"], "fail");
+    assert_eq!(value["items"][7]["result"], "skipped");
+}
+
+#[tokio::test]
+async fn contexts_are_listed_used_and_removed() {
+    let lab = Lab::new().await;
+    lab.login().await;
+    let listed = lab.muster(&["context", "list", "-o", "name"]).await;
+    assert_eq!(printed(&listed), "lab\n");
+    let key = lab.config().parent().expect("a folder").join("lab/key.pem");
+    assert!(key.exists());
+    let removed = lab.muster(&["context", "remove", "lab"]).await;
+    assert_eq!(code(&removed), 0, "{}", errors(&removed));
+    assert!(!key.exists());
+    let output = lab.muster(&["context", "use", "lab"]).await;
+    assert_eq!(code(&output), 2, "{}", errors(&output));
+}
+
+#[tokio::test]
+async fn what_needs_no_aggregator_works_without_one() {
+    let nowhere = Path::new("/nonexistent/muster/config.toml");
+    for (arguments, told) in [
+        (&["version"][..], "muster 0."),
+        (&["--help"], "Exit codes:"),
+        (&["man"], ".TH muster"),
+        (&["completion", "bash"], "complete -F _muster"),
+        (&["completion", "zsh"], "#compdef muster"),
+        (&["completion", "fish"], "complete -c muster"),
+        (
+            &[
+                "export",
+                "prometheus-config",
+                "--url",
+                "http://127.0.0.1:7446",
+            ],
+            "job_name: node",
+        ),
+    ] {
+        let output = muster(nowhere, arguments).await;
+        assert_eq!(code(&output), 0, "{arguments:?}: {}", errors(&output));
+        assert!(
+            printed(&output).contains(told),
+            "{arguments:?}: {}",
+            printed(&output)
+        );
+    }
+}
