@@ -122,15 +122,15 @@ runtime_dir = "$work/agent-run"
 address = "127.0.0.1:$uplink"
 TOML
     # The operator's own files are no business of a test.
-    export XDG_CONFIG_HOME="$work/config"
+    export XDG_CONFIG_HOME="$work/config" MUSTER_AGGREGATOR_CONFIG="$work/aggregator.toml"
     mkdir -m 700 "$work"/{aggregator,aggregator-run,agent,agent-run,config}
-    muster-aggregator init --config "$work/aggregator.toml" >"$work/init.log" 2>&1 || fail "muster-aggregator init"
-    start aggregator muster-aggregator serve --config "$work/aggregator.toml"
+    muster-aggregator init >"$work/init.log" 2>&1 || fail "muster-aggregator init"
+    start aggregator muster-aggregator serve
     url=http://127.0.0.1:$http
     eventually 20 "the aggregator ready" get "$url/-/ready"
     (
         umask 077
-        muster-aggregator token create --config "$work/aggregator.toml" >"$work/created" 2>"$work/token.log"
+        muster-aggregator token create >"$work/created" 2>"$work/token.log"
         grep -oiE 'mj1-[0-9a-z-]+' "$work/created" | head -n 1 >"$work/token"
     ) || fail "muster-aggregator token create gave no token"
     eventually 20 "enrolment" muster-agent enrol "127.0.0.1:$enrolment" --token-file "$work/token" --config "$work/agent.toml"
