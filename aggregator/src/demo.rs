@@ -6,7 +6,6 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    process::ExitCode,
     sync::Arc,
     time::Duration,
 };
@@ -141,7 +140,15 @@ async fn show(options: &Options, folder: &Path) -> anyhow::Result<()> {
     let mut agents = JoinSet::new();
     let shown = async {
         let token = token(&aggregator, options.hosts + 1).await?;
-        start_agents(options, folder, &aggregator, &token, &agents_stop, &mut agents).await?;
+        start_agents(
+            options,
+            folder,
+            &aggregator,
+            &token,
+            &agents_stop,
+            &mut agents,
+        )
+        .await?;
         first_samples(&aggregator, u64::from(options.hosts) + 1).await;
         introduce(options, folder, &aggregator).await
     };
@@ -268,6 +275,7 @@ async fn join(
         interval,
         buffer: BufferLimits::default(),
         status_socket: None,
+        certificate_expires: None,
         seed: fastrand::u64(..),
     };
     Ok(Agent::new(config, credentials, source))
@@ -301,16 +309,23 @@ async fn first_samples(aggregator: &Aggregator, hosts: u64) {
 }
 
 /// Signs an operator in, shows the fleet with the operators' own program, and says what to try.
-async fn introduce(options: &Options, folder: &Path, aggregator: &Aggregator) -> anyhow::Result<()> {
+async fn introduce(
+    options: &Options,
+    folder: &Path,
+    aggregator: &Aggregator,
+) -> anyhow::Result<()> {
     let config = folder.join("operator").join("config.toml");
     let socket = aggregator.admin_socket();
-    let login = cli::login(socket, "demo", "admin", &config).await;
-    login.map_err(|failure| anyhow::anyhow!("{failure}"))?;
+    let login = cli::login::login(socket, "demo", "admin", None, None, &config).await;
+    login.map_err(|failure| anyhow::anyhow!("{}", failure.lines()))?;
     let Addresses { http, uplink, .. } = aggregator.addresses();
-    for words in [&["muster"][..], &["muster", "hosts", "-n", "12"]] {
-        let words = words.iter().map(ToString::to_string).collect();
-        let code = cli::run_with(words, &config).await;
-        anyhow::ensure!(code == ExitCode::SUCCESS, "the fleet cannot be shown");
+    for words in [
+        &["muster", "-o", "table"][..],
+        &["muster", "hosts", "-o", "table", "-n", "12"],
+    ] {
+        cli::run_words(words, &config)
+            .await
+            .map_err(|failure| anyhow::anyhow!("{}", failure.lines()))?;
         println!();
     }
     let http = format!("http://{http}");
@@ -318,9 +333,15 @@ async fn introduce(options: &Options, folder: &Path, aggregator: &Aggregator) ->
     println!("This host's agent streams to {uplink} over mutually authenticated TLS 1.3.");
     println!("Try, in another terminal:");
     println!("  export MUSTER_CONFIG={config}");
-    println!("  muster host {}        (from a checkout: cargo run -q --bin muster -- host NAME)", hostname());
+    println!(
+        "  muster host {}        (from a checkout: cargo run -q --bin muster -- host NAME)",
+        hostname()
+    );
     println!("  muster top --by cpu ; muster services --failed ; muster doctor");
-    println!("  curl -s {http}/metrics/hosts/{}     what node_exporter would serve", hostname());
+    println!(
+        "  curl -s {http}/metrics/hosts/{}     what node_exporter would serve",
+        hostname()
+    );
     println!("  curl -s {http}/sd                    what Prometheus discovers");
     println!("  muster export prometheus-config");
     if options.hosts == 0 {
@@ -334,5 +355,8 @@ async fn introduce(options: &Options, folder: &Path, aggregator: &Aggregator) ->
 }
 
 fn hostname() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }

@@ -4,13 +4,13 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duratio
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use muster_agent::{settings, telemetry};
 use muster_aggregator::{
     chain,
     config::{self, Config, DEFAULT_PATH},
     control::{TokenOptions, TokenState},
     demo, serve, setup,
 };
-use muster_agent::{settings, telemetry};
 use muster_proto::time::Timestamp;
 
 /// The configuration is wrong, which does not get better by trying again (sysexits.h).
@@ -143,7 +143,10 @@ fn init(config: &Config, names: &[String]) -> anyhow::Result<()> {
         authority.trust_domain(),
         state.display()
     );
-    println!("keep a copy of {}/ca somewhere safe: whoever has it is this fleet", state.display());
+    println!(
+        "keep a copy of {}/ca somewhere safe: whoever has it is this fleet",
+        state.display()
+    );
     println!();
     println!("next, on this machine:");
     println!("  muster-aggregator serve            or: systemctl start muster-aggregator");
@@ -200,7 +203,10 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
                 if uses == 1 { "host" } else { "hosts" },
                 settings::show_duration(ttl)
             );
-            eprintln!("on each host: muster-agent enrol HOST:{}", config.enrolment.port());
+            eprintln!(
+                "on each host: muster-agent enrol HOST:{}",
+                config.enrolment.port()
+            );
         }
         Token::List => {
             println!("ID        STATE    USED  EXPIRES               LABELS");
@@ -242,13 +248,14 @@ fn word(state: TokenState) -> &'static str {
 }
 
 fn date(at: Timestamp) -> String {
-    jiff::Timestamp::from_millisecond(at.as_millis())
-        .map_or_else(|_| "-".to_owned(), |at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+    jiff::Timestamp::from_millisecond(at.as_millis()).map_or_else(
+        |_| "-".to_owned(),
+        |at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+    )
 }
 
 fn span(text: &str) -> Result<Duration, String> {
-    settings::parse_duration(text)
-        .ok_or_else(|| "no span of time: write 15m, 2h or 7d".to_owned())
+    settings::parse_duration(text).ok_or_else(|| "no span of time: write 15m, 2h or 7d".to_owned())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

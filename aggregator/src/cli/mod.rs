@@ -29,6 +29,7 @@ mod tests;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
+    path::Path,
     process::ExitCode,
 };
 
@@ -85,8 +86,24 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Runs one command given as words, with the contexts of this file: for the demo, which shows the fleet with
+/// the operators' own program.
+///
+/// # Errors
+/// As the program would say it.
+pub async fn run_words(words: &[&str], config: &Path) -> Result<ExitCode, Failure> {
+    let cli =
+        Cli::try_parse_from(words).map_err(|error| Failure::new(Code::Usage, error.to_string()))?;
+    let mut session = Session::new(cli.global.clone())?;
+    session.config = config.to_owned();
+    run_in(session, cli).await
+}
+
 async fn run(cli: Cli) -> Result<ExitCode, Failure> {
-    let session = Session::new(cli.global.clone())?;
+    run_in(Session::new(cli.global.clone())?, cli).await
+}
+
+async fn run_in(session: Session, cli: Cli) -> Result<ExitCode, Failure> {
     let on_terminal = io::stdout().is_terminal();
     let mut redraw = cli.global.watch;
     if let Some(Command::Top(top)) = &cli.command
