@@ -469,15 +469,21 @@ impl Opening<'_> {
             fleet: self.fleet.clone(),
             journal: Arc::clone(&self.journal),
             incidents: self.incidents.clone(),
+            names: http::live::Names::default(),
         };
         let router = http::router(http::HttpState::new(source, settings, ready));
+        // One Prometheus server has a connection for each target it scrapes at the same moment.
+        let limits = Limits {
+            unauthenticated_per_address: http::connection::MAX_CONNECTIONS,
+            ..limits.clone()
+        };
         let counters = Arc::new(Counters::default());
         let stop = self.stop.clone();
         let incoming = if self.config.http.tls {
             let tls = Arc::clone(&self.doors.http);
-            listen::tls(listener, tls, limits.clone(), counters, stop.clone())
+            listen::tls(listener, tls, limits, counters, stop.clone())
         } else {
-            listen::plain(listener, limits.clone(), counters, stop.clone())
+            listen::plain(listener, limits, counters, stop.clone())
         };
         tasks.spawn(async move {
             http::connection::serve_all(incoming, router, stop).await;
