@@ -5,7 +5,7 @@
 //! not. Stopping is bounded: agents are asked to leave, what they sent is written and acknowledged, the
 //! state is put into a checkpoint.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use muster_proto::{
