@@ -527,11 +527,11 @@ impl HostState {
             let other = |&(incarnation, seq, crc): &(Incarnation, u64, u32)| {
                 (incarnation, seq) == key && crc != frame.crc32c
             };
-            return if self.checksums.iter().any(other) {
-                Verdict::Rejected(v1::RejectReason::SeqConflict)
-            } else {
-                Verdict::Duplicate
-            };
+            if self.checksums.iter().any(other) {
+                return Verdict::Rejected(v1::RejectReason::SeqConflict);
+            }
+            self.prime(frame, context);
+            return Verdict::Duplicate;
         }
         if ledger.settled.len() > MAX_HOLES {
             return Verdict::Violation;
@@ -684,6 +684,21 @@ impl HostState {
         ledgers.push((incarnation, Ledger::default()));
         let last = ledgers.len() - 1;
         &mut ledgers[last].1
+    }
+
+    /// Takes a frame that is stored already into the decoder, where that lost its state: the agent sends it
+    /// again from its key frame on so that what follows can be decoded.
+    fn prime(&mut self, frame: &FrameIn, context: &mut Receiving<'_>) {
+        let lost = self.kept.decoding != Some(frame.incarnation) || self.decoder.decoded_to() == 0;
+        let follows = self.decoder.decoded_to() < frame.seq;
+        let begins = muster_proto::codec::is_key_frame(&frame.payload);
+        if (lost && begins) || (!lost && follows) {
+            // It was judged when it was stored; its time is over, so it opens and closes nothing.
+            let mut nothing = Vec::new();
+            if let Err(reason) = self.apply(frame, context, &mut nothing) {
+                tracing::debug!(host = %self.who.id, seq = frame.seq, reason = reason.as_str_name(), "stored frame does not decode any more");
+            }
+        }
     }
 
     /// Takes the frame's sample into the latest values, unless it is there already.
