@@ -337,7 +337,7 @@ async fn who_is_not_let_in_is_4() {
             server: &lab.door.to_string(),
             trust_domain: lab.authority.trust_domain(),
             fleet: "lab",
-            roots: &[lab.authority.root().clone()],
+            roots: std::slice::from_ref(lab.authority.root()),
             chain: &issued.expect("issued").chain,
             key_pem: &key.serialize_pem(),
         };
