@@ -8,6 +8,7 @@ use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
 use muster_proto::{
     codec::Encoder,
     id::{HostId, Incarnation},
+    limits,
     series::Table,
     time::{SystemClock, Timestamp},
     v1,
@@ -52,8 +53,6 @@ pub struct AgentConfig {
     pub buffer: BufferLimits,
     /// Where to answer `muster-agent status`; `None` for nowhere.
     pub status_socket: Option<PathBuf>,
-    /// End of the host certificate's life, for the status.
-    pub certificate_expires: Option<Timestamp>,
     /// Seed of what is left to chance: the incarnation and the waits between connections.
     pub seed: u64,
 }
@@ -126,7 +125,6 @@ impl Agent {
             host_id: config.host.to_string(),
             address: uplink.address().to_owned(),
             started: time::Instant::now(),
-            certificate_expires: config.certificate_expires,
         };
         let stop = CancellationToken::new();
         let mut rounds = Rounds::new(source, &common);
@@ -230,8 +228,12 @@ impl<'a> Rounds<'a> {
         }
         let own = self.own();
         let began = time::Instant::now();
-        let (table, events) = self.source.sample(tick.at, &own);
+        let (table, mut events) = self.source.sample(tick.at, &own);
         let took = began.elapsed();
+        if own.frames_produced == 0 {
+            events.insert(0, started(tick.at));
+            events.truncate(limits::MAX_EVENTS_PER_FRAME);
+        }
         let key = self.common.buffer().needs_key(tick.at);
         self.scratch.clear();
         let key = self.encoder.encode(table, &events, key, &mut self.scratch);
@@ -261,5 +263,15 @@ impl<'a> Rounds<'a> {
             frames_queued: books.held,
             reconnects: self.common.link().sessions.saturating_sub(1),
         }
+    }
+}
+
+/// The first event of an incarnation.
+fn started(tick: Timestamp) -> v1::Event {
+    v1::Event {
+        kind: v1::EventKind::AgentStarted.into(),
+        subject: String::new(),
+        at_ms: tick.as_millis(),
+        fields: Vec::new(),
     }
 }

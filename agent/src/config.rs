@@ -33,7 +33,7 @@ const OVERLAYS: &str = "agent.d";
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// Everything an administrator may set, checked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// Identity and what else must survive a restart.
     pub state_dir: PathBuf,
@@ -85,8 +85,7 @@ impl Config {
             },
             ..other.clone()
         };
-        // Their printed forms name every field, of parts that others add too.
-        format!("{self:?}") != format!("{same_level:?}")
+        *self != same_level
     }
 
     /// Reads a file and its overlays. `None` for the default place, where a missing file means defaults.
@@ -117,6 +116,7 @@ impl Config {
 
     /// Applies one file over what is set; faults are added.
     fn apply(&mut self, file: &Path, text: &str, faults: &mut Vec<Fault>) {
+        let before = faults.len();
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in errors {
             let at = error.span().map(|span| position(text, span.start));
@@ -151,6 +151,7 @@ impl Config {
             collectors(section, &mut self.collect)
         });
         root.finish();
+        faults[before..].sort_by_key(|fault| fault.at);
         if self.labels.len() > limits::MAX_HOST_LABELS {
             let message = format!("labels: at most {} are allowed", limits::MAX_HOST_LABELS);
             faults.push(Fault::new(file, None, message));
@@ -664,14 +665,14 @@ mod tests {
         assert_eq!(
             faults,
             [
-                "a.toml:3:13: state_dir: expected an absolute path",
+                "a.toml:1:1: intervall: there is no such key; did you mean \"interval\"?",
                 "a.toml:2:12: interval: expected a duration in quotes such as \"10s\"",
-                "a.toml:6:11: uplink.address: \"no port\" is no host:port, for example \"muster.example:7443\"",
+                "a.toml:3:13: state_dir: expected an absolute path",
                 "a.toml:5:1: uplink.adress: there is no such key; did you mean \"address\"?",
+                "a.toml:6:11: uplink.address: \"no port\" is no host:port, for example \"muster.example:7443\"",
+                "a.toml:8:13: collectors.disable: there is no collector \"cpus\"; did you mean \"cpu\"?; muster-agent collectors lists them",
                 "a.toml:10:13: buffer.max_bytes: expected a size from \"1MiB\" to \"4095MiB\", or a number of bytes",
                 "a.toml:12:9: log.level: expected one of \"error\", \"warn\", \"info\", \"debug\", \"trace\", found \"loud\"",
-                "a.toml:8:13: collectors.disable: there is no collector \"cpus\"; did you mean \"cpu\"?; muster-agent collectors lists them",
-                "a.toml:1:1: intervall: there is no such key; did you mean \"interval\"?",
                 "a.toml:13:2: wholly_else: there is no such key",
             ]
         );

@@ -51,8 +51,7 @@ impl Credentials {
 }
 
 /// End of life of the identity's certificate; `None` if it cannot be read.
-#[must_use]
-pub fn certificate_expires(identity: &Identity) -> Option<Timestamp> {
+fn certificate_expires(identity: &Identity) -> Option<Timestamp> {
     let leaf = identity.credentials.chain.first()?;
     let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
     let seconds = certificate.validity().not_after.timestamp();
@@ -80,6 +79,10 @@ impl Memory for OnDisk {
 
     fn bundle_version(&self) -> u64 {
         Identity::load(&self.state).map_or(0, |identity| identity.bundle_version)
+    }
+
+    fn certificate_expires(&self) -> Option<Timestamp> {
+        certificate_expires(&Identity::load(&self.state).ok()?)
     }
 
     fn welcomed(&mut self, welcome: &v1::Welcome) -> io::Result<()> {

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Every file is replaced whole: written beside, synced, renamed, the folder synced. After a crash there is the
-//! old content or the new, and one usable identity.
+//! old content or the new, and one usable identity. Root makes them for the service's user ([`owner`]).
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -22,6 +22,7 @@ use std::{
 
 use muster_proto::{
     id::HostId,
+    owner,
     spiffe::TrustDomain,
     tls::{Credentials, TlsConfigError, Trust, TrustedTime, client_config},
     v1::TrustBundle,
@@ -255,6 +256,7 @@ impl Joining {
             .recursive(true)
             .mode(0o700)
             .create(&folder)
+            .and_then(|()| owner::give_folder(&folder))
             .map_err(|source| IdentityError::Write {
                 path: folder.clone(),
                 source,
@@ -383,6 +385,7 @@ fn replace(folder: &Path, name: &str, content: &[u8], mode: u32) -> Result<(), I
     };
     written
         .and_then(|mut file| {
+            owner::give_file(&file, folder)?;
             file.write_all(content)?;
             file.sync_all()?;
             fs::rename(&beside, &path)?;

@@ -24,6 +24,6 @@ pub mod telemetry;
 pub mod uplink;
 
 pub use agent::{Agent, AgentConfig, Monitor, Source};
-pub use credentials::{Credentials, certificate_expires};
+pub use credentials::Credentials;
 pub use live::LiveHost;
 pub use telemetry::LogHandle;

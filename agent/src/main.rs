@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use muster_agent::{
-    Agent, AgentConfig, Credentials, LiveHost, LogHandle, Monitor, certificate_expires,
+    Agent, AgentConfig, Credentials, LiveHost, LogHandle, Monitor,
     collect::{self, Collection},
     config::{Config, ConfigError, DEFAULT_PATH},
     enrol::{self, TokenSource},
@@ -254,7 +254,6 @@ fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Re
                 interval: config.interval,
                 buffer: config.buffer,
                 status_socket: Some(config.status_socket()),
-                certificate_expires: certificate_expires(identity),
                 seed: fastrand::u64(..),
             },
             credentials,

@@ -13,6 +13,9 @@ use muster_proto::{
 };
 use serde::Serialize;
 
+/// Has a series for each state a unit is not in.
+const UNIT_STATE: &str = "node_systemd_unit_state";
+
 /// A form in which a round is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -111,8 +114,8 @@ fn kind_word(kind: Kind) -> &'static str {
 struct Document<'a> {
     api_version: &'static str,
     kind: &'static str,
-    /// UTC milliseconds.
-    tick_ms: i64,
+    /// RFC 3339, UTC.
+    tick: String,
     items: Vec<Item<'a>>,
 }
 
@@ -144,7 +147,7 @@ fn json(table: &Table, tick: Timestamp) -> Vec<u8> {
     let document = Document {
         api_version: "muster/v1",
         kind: "Sample",
-        tick_ms: tick.as_millis(),
+        tick: tick.to_string(),
         items,
     };
     let mut out = serde_json::to_vec_pretty(&document)
@@ -160,7 +163,8 @@ fn json_number(value: f64) -> serde_json::Value {
     serde_json::from_slice(&printed).unwrap_or(serde_json::Value::Null)
 }
 
-/// One line for each series: value, unit, labels; a heading for each collector's families.
+/// One line for each series: value, unit, labels; a heading for each collector's families. Of a unit's
+/// five states only the one it is in.
 fn text(table: &Table) -> Vec<u8> {
     let mut out = String::new();
     let mut heading = "";
@@ -175,6 +179,9 @@ fn text(table: &Table) -> Vec<u8> {
             heading = group;
         }
         for (series, value) in members {
+            if family.name == UNIT_STATE && value == 0.0 {
+                continue;
+            }
             let values: Vec<&str> = series
                 .labels
                 .iter()
@@ -248,6 +255,7 @@ mod tests {
         readings.int(DISK_IO_NOW, &["s\"d\\a"], 1);
         readings.int(LOAD1, &[], 52);
         readings.int(SYSTEMD_UNIT_STATE, &["a.socket", "active", ""], 1);
+        readings.int(SYSTEMD_UNIT_STATE, &["a.socket", "failed", ""], 0);
         readings.end(true);
         readings.table()
     }
@@ -267,6 +275,7 @@ mod tests {
             # HELP node_systemd_unit_state 1 for the state the unit is in, 0 for the other states; type is the service's Type.\n\
             # TYPE node_systemd_unit_state gauge\n\
             node_systemd_unit_state{name=\"a.socket\",state=\"active\"} 1\n\
+            node_systemd_unit_state{name=\"a.socket\",state=\"failed\"} 0\n\
             # HELP node_memory_MemTotal_bytes Usable RAM.\n\
             # TYPE node_memory_MemTotal_bytes gauge\n\
             node_memory_MemTotal_bytes 2147483648\n";
@@ -279,7 +288,7 @@ mod tests {
         let page = json(table(&mut readings), Timestamp::from_millis(1500));
         let page: serde_json::Value = serde_json::from_slice(&page).expect("JSON");
         assert_eq!(page["apiVersion"], "muster/v1");
-        assert_eq!(page["tickMs"], 1500);
+        assert_eq!(page["tick"], "1970-01-01T00:00:01.500Z");
         assert_eq!(
             page["items"][1],
             serde_json::json!({
@@ -303,5 +312,9 @@ mod tests {
             .collect();
         assert_eq!(headings, ["load", "disk", "systemd", "memory"]);
         assert!(page.contains("2.0 GiB\n"), "{page}");
+        assert!(
+            page.contains("a.socket  active\n") && !page.contains("failed"),
+            "{page}"
+        );
     }
 }

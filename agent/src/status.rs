@@ -169,7 +169,6 @@ pub(crate) struct Fixed {
     pub(crate) host_id: String,
     pub(crate) address: String,
     pub(crate) started: Instant,
-    pub(crate) certificate_expires: Option<Timestamp>,
 }
 
 fn status(common: &Common, fixed: &Fixed) -> Status {
@@ -190,7 +189,7 @@ fn status(common: &Common, fixed: &Fixed) -> Status {
             last_acknowledged_seconds: link.last_ack.map(|at| (now - at).as_secs_f64()),
             sent_bytes: link.sent_bytes,
             clock_correction_ms: link.clock_correction_ms,
-            certificate_expires_ms: fixed.certificate_expires.map(Timestamp::as_millis),
+            certificate_expires_ms: link.certificate_expires.map(Timestamp::as_millis),
         }
     };
     let interval = common.interval();
@@ -252,13 +251,17 @@ pub(crate) async fn serve(socket: Option<&Path>, common: Arc<Common>, fixed: Fix
             return std::future::pending().await;
         }
     };
+    answer(&listener, &common, &fixed).await
+}
+
+async fn answer(listener: &UnixListener, common: &Common, fixed: &Fixed) {
     loop {
         let Ok((mut stream, _)) = listener.accept().await else {
             // Out of file descriptors, most likely: others need them more.
             time::sleep(Duration::from_millis(200)).await;
             continue;
         };
-        let document = serde_json::to_vec(&status(&common, &fixed)).unwrap_or_default();
+        let document = serde_json::to_vec(&status(common, fixed)).unwrap_or_default();
         let answer = async {
             stream.write_all(&document).await?;
             stream.shutdown().await
@@ -521,5 +524,39 @@ mod tests {
             error.to_string().starts_with("no agent runs here"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_private_and_answers_once_per_connection() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = folder.path().join("run").join("status.sock");
+        let common = Arc::new(Common::new(
+            crate::buffer::Buffer::new(muster_proto::id::Incarnation(1), Default::default()),
+            Arc::new(muster_proto::time::SystemClock),
+            muster_proto::v1::HostFacts::default(),
+            [0; 16],
+            Duration::from_secs(10),
+        ));
+        let fixed = Fixed {
+            host_id: "ab".into(),
+            address: "a:1".into(),
+            started: Instant::now(),
+        };
+        let listener = bind(&path).expect("bound");
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &std::fs::metadata(&path).expect("it is there").permissions(),
+        );
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(bind(&path).is_err(), "a second agent");
+        tokio::spawn(async move { answer(&listener, &common, &fixed).await });
+        for _ in 0..2 {
+            let path = path.clone();
+            let status = tokio::task::spawn_blocking(move || fetch(&path)).await;
+            let status = status.expect("no panic").expect("answered");
+            assert_eq!(
+                (status.link.address.as_str(), status.host_id.as_str()),
+                ("a:1", "ab")
+            );
+        }
     }
 }

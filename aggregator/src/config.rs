@@ -350,7 +350,8 @@ fn http(raw: &RawHttp, listen: SocketAddr, document: &mut Document) -> HttpConfi
             ),
         }
     }
-    if !listen.ip().is_loopback() && !(raw.tls && !raw.token_file.as_os_str().is_empty()) {
+    let protected = raw.tls && !raw.token_file.as_os_str().is_empty();
+    if !listen.ip().is_loopback() && !protected {
         document.fault(
             "http.listen",
             "beyond loopback the page needs tls = true and a token_file; without them anyone who reaches the port reads the fleet",

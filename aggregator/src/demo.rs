@@ -275,7 +275,6 @@ async fn join(
         interval,
         buffer: BufferLimits::default(),
         status_socket: None,
-        certificate_expires: None,
         seed: fastrand::u64(..),
     };
     Ok(Agent::new(config, credentials, source))

@@ -5,7 +5,7 @@
 //! not. Stopping is bounded: agents are asked to leave, what they sent is written and acknowledged, the
 //! state is put into a checkpoint.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use muster_proto::{
@@ -140,6 +140,12 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let control = Control::open(&config.state_dir)?;
     let directory = Directory::new(control.clone(), Arc::clone(&clock));
     let hosts = directory.hosts().await?;
+    fs::create_dir_all(&config.runtime_dir).with_context(|| {
+        format!(
+            "cannot make runtime_dir {} for the admin socket",
+            config.runtime_dir.display()
+        )
+    })?;
     let bound = Bound::at(config).await?;
     let addresses = bound.addresses()?;
 
@@ -469,15 +475,21 @@ impl Opening<'_> {
             fleet: self.fleet.clone(),
             journal: Arc::clone(&self.journal),
             incidents: self.incidents.clone(),
+            names: http::live::Names::default(),
         };
         let router = http::router(http::HttpState::new(source, settings, ready));
+        // One Prometheus server has a connection for each target it scrapes at the same moment.
+        let limits = Limits {
+            unauthenticated_per_address: http::connection::MAX_CONNECTIONS,
+            ..limits.clone()
+        };
         let counters = Arc::new(Counters::default());
         let stop = self.stop.clone();
         let incoming = if self.config.http.tls {
             let tls = Arc::clone(&self.doors.http);
-            listen::tls(listener, tls, limits.clone(), counters, stop.clone())
+            listen::tls(listener, tls, limits, counters, stop.clone())
         } else {
-            listen::plain(listener, limits.clone(), counters, stop.clone())
+            listen::plain(listener, limits, counters, stop.clone())
         };
         tasks.spawn(async move {
             http::connection::serve_all(incoming, router, stop).await;

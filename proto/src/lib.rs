@@ -11,6 +11,7 @@ pub mod exposition;
 pub mod id;
 pub mod limits;
 pub mod log;
+pub mod owner;
 pub mod ranges;
 pub mod series;
 pub mod spiffe;

@@ -130,24 +130,8 @@ pub enum TlsFault {
 
 /// Date and time for people, in UTC to the second.
 fn utc(at: &Timestamp) -> String {
-    // Days to a civil date by counting from 0000-03-01 in eras of 400 years (146,097 days).
-    let seconds = at.as_millis().div_euclid(1000);
-    let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let from_march = days + 719_468;
-    let era = from_march.div_euclid(146_097);
-    let of_era = from_march.rem_euclid(146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = era * 400 + year_of_era + i64::from(month <= 2);
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    let whole_seconds = at.as_millis().div_euclid(1000) * 1000;
+    Timestamp::from_millis(whole_seconds).to_string()
 }
 
 /// Finds what TLS has against the other side (or it against us) anywhere in an error's chain of causes.
@@ -186,7 +170,8 @@ fn fault_of_rustls(error: &rustls::Error) -> Option<TlsFault> {
             Alert::CertificateRequired => Some(TlsFault::CertificateRequired),
             Alert::CertificateExpired => Some(TlsFault::Refused("it is expired")),
             Alert::CertificateRevoked => Some(TlsFault::Refused("it was revoked")),
-            Alert::UnknownCA => Some(TlsFault::Refused(
+            // The second: an authority made anew, with the names of the old one and other keys.
+            Alert::UnknownCA | Alert::DecryptError => Some(TlsFault::Refused(
                 "it was issued by another authority than this door trusts",
             )),
             Alert::BadCertificate | Alert::CertificateUnknown | Alert::AccessDenied => {

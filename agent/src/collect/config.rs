@@ -7,7 +7,7 @@
 use muster_proto::limits;
 
 /// Which collectors run, and what they leave out.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CollectConfig {
     /// Names of collectors that do not run.
     pub disabled: Vec<String>,
@@ -46,7 +46,7 @@ impl Default for CollectConfig {
 }
 
 /// Which disks are left out.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskConfig {
     /// Globs on device names.
     pub devices_exclude: Vec<String>,
@@ -70,7 +70,7 @@ impl Default for DiskConfig {
 }
 
 /// Which filesystems are left out.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilesystemConfig {
     /// Globs on mount points.
     pub mount_points_exclude: Vec<String>,
@@ -126,14 +126,14 @@ impl Default for FilesystemConfig {
 }
 
 /// Which network interfaces are left out; none by default, the loopback included.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkConfig {
     /// Globs on interface names.
     pub devices_exclude: Vec<String>,
 }
 
 /// Which systemd units are watched.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SystemdConfig {
     /// Whether units are watched at all.
     pub enabled: bool,

@@ -63,13 +63,24 @@ impl Connector for TlsConnector {
             let config = (self.tls)()?;
             let tcp = dial(&self.address).await?;
             tcp.set_nodelay(true).map_err(Fault::Tcp)?;
-            let stream = tokio_rustls::TlsConnector::from(config)
-                .connect(tls::server_name(), tcp)
-                .await
-                .map_err(Fault::from_io)?;
-            Ok(Box::new(stream) as Box<dyn Stream>)
+            handshake(config, tcp).await
         })
     }
+}
+
+/// TLS on a stream that stands, with the peer's identity checked as `config` says.
+///
+/// # Errors
+/// What the handshake found. With TLS 1.3 the peer's refusal of our certificate shows only at the first read.
+pub async fn handshake(
+    config: Arc<rustls::ClientConfig>,
+    stream: impl Stream + 'static,
+) -> Result<Box<dyn Stream>, Fault> {
+    let stream = tokio_rustls::TlsConnector::from(config)
+        .connect(tls::server_name(), stream)
+        .await
+        .map_err(Fault::from_io)?;
+    Ok(Box::new(stream))
 }
 
 async fn dial(address: &str) -> Result<TcpStream, Fault> {

@@ -55,6 +55,10 @@ pub trait Memory: Send {
     fn welcomed(&mut self, welcome: &v1::Welcome) -> io::Result<()>;
     /// Version of the trust bundle held.
     fn bundle_version(&self) -> u64;
+    /// End of the host certificate's life, where there is one.
+    fn certificate_expires(&self) -> Option<Timestamp> {
+        None
+    }
 }
 
 /// A memory that ends with the process: for hosts that are made up.
@@ -173,6 +177,7 @@ pub(crate) struct Link {
     pub(crate) epoch: u64,
     /// What the aggregator's time was ahead of ours at the last correction, milliseconds.
     pub(crate) clock_correction_ms: i64,
+    pub(crate) certificate_expires: Option<Timestamp>,
 }
 
 /// The link's task.
@@ -237,6 +242,7 @@ impl Uplink {
 
     /// One connection and its session; true if it came to acknowledgements.
     async fn attempt(&mut self, stop: &CancellationToken) -> (End, bool) {
+        self.common.link().certificate_expires = self.memory.certificate_expires();
         let connected = tokio::select! {
             connected = connect(&*self.connector) => connected,
             () = stop.cancelled() => return (End::Stopped, false),

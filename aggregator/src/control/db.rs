@@ -1,13 +1,16 @@
 //! The database file: opening, migrating, the writing thread, the reading connection.
 
 use std::{
+    fs::OpenOptions,
+    io,
+    os::unix::fs::OpenOptionsExt as _,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
-use muster_proto::time::Timestamp;
+use muster_proto::{owner, time::Timestamp};
 use ring::rand::{SecureRandom, SystemRandom};
 use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, oneshot};
@@ -51,6 +54,8 @@ impl Control {
             path: path.clone(),
             source: SharedSqlError(Arc::new(error)),
         };
+        make(&path, state)
+            .map_err(|error| opened(rusqlite::Error::ToSqlConversionFailure(Box::new(error))))?;
         let mut writer = Connection::open(&path).map_err(opened)?;
         migrate(&mut writer, &path).map_err(|error| match error {
             Migration::Newer { found } => ControlError::Newer {
@@ -161,6 +166,21 @@ impl Control {
             Ok(rows.collect::<Result<_, _>>()?)
         })
         .await
+    }
+}
+
+/// Makes the file if there is none, for the owner of the state folder: SQLite gives the files beside it to whom the
+/// database belongs, when root opens it. Never opens one that is there, as closing it would end SQLite's locks.
+fn make(path: &Path, state: &Path) -> io::Result<()> {
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    match made {
+        Ok(file) => owner::give_file(&file, state),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -11,11 +11,18 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Coverage, DetectConfig, Detector, Evidence, Findings, Reason, Rule, ScoreState, Severity,
-    Verdict,
+    Verdict, score::follow,
 };
 
-/// About one false alert a day on a busy host and one in five days on a calm one (docs/detection.md).
+/// Times the level of the host's busy hours from which it is listed: one false alert in three days on the
+/// labelled hosts (docs/detection.md).
 pub(super) const DEFAULT_THRESHOLD: f64 = 1.7;
+/// Share of hours whose largest score stays below that level.
+const BUSY_QUANTILE: f32 = 0.9;
+/// Step of the level per hour once it has settled.
+const BUSY_STEP: f32 = 0.02;
+/// The level never falls below this, so that a calm host is not listed for a breath.
+const BUSY_FLOOR: f32 = 0.5;
 /// An anomaly is over after this long below half of the threshold.
 const CLEAR_AFTER: Duration = Duration::from_secs(900);
 /// Metrics named as causes.
@@ -52,10 +59,48 @@ pub(super) struct Episode {
     pub(super) moved: Vec<Moved>,
 }
 
+/// What the score of this host reaches in a busy hour. By the hour and not by the row: so hosts at one second
+/// and at five minutes are listed equally often.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct BusyHours {
+    /// Hours since 1970 of the one that goes on, and its largest score.
+    hour: i64,
+    max: Option<f32>,
+    level: f32,
+    learnt: u16,
+}
+
+impl Default for BusyHours {
+    fn default() -> Self {
+        Self {
+            hour: 0,
+            max: None,
+            level: 1.0,
+            learnt: 0,
+        }
+    }
+}
+
+impl BusyHours {
+    fn learn(&mut self, tick: Timestamp, score: f32) {
+        let hour = tick.as_millis().div_euclid(3_600_000);
+        if hour != self.hour {
+            if let Some(max) = self.max.take() {
+                self.learnt = self.learnt.saturating_add(1);
+                let step = BUSY_STEP.max(1.0 / (f32::from(self.learnt) + 1.0));
+                self.level = follow(self.level, max, BUSY_QUANTILE, step).max(BUSY_FLOOR);
+            }
+            self.hour = hour;
+        }
+        self.max = Some(self.max.map_or(score, |max| max.max(score)));
+    }
+}
+
 /// What is remembered of one host: the score, and the episode if there is one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Watch {
     pub(super) score: ScoreState,
+    busy: BusyHours,
     pub(super) episode: Option<Episode>,
 }
 
@@ -65,13 +110,15 @@ impl Watch {
         if !self.score.step(tick, values) {
             return;
         }
-        let Some(score) = self.score.score().map(f64::from) else {
+        let Some(score) = self.score.score() else {
             // Not observed: nothing begins and nothing ends.
             if let Some(episode) = &mut self.episode {
                 episode.below_since = None;
             }
             return;
         };
+        self.busy.learn(tick, score);
+        let (score, threshold) = (f64::from(score), threshold * f64::from(self.busy.level));
         if score >= threshold {
             let episode = self.episode.get_or_insert(Episode {
                 since: tick,

@@ -40,7 +40,7 @@ pub struct DetectConfig {
     pub filesystem_critical_ratio: f64,
     /// With more bytes than this left, a filesystem is not nearly full, whatever its share.
     pub filesystem_available_bytes: f64,
-    /// Host score from which a host is listed as unusual.
+    /// From how many times the level of its own busy hours a host's score lists it as unusual.
     pub anomaly_threshold: f64,
 }
 
@@ -233,3 +233,6 @@ pub enum Change {
         evidence: String,
     },
 }
+
+#[cfg(test)]
+mod tests;

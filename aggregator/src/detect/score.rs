@@ -157,6 +157,9 @@ impl ScoreState {
             })
             .collect();
         moved.sort_by(|a, b| b.excess.total_cmp(&a.excess).then(a.metric.cmp(&b.metric)));
+        // What moved a tenth as much as the first does not explain.
+        let least = moved.first().map_or(0.0, |first| first.excess / 10.0);
+        moved.retain(|one| one.excess >= least);
         moved.truncate(count);
         moved
     }
@@ -279,7 +282,7 @@ fn log_excess(residual: f32, usual: f32) -> f32 {
 
 /// One step of a running quantile: up by much when exceeded, down by little when not, so that it settles
 /// where it is exceeded in a share `1 - quantile` of the steps.
-fn follow(level: f32, value: f32, quantile: f32, step: f32) -> f32 {
+pub(super) fn follow(level: f32, value: f32, quantile: f32, step: f32) -> f32 {
     if value > level {
         level * (step * quantile).exp()
     } else {

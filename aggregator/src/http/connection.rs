@@ -41,10 +41,10 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// Connections at once. A Prometheus server keeps one for each target it scrapes at the same moment;
 /// further ones wait in the accept loop.
-const MAX_CONNECTIONS: usize = 1_024;
+pub const MAX_CONNECTIONS: usize = 1_024;
 
 /// Serves every connection that is accepted, until `stop` is cancelled or no more come. Returns when the
-/// last one has ended, at most [`SHUTDOWN_GRACE`] after `stop`.
+/// last one has ended, at most 5 s after `stop`.
 pub async fn serve_all(mut incoming: Incoming, router: Router, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {

@@ -108,6 +108,9 @@ fn ingest(page: &mut Writer, totals: &IngestTotals) {
     }
 }
 
+/// Reads one number of a host.
+type Figure = fn(&HostPoint) -> Option<f64>;
+
 fn roll_up(page: &mut Writer, hosts: &[HostPoint]) {
     let mut family = page.own(&HOSTS);
     for state in [
@@ -132,7 +135,7 @@ fn roll_up(page: &mut Writer, hosts: &[HostPoint]) {
     };
     incident_samples(&mut page.own(&INCIDENTS), &[("state", "open")], open);
 
-    let spreads: [(&Own, fn(&HostPoint) -> Option<f64>); 6] = [
+    let spreads: [(&Own, Figure); 6] = [
         (&CPU, |host| host.ratios.cpu),
         (&MEMORY, |host| host.ratios.memory),
         (&FILESYSTEM, |host| host.ratios.filesystem),

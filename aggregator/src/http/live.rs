@@ -1,8 +1,8 @@
 //! The running fleet behind the door: the one implementation of [`FleetRead`] outside tests.
 
 use std::{
-    borrow::Cow,
-    sync::{Arc, atomic::Ordering},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -12,19 +12,16 @@ use muster_proto::{
     v1::{HostFacts, HostState as State, RejectReason as Reason, SilenceCause},
 };
 
-use super::{
-    page::whole,
-    source::{
-        FleetRead, Gathered, HostView, IngestTotals, OpenIncidents, Ratios, Reading, UnitView,
-        state_word,
-    },
+use super::source::{
+    FleetRead, Gathered, HostView, IngestTotals, OpenIncidents, Ratios, Reading, UnitView,
 };
 use crate::{
     detect::Severity,
-    fleet::{Fleet, HostState, Liveness, ReadContext, Unit, UnitState},
+    fleet::{Fleet, HostState, Liveness, ReadContext},
     incident::Incidents,
     journal::JournalHealth,
-    selector::{NumberField, Selector, Subject, TextField},
+    query::rows::Asked,
+    selector::Selector,
 };
 
 /// Handles to what the pages are made of.
@@ -36,6 +33,34 @@ pub struct LiveFleet {
     pub journal: Arc<JournalHealth>,
     /// Incidents.
     pub incidents: Incidents,
+    /// Hosts by name, as far as they were asked for.
+    pub names: Names,
+}
+
+/// Remembers which host bears a name. Every host is scraped by name a few times a minute: without this,
+/// each scrape would go through the whole fleet.
+#[derive(Debug, Clone, Default)]
+pub struct Names(Arc<Mutex<HashMap<String, HostId>>>);
+
+/// Names kept: as many as the largest fleet has hosts. Beyond, hosts have come and gone, and it starts anew.
+const MAX_NAMES: usize = 100_000;
+
+impl Names {
+    fn get(&self, name: &str) -> Option<HostId> {
+        self.lock().get(name).copied()
+    }
+
+    fn insert(&self, name: &str, id: HostId) {
+        let mut names = self.lock();
+        if names.len() >= MAX_NAMES {
+            names.clear();
+        }
+        names.insert(name.to_owned(), id);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, HostId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl FleetRead for LiveFleet {
@@ -61,8 +86,16 @@ impl FleetRead for LiveFleet {
         T: Send + 'static,
         F: FnOnce(&HostState, Timestamp) -> T + Send + 'static,
     {
-        let read = move |host: &HostState, context: &ReadContext| read(host, context.now);
-        self.fleet.host(name_or_id, read).await
+        if let Some(id) = self.find_again(name_or_id).await {
+            let read = move |host: &HostState, context: &ReadContext| read(host, context.now);
+            return self.fleet.host(&id.to_string(), read).await;
+        }
+        let read = |host: &HostState, context: &ReadContext| (host.id(), read(host, context.now));
+        let (id, answer) = self.fleet.host(name_or_id, read).await?;
+        if name_or_id.parse::<HostId>().is_err() {
+            self.names.insert(name_or_id, id);
+        }
+        Some(answer)
     }
 
     fn totals(&self) -> IngestTotals {
@@ -94,6 +127,16 @@ impl FleetRead for LiveFleet {
             *of_severity = u64::from(count);
         }
         open
+    }
+}
+
+impl LiveFleet {
+    /// The host that bore this name when it was last asked for, if it still does.
+    async fn find_again(&self, name: &str) -> Option<HostId> {
+        let id = self.names.get(name)?;
+        let expected = name.to_owned();
+        let bears = move |host: &HostState, _: &ReadContext| host.name() == expected;
+        (self.fleet.host(&id.to_string(), bears).await == Some(true)).then_some(id)
     }
 }
 
@@ -196,63 +239,10 @@ impl HostView for HostState {
     }
 
     fn matches(&self, selector: &Selector, incidents: OpenIncidents) -> bool {
-        let incidents = incidents.count();
         selector.matches(&Asked {
             host: self,
-            incidents,
+            open_incidents: u32::try_from(incidents.count()).unwrap_or(u32::MAX),
         })
-    }
-}
-
-/// A host as selectors ask it.
-struct Asked<'a> {
-    host: &'a HostState,
-    incidents: u64,
-}
-
-impl Subject for Asked<'_> {
-    fn name(&self) -> &str {
-        self.host.name()
-    }
-
-    fn label(&self, key: &str) -> Option<&str> {
-        self.host.labels().get(key).map(String::as_str)
-    }
-
-    fn text(&self, field: TextField) -> Option<Cow<'_, str>> {
-        let facts = self.host.facts();
-        let os = || format!("{} {}", facts.os_id, facts.os_version);
-        let text = match field {
-            TextField::Name => return None,
-            TextField::State => Cow::Borrowed(state_word(self.host.state())),
-            TextField::Os => Cow::Owned(os().trim().to_owned()),
-            TextField::Agent => Cow::Borrowed(facts.agent_version.as_str()),
-            TextField::Kernel => Cow::Borrowed(facts.kernel.as_str()),
-        };
-        (!text.is_empty()).then_some(text)
-    }
-
-    fn number(&self, field: NumberField) -> Option<f64> {
-        let derived = self.host.derived();
-        let failed = |units: &[Unit]| {
-            let failed = units.iter().filter(|unit| unit.state == UnitState::Failed);
-            whole(failed.count() as u64)
-        };
-        match field {
-            NumberField::Cpu => derived.cpu_ratio,
-            NumberField::Mem => derived.memory_ratio,
-            NumberField::Disk => derived.disk_ratio,
-            NumberField::Load => derived.load1,
-            NumberField::Io => derived.io_ratio,
-            NumberField::Psi => derived.pressure_ratio,
-            NumberField::Net => derived
-                .network_receive_bytes_per_second
-                .zip(derived.network_transmit_bytes_per_second)
-                .map(|(received, sent)| received + sent),
-            NumberField::Anomaly => self.host.detection().score(),
-            NumberField::Incidents => Some(whole(self.incidents)),
-            NumberField::Failed => self.host.has_units().then(|| failed(self.host.units())),
-        }
     }
 }
 
@@ -260,28 +250,35 @@ impl Subject for Asked<'_> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use tokio::sync::mpsc;
+
     use super::*;
     use crate::{
-        fleet::host::Enrolled,
+        fleet::{host::Enrolled, shard::Message},
         http::page::{Freshness, freshness},
     };
 
-    #[test]
-    fn an_enrolled_host_is_chosen_by_what_is_known_of_it_and_has_no_page_yet() {
-        let now = Timestamp::from_millis(1_700_000_000_000);
+    const NOW: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+
+    fn enrolled(name: &str, number: u8) -> HostState {
         let facts = HostFacts {
             os_id: "debian".into(),
             os_version: "12".into(),
             ..HostFacts::default()
         };
         let who = Enrolled {
-            id: HostId::from_bytes([7; 16]),
-            name: "web-01".into(),
+            id: HostId::from_bytes([number; 16]),
+            name: name.into(),
             labels: BTreeMap::from([("role".into(), "web".into())]),
             facts,
             certificate_not_after: None,
         };
-        let host = HostState::new(who, now);
+        HostState::new(who, NOW)
+    }
+
+    #[test]
+    fn an_enrolled_host_is_chosen_by_what_is_known_of_it_and_has_no_page_yet() {
+        let host = enrolled("web-01", 7);
         for (selector, expected) in [
             ("", true),
             ("role=web,state=joined", true),
@@ -299,13 +296,70 @@ mod tests {
                 warning: 2,
                 ..OpenIncidents::default()
             };
-            assert_eq!(
-                HostView::matches(&host, &parsed, incidents),
-                expected,
-                "{selector}"
-            );
+            let chosen = HostView::matches(&host, &parsed, incidents);
+            assert_eq!(chosen, expected, "{selector}");
         }
-        assert!(matches!(freshness(&host, now), Freshness::Stale(_)));
+        assert!(matches!(freshness(&host, NOW), Freshness::Stale(_)));
         assert!(HostView::units(&host).is_none());
+    }
+
+    /// A shard that answers readers; an `Upsert` replaces all of its hosts by one.
+    fn shard(mut hosts: HashMap<HostId, HostState>) -> mpsc::Sender<Message> {
+        let (sender, mut inbox) = mpsc::channel(8);
+        tokio::spawn(async move {
+            while let Some(message) = inbox.recv().await {
+                match message {
+                    Message::Read(reader) => reader(&hosts, &ReadContext { now: NOW }),
+                    Message::Upsert(who) => {
+                        hosts = HashMap::from([(who.id, HostState::new(*who, NOW))]);
+                    }
+                    _ => {}
+                }
+            }
+        });
+        sender
+    }
+
+    #[tokio::test]
+    async fn a_name_that_was_found_once_is_not_taken_for_granted() {
+        let old = enrolled("web-01", 1);
+        let fleet = LiveFleet {
+            fleet: Fleet::new(
+                vec![shard(HashMap::from([(old.id(), old)]))],
+                Arc::default(),
+            ),
+            journal: Arc::default(),
+            incidents: Incidents::default(),
+            names: Names::default(),
+        };
+        let id_of = async |name: &str| {
+            let found = fleet.host(name, |host, now| (host.id(), now)).await;
+            found.map(|(id, now)| {
+                assert_eq!(now, NOW);
+                id.as_bytes()[0]
+            })
+        };
+        assert_eq!(id_of("web-01").await, Some(1));
+        assert_eq!(id_of("web-01").await, Some(1));
+        assert_eq!(id_of(&"01".repeat(16)).await, Some(1));
+        assert_eq!(id_of("web-02").await, None);
+        assert_eq!(
+            fleet.names.lock().len(),
+            1,
+            "ids and unknown names are not kept"
+        );
+
+        // The host was replaced by another one under the same name.
+        let id = HostId::from_bytes([2; 16]);
+        let who = Enrolled {
+            id,
+            name: "web-01".into(),
+            labels: BTreeMap::new(),
+            facts: HostFacts::default(),
+            certificate_not_after: None,
+        };
+        assert!(fleet.fleet.upsert(who).await);
+        assert_eq!(id_of("web-01").await, Some(2));
+        assert_eq!(id_of("web-01").await, Some(2));
     }
 }

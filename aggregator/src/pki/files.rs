@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use muster_proto::owner;
+
 use super::PkiError;
 
 /// A folder that takes its name only when everything in it is on disk.
@@ -26,6 +28,7 @@ impl Fresh {
             fs::remove_dir_all(&folder).map_err(failed)?;
         }
         fs::create_dir_all(&folder).map_err(failed)?;
+        owner::give_folder(&folder).map_err(failed)?;
         fs::set_permissions(&folder, Permissions::from_mode(0o700)).map_err(failed)?;
         Ok(Self { folder })
     }
@@ -38,6 +41,7 @@ impl Fresh {
             .mode(mode)
             .open(&path)
             .and_then(|mut file| {
+                owner::give_file(&file, &self.folder)?;
                 file.write_all(content)?;
                 file.sync_all()
             });

@@ -10,12 +10,12 @@ use std::{
 };
 
 use muster_agent::{
-    Agent, AgentConfig, Credentials,
+    Agent, AgentConfig, Credentials, Monitor,
     buffer::{Books, BufferLimits},
     sampler::HostClock,
     simulate::SimulatedHost,
     uplink::{
-        Forgetful,
+        Forgetful, Memory,
         connect::{Connecting, Connector, Stream as Bytes},
     },
 };
@@ -231,7 +231,7 @@ impl World {
             incoming,
             cut_after: Arc::clone(&cut_after),
         };
-        let (stop, agent) = start(Box::new(pipes));
+        let (_, stop, agent) = start_with(Box::new(pipes), Box::new(Forgetful::default()));
         Self {
             sessions,
             cut_after,
@@ -291,27 +291,31 @@ pub(crate) fn serve(
 }
 
 /// Runs an agent of a made-up host over this connector.
-pub(crate) fn start(
+pub(crate) fn start_with(
     connector: Box<dyn Connector>,
-) -> (oneshot::Sender<v1::FinReason>, JoinHandle<Books>) {
+    memory: Box<dyn Memory>,
+) -> (Monitor, oneshot::Sender<v1::FinReason>, JoinHandle<Books>) {
     let source = SimulatedHost::new(11);
     let config = AgentConfig {
         host: source.host_id(),
         interval: INTERVAL,
         buffer: BufferLimits::default(),
         status_socket: None,
-        certificate_expires: None,
         seed: 5,
     };
-    let credentials = Credentials {
-        connector,
-        memory: Box::new(Forgetful::default()),
-    };
+    let credentials = Credentials { connector, memory };
     let clock = Arc::new(PausedClock(Instant::now()));
     let agent = Agent::with_clock(config, credentials, Box::new(source), clock);
+    let monitor = agent.monitor();
     let (stop, stopped) = oneshot::channel();
-    let agent = tokio::spawn(agent.run(async { stopped.await.unwrap_or_default() }));
-    (stop, agent)
+    // An agent whose stop is dropped goes on.
+    let agent = tokio::spawn(agent.run(async {
+        match stopped.await {
+            Ok(reason) => reason,
+            Err(_) => std::future::pending().await,
+        }
+    }));
+    (monitor, stop, agent)
 }
 
 /// Decodes what an agent sends as an aggregator would.
@@ -341,5 +345,10 @@ impl Reader {
             &mut self.changes,
         )?;
         Ok(self.changes.key)
+    }
+
+    /// What happened on the host, of the frame that was applied last.
+    pub(crate) fn events(&self) -> &[v1::Event] {
+        &self.changes.events
     }
 }

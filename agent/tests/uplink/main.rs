@@ -2,6 +2,7 @@
 //! takes minutes here takes milliseconds, and nothing depends on the machine.
 
 mod aggregator;
+mod tls;
 
 use std::time::Duration;
 
@@ -26,6 +27,11 @@ async fn frames_flow_and_a_stop_says_fin() {
         assert_eq!((frame.incarnation, frame.seq), (hello.incarnation, seq));
         assert_eq!(frame.lane(), v1::Lane::Live);
         assert_eq!(reader.apply(&frame), Ok(seq == 1));
+        let started = reader
+            .events()
+            .iter()
+            .any(|event| event.kind() == v1::EventKind::AgentStarted);
+        assert_eq!(started, seq == 1, "only the first frame tells of the start");
         ticks.push(frame.tick_ms);
         session.ack(hello.incarnation, seq, &[(1, seq)]).await;
     }

@@ -1,0 +1,231 @@
+#!/usr/bin/env bash
+# A real Prometheus scrapes a real aggregator, as a person would set it up.
+#
+#   tests/prometheus.sh                        an aggregator and an agent of this machine, started for the test
+#   tests/prometheus.sh URL HOST COMMAND...    a running aggregator's HTTP door; COMMAND stops HOST's agent
+#
+# Checks: the printed scrape configuration is legal; every host that is live is `up` under its own name, with
+# node_exporter's metrics; promtool has no complaint about a page but those node_exporter itself earns; a
+# stopped agent gives `up` 0 and its series go stale; Prometheus logs no complaint. Programs are taken from
+# MUSTER_BIN_DIR, by default the debug build. Everything runs on loopback, ends within three minutes and leaves
+# nothing behind. Needs prometheus, promtool, curl and jq.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly up_within=60      # seconds until Prometheus has found and scraped every live host
+readonly down_within=90    # seconds until a stopped agent shows: silent after 15 s, one scrape, stale series
+readonly scrape_interval=2 # seconds
+
+bin=${MUSTER_BIN_DIR:-${CARGO_TARGET_DIR:-target}/debug}
+PATH=$(realpath -m "$bin"):$PATH
+
+fail() {
+    printf 'FAILED: %s\n' "$1" >&2
+    for log in "$work"/*.log; do
+        [ -s "$log" ] || continue
+        printf -- '---- end of %s\n' "${log##*/}" >&2
+        tail -n 20 "$log" >&2
+    done
+    exit 1
+}
+
+for tool in prometheus promtool curl jq muster; do
+    command -v "$tool" >/dev/null && continue
+    echo "error: no $tool; apt-get install prometheus curl jq, and cargo build --workspace for Muster's own" >&2
+    exit 1
+done
+
+work=$(mktemp -d)
+started=()
+# shellcheck disable=SC2317,SC2329 # called by the trap
+cleanup() {
+    for pid in "${started[@]}"; do
+        kill -TERM "$pid" 2>/dev/null || continue
+        for _ in {1..50}; do
+            kill -0 "$pid" 2>/dev/null || break
+            sleep 0.1
+        done
+        kill -KILL "$pid" 2>/dev/null || true
+    done
+    rm -rf --one-file-system "$work"
+}
+trap cleanup EXIT
+
+# start NAME COMMAND...: in the background, with its output in NAME.log; its id is in $pid.
+start() {
+    local name=$1
+    shift
+    "$@" >"$work/$name.log" 2>&1 &
+    pid=$!
+    started+=("$pid")
+}
+
+# eventually SECONDS WHAT COMMAND...: the command succeeds within that time.
+eventually() {
+    local deadline=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@" >"$work/last-answer" 2>&1; do
+        if [ "$SECONDS" -ge "$deadline" ]; then
+            cat "$work/last-answer" >&2
+            fail "$what did not come true; the last answer of \"$*\" is above"
+        fi
+        sleep 0.3
+    done
+}
+
+step() { printf -- '-- %s (%s s)\n' "$1" "$SECONDS"; }
+
+# A port nobody listens on. Another program can take it before it is used: then the program says so.
+used_ports=""
+free_port() {
+    local candidate
+    for _ in {1..100}; do
+        candidate=$((20000 + RANDOM % 10000))
+        [[ " $used_ports " == *" $candidate "* ]] && continue
+        (: >"/dev/tcp/127.0.0.1/$candidate") 2>/dev/null && continue
+        used_ports+=" $candidate"
+        port=$candidate
+        return
+    done
+    fail "no free port found"
+}
+
+get() { curl --silent --show-error --fail --max-time 10 "$@"; }
+status_of() { curl --silent --max-time 10 --output /dev/null --write-out '%{http_code}' "$@"; }
+is_live() { get "$url/sd" | jq -e --arg host "$1" 'any(.[].labels; .instance == $host and .__meta_muster_state == "live")'; }
+stop_agent() { "${stop_command[@]}"; }
+
+if [ $# -eq 0 ]; then
+    step "starting an aggregator and an agent"
+    for door in uplink enrolment operator http; do
+        free_port
+        declare "$door=$port"
+    done
+    # shellcheck disable=SC2154 # declared by the loop
+    cat >"$work/aggregator.toml" <<TOML
+state_dir = "$work/aggregator"
+runtime_dir = "$work/aggregator-run"
+[uplink]
+listen = "127.0.0.1:$uplink"
+[enrolment]
+listen = "127.0.0.1:$enrolment"
+[operator]
+listen = "127.0.0.1:$operator"
+[http]
+listen = "127.0.0.1:$http"
+TOML
+    cat >"$work/agent.toml" <<TOML
+interval = "1s"
+state_dir = "$work/agent"
+runtime_dir = "$work/agent-run"
+[uplink]
+address = "127.0.0.1:$uplink"
+TOML
+    # The operator's own files are no business of a test.
+    export XDG_CONFIG_HOME="$work/config" MUSTER_AGGREGATOR_CONFIG="$work/aggregator.toml"
+    mkdir -m 700 "$work"/{aggregator,aggregator-run,agent,agent-run,config}
+    muster-aggregator init >"$work/init.log" 2>&1 || fail "muster-aggregator init"
+    start aggregator muster-aggregator serve
+    url=http://127.0.0.1:$http
+    eventually 20 "the aggregator ready" get "$url/-/ready"
+    (
+        umask 077
+        muster-aggregator token create >"$work/created" 2>"$work/token.log"
+        grep -oiE 'mj1-[0-9a-z-]+' "$work/created" | head -n 1 >"$work/token"
+    ) || fail "muster-aggregator token create gave no token"
+    eventually 20 "enrolment" muster-agent enrol "127.0.0.1:$enrolment" --token-file "$work/token" --config "$work/agent.toml"
+    start agent muster-agent run --config "$work/agent.toml"
+    host=$(uname -n)
+    stop_command=(kill -TERM "$pid")
+elif [ $# -ge 3 ]; then
+    url=${1%/} host=$2
+    shift 2
+    stop_command=("$@")
+else
+    sed -n '2,5p' "$0" >&2
+    exit 2
+fi
+eventually 30 "host $host live in $url/sd" is_live "$host"
+
+step "pages"
+[ "$(status_of "$url/-/healthy")" = 200 ] || fail "/-/healthy is not 200"
+[ "$(status_of "$url/-/ready")" = 200 ] || fail "/-/ready is not 200"
+[ "$(status_of "$url/metrics/hosts/no-such-host")" = 404 ] || fail "the page of an unknown host is not 404"
+[ "$(status_of "$url/sd?selector=role+in")" = 400 ] || fail "a broken selector is not 400"
+[ "$(status_of -X POST "$url/sd")" = 405 ] || fail "POST is not 405"
+[ "$(status_of -H 'Host: elsewhere.example' "$url/sd")" = 421 ] || fail "a foreign Host is not 421"
+path=$(get "$url/sd" | jq -r --arg host "$host" '.[].labels | select(.instance == $host) | .__metrics_path__')
+get "$url$path" >"$work/host.prom"
+get "$url/metrics" >"$work/fleet.prom"
+get --compressed -H 'Accept: application/openmetrics-text;version=1.0.0' "$url$path" >"$work/host.om"
+[ "$(tail -n 1 "$work/host.om")" = "# EOF" ] || fail "the OpenMetrics page does not end with # EOF"
+
+# node_exporter's own page fails promtool for these, and its names are kept so that dashboards work.
+inherited="^node_[A-Za-z0-9_]+ (metric names should be written in 'snake_case' not 'camelCase'|use base unit \"bytes\" instead of \"bits\"|no help text)$"
+for page in host fleet; do
+    # 3: there are complaints, which the filter judges. 1: the page does not parse.
+    status=0
+    promtool check metrics <"$work/$page.prom" >"$work/complaints" 2>&1 || status=$?
+    if [ "$status" -ne 0 ] && [ "$status" -ne 3 ]; then
+        cat "$work/complaints" >&2
+        fail "promtool cannot read the $page page"
+    fi
+    if grep -vE "$inherited" "$work/complaints" >"$work/own-complaints"; then
+        cat "$work/own-complaints" >&2
+        fail "promtool complains about the $page page beyond what node_exporter's names earn"
+    fi
+    printf '   %s page: %s series, %s bytes, %s inherited complaints\n' "$page" \
+        "$(grep -c '^[^#]' "$work/$page.prom")" "$(wc -c <"$work/$page.prom")" "$(wc -l <"$work/complaints")"
+done
+
+step "configuring Prometheus with what muster prints"
+{
+    printf 'global:\n  scrape_interval: %ss\n  scrape_timeout: %ss\n' "$scrape_interval" "$scrape_interval"
+    muster export prometheus-config --url "$url"
+} >"$work/prometheus.yml" 2>"$work/export.log" || fail "muster export prometheus-config"
+promtool check config "$work/prometheus.yml" >"$work/config.log" 2>&1 || fail "promtool refuses the printed configuration"
+
+step "scraping"
+free_port
+prometheus=http://127.0.0.1:$port
+start prometheus prometheus --config.file="$work/prometheus.yml" --storage.tsdb.path="$work/tsdb" \
+    --web.listen-address="127.0.0.1:$port"
+
+# answer EXPRESSION: the values it has now, one a line; nothing for none.
+answer() { get --data-urlencode "query=$1" "$prometheus/api/v1/query" | jq -r '.data.result[].value[1]'; }
+# gives VALUE EXPRESSION
+gives() {
+    local value
+    value=$(answer "$2") && printf '%s = %s, expected %s\n' "$2" "${value:-nothing}" "${1:-nothing}" && [ "$value" = "$1" ]
+}
+holds() { gives "$1" "$2" >"$work/last-answer" || { cat "$work/last-answer" >&2 && fail "a query has another answer"; }; }
+live_hosts=$(get "$url/sd" | jq '[.[].labels | select(.__meta_muster_state == "live")] | length')
+eventually "$up_within" "up 1 for $host" gives 1 "up{job=\"node\",instance=\"$host\"}"
+eventually "$up_within" "up 1 for all $live_hosts live hosts" gives "$live_hosts" 'count(up{job="node"} == 1)'
+eventually "$up_within" "up 1 for the aggregator itself" gives 1 'up{job="muster"}'
+holds 1 "count(node_uname_info{instance=\"$host\"})"
+holds 1 "node_memory_MemTotal_bytes{instance=\"$host\"} > bool 0"
+holds 1 "muster_host_up{instance=\"$host\"}"
+holds "$live_hosts" 'muster_hosts{job="muster",state="live"}'
+# Labels of ours that clash with Prometheus' own would come back under this name.
+holds "" 'count({exported_instance!=""} or {exported_job!=""})'
+# Idle time would stand still on a machine that is busy with building.
+eventually 30 "two scrapes of a counter" gives 1 \
+    "rate(node_context_switches_total{instance=\"$host\"}[20s]) > bool 0"
+printf '   scrape of %s: %s samples in %s s\n' "$host" "$(answer "scrape_samples_scraped{instance=\"$host\"}")" \
+    "$(answer "scrape_duration_seconds{instance=\"$host\"}")"
+
+step "stopping the agent of $host"
+stop_agent || fail "\"${stop_command[*]}\" failed"
+eventually "$down_within" "up 0 for $host" gives 0 "up{job=\"node\",instance=\"$host\"}"
+eventually 30 "stale series of $host" gives "" "node_load1{instance=\"$host\"}"
+[ "$(status_of "$url$path")" = 503 ] || fail "the page of a silent host is not 503"
+printf '   %s\n' "$(curl --silent --max-time 10 "$url$path")"
+holds 1 'up{job="muster"}'
+
+# Duplicate or refused samples are warned of and appear nowhere else.
+if grep -E 'level=(warn|error)' "$work/prometheus.log" >"$work/warnings"; then
+    cat "$work/warnings" >&2
+    fail "Prometheus complains"
+fi
+step "ok"
