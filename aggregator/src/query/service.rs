@@ -658,13 +658,11 @@ fn incident_row(incident: Incident, host: &str) -> v1::IncidentRow {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "tonic's own error type")]
 fn parse_selector(text: &str) -> Result<Selector, Status> {
     Selector::parse(text)
         .map_err(|error| Status::invalid_argument(format!("this is no selector: {error}")))
 }
 
-#[expect(clippy::result_large_err, reason = "tonic's own error type")]
 fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
     let mut patterns = Vec::new();
     for name in names {
