@@ -82,7 +82,8 @@ holds muster whoami
 step "enrolling this host"
 (umask 077 && muster-aggregator token create >created && grep -oiE 'mj1-[0-9a-z-]+' created | head -n 1 >token)
 holds owned_by muster /var/lib/muster
-muster-agent enrol 127.0.0.1:7444 --token-file token
+# The door opens within a second of the token's making.
+eventually 5 "joining" muster-agent enrol 127.0.0.1:7444 --token-file token
 holds owned_by muster-agent /var/lib/muster-agent
 eventually 20 "muster-agent started by its path unit" active muster-agent.service
 eventually 20 "this host live in the fleet" host_is live
@@ -117,7 +118,7 @@ muster-agent sample --format prometheus >/out/root.prom
 # systemd's own figures know that one more unit is running; the agent's are about the process.
 series() { grep -v '^#' "$1" | grep -vE '^(node_systemd|muster_agent|process)_' | sed 's/ [^ ]*$//' | sort; }
 holds diff <(series /out/root.prom) <(series /out/confined.prom)
-steady='^(node_filesystem_(size_bytes|files|readonly)|node_memory_(MemTotal|SwapTotal)_bytes|node_uname_info|node_os_info|node_boot_time_seconds|node_scrape_collector_success)'
+steady='^(node_filesystem_(size_bytes|files|readonly)|node_memory_(MemTotal|SwapTotal)_bytes|node_uname_info|node_os_info|node_boot_time_seconds|node_scrape_collector_success)[ {]'
 holds diff <(grep -E "$steady" /out/root.prom | sort) <(grep -E "$steady" /out/confined.prom | sort)
 echo "$(series /out/root.prom | wc -l) series are there both ways"
 
