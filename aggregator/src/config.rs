@@ -86,7 +86,8 @@ struct Raw {
     log: RawLog,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+/// Each door has a port of its own, so what stands for "not said" is the empty text, be its table there or not.
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct RawDoor {
     listen: String,
@@ -134,29 +135,18 @@ struct RawLog {
 
 impl Default for Raw {
     fn default() -> Self {
-        let door = |port| RawDoor {
-            listen: format!("0.0.0.0:{port}"),
-        };
         Self {
             fleet_name: "fleet".into(),
             state_dir: "/var/lib/muster".into(),
             runtime_dir: "/run/muster".into(),
-            uplink: door(7443),
-            enrolment: door(7444),
-            operator: door(7445),
+            uplink: RawDoor::default(),
+            enrolment: RawDoor::default(),
+            operator: RawDoor::default(),
             http: RawHttp::default(),
             storage: RawStorage::default(),
             limits: RawLimits::default(),
             detect: RawDetect::default(),
             log: RawLog::default(),
-        }
-    }
-}
-
-impl Default for RawDoor {
-    fn default() -> Self {
-        Self {
-            listen: "0.0.0.0:0".into(),
         }
     }
 }
@@ -244,7 +234,8 @@ pub fn load(path: Option<&Path>) -> Result<Config, Faults> {
 fn parse(file: &Path, text: &str) -> (Config, Document) {
     let (raw, mut document) = Document::read::<Raw>(file, text, &[]);
     let any: SocketAddr = ([0, 0, 0, 0], 0).into();
-    let mut address = |key: &str, listen: &str| match listen.parse() {
+    let mut address = |key: &str, listen: &str, port: u16| match listen.parse() {
+        _ if listen.is_empty() => ([0, 0, 0, 0], port).into(),
         Ok(address) => address,
         Err(_) => {
             document.fault(
@@ -256,10 +247,10 @@ fn parse(file: &Path, text: &str) -> (Config, Document) {
             any
         }
     };
-    let uplink = address("uplink.listen", &raw.uplink.listen);
-    let enrolment = address("enrolment.listen", &raw.enrolment.listen);
-    let operator = address("operator.listen", &raw.operator.listen);
-    let http_listen = address("http.listen", &raw.http.listen);
+    let uplink = address("uplink.listen", &raw.uplink.listen, 7443);
+    let enrolment = address("enrolment.listen", &raw.enrolment.listen, 7444);
+    let operator = address("operator.listen", &raw.operator.listen, 7445);
+    let http_listen = address("http.listen", &raw.http.listen, 7446);
     let series = usize::try_from(raw.limits.series_per_host).unwrap_or(0);
     if series == 0 || series > limits::MAX_SERIES {
         let bound = limits::MAX_SERIES;
@@ -425,6 +416,9 @@ mod tests {
     fn the_example_is_the_default() {
         let text = include_str!("../../packaging/aggregator.toml");
         assert_eq!(faults(text), [""; 0]);
+        // As it stands, with tables whose keys are all commented out.
+        let (config, _) = parse(Path::new("aggregator.toml"), text);
+        assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
         // With every commented key made live it still loads, and says what is said without it.
         let live: String = text
             .lines()
