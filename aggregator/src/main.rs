@@ -138,7 +138,12 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn init(config: &Config, names: &[String]) -> anyhow::Result<()> {
     let state = &config.state_dir;
     let authority = setup::init(state, names)?;
-    let host = names.first().map_or("THIS-MACHINE", String::as_str);
+    let host = names.first().cloned().unwrap_or_else(|| {
+        rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned()
+    });
     println!(
         "authority {} made in {}",
         authority.trust_domain(),
@@ -150,7 +155,9 @@ fn init(config: &Config, names: &[String]) -> anyhow::Result<()> {
     );
     println!();
     println!("next, on this machine:");
-    println!("  muster-aggregator serve            or: systemctl start muster-aggregator");
+    println!(
+        "  the service starts by itself where the package installed it; else: muster-aggregator serve"
+    );
     println!(
         "  muster login --admin-socket {}/admin.sock    an operator's certificate for you",
         config.runtime_dir.display()
