@@ -170,14 +170,12 @@ impl Site {
         let mut stored = Stored::default();
         for record in log.read_from(0) {
             let record = record.expect("undamaged");
-            match Record::decode(&record.payload).expect("ours") {
-                (host, Record::Frame(frame)) => {
-                    let of_life = stored.frames.entry((host, frame.incarnation)).or_default();
-                    if !of_life.insert(frame.seq) {
-                        stored.duplicates += 1;
-                    }
+            let decoded = Record::decode(&record.payload).expect("ours");
+            if let (host, Record::Frame(frame)) = decoded {
+                let of_life = stored.frames.entry((host, frame.incarnation)).or_default();
+                if !of_life.insert(frame.seq) {
+                    stored.duplicates += 1;
                 }
-                (_, _) => {}
             }
         }
         stored
