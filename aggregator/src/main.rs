@@ -14,7 +14,9 @@ use muster_aggregator::{
     chain,
     config::{self, Config, DEFAULT_PATH},
     control::{TokenOptions, TokenState},
-    demo, say, serve, setup,
+    demo,
+    pki::Authority,
+    say, serve, setup,
 };
 use muster_proto::time::Timestamp;
 
@@ -95,8 +97,11 @@ fn main() -> ExitCode {
             let file = named.as_deref().or(file);
             let file = file.unwrap_or(Path::new(DEFAULT_PATH));
             match config::load(Some(file)) {
-                Ok(_) => {
+                Ok(config) => {
                     say!("{}: ok", file.display());
+                    if config.http.tls {
+                        say!("{}", certificate_names(&config));
+                    }
                     ExitCode::SUCCESS
                 }
                 Err(faults) => {
@@ -105,6 +110,20 @@ fn main() -> ExitCode {
                 }
             }
         }
+    }
+}
+
+/// What a scraper may call the http door. Only the owner of the state folder can look.
+fn certificate_names(config: &Config) -> String {
+    match Authority::open(&config.state_dir) {
+        Ok(authority) => format!(
+            "http.tls: the certificate carries the names {}; http.hosts adds more",
+            authority.server_names(&config.http.hosts).join(", ")
+        ),
+        Err(error) => format!(
+            "http.tls: which names the certificate carries cannot be told: {}",
+            chain(&error)
+        ),
     }
 }
 

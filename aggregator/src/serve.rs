@@ -136,7 +136,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let began = clock.now();
     let authority = Arc::new(Authority::open(&config.state_dir)?);
-    let doors = Arc::new(Doors::new(Arc::clone(&authority), began)?);
+    let doors = Arc::new(Doors::new(
+        Arc::clone(&authority),
+        &config.http.hosts,
+        began,
+    )?);
     let control = Control::open(&config.state_dir)?;
     let directory = Directory::new(control.clone(), Arc::clone(&clock));
     let hosts = directory.hosts().await?;
@@ -486,6 +490,10 @@ impl Opening<'_> {
         let counters = Arc::new(Counters::default());
         let stop = self.stop.clone();
         let incoming = if self.config.http.tls {
+            tracing::info!(
+                names = self.doors.names().join(", "),
+                "the http door speaks TLS; its certificate carries these names"
+            );
             let tls = Arc::clone(&self.doors.http);
             listen::tls(listener, tls, limits, counters, stop.clone())
         } else {
