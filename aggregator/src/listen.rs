@@ -48,6 +48,9 @@ const READY: usize = 64;
 /// First byte of a TLS record that carries a handshake (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 22;
 
+/// HTTP/2 in the negotiation of TLS (RFC 9113, 3.1).
+const ALPN_H2: &[u8] = b"h2";
+
 /// What a browser or curl gets from a door that speaks TLS.
 const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\
 Content-Length: 35\r\nConnection: close\r\n\r\nthis port speaks TLS 1.3, not HTTP\n";
@@ -154,6 +157,15 @@ impl Conn {
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// Whether TLS negotiated HTTP/2 (ALPN). A client that names no protocol, and any without TLS, speaks HTTP/1.1.
+    #[must_use]
+    pub fn is_http2(&self) -> bool {
+        match &self.io {
+            Io::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(ALPN_H2),
+            Io::Plain(_) => false,
+        }
     }
 }
 
@@ -374,7 +386,7 @@ async fn handshake(
             None => Refused::Broken(error),
         })?;
     let (_, session) = stream.get_ref();
-    if wants_h2 && session.alpn_protocol() != Some(b"h2") {
+    if wants_h2 && session.alpn_protocol() != Some(ALPN_H2) {
         return Err(Refused::Incompatible);
     }
     let peer = match session.peer_certificates().and_then(|chain| chain.first()) {
