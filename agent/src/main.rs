@@ -26,6 +26,7 @@ use muster_agent::{
 use muster_proto::{
     time::{Clock as _, SystemClock},
     v1::FinReason,
+    words,
 };
 use sd_notify::NotifyState;
 use tokio::{
@@ -282,7 +283,7 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = FinReason>> {
         }
         tell_systemd(&[NotifyState::Stopping]);
         let reason = goodbye::reason().await;
-        tracing::info!(reason = reason.as_str_name(), "agent stops");
+        tracing::info!(reason = words::goodbye(reason), "agent stops");
         reason
     })
 }

@@ -17,7 +17,7 @@ use muster_proto::{
     ranges::RangeSet,
     series::{Family, Raw},
     time::Timestamp,
-    v1,
+    v1, words,
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -696,7 +696,7 @@ impl HostState {
             // It was judged when it was stored; its time is over, so it opens and closes nothing.
             let mut nothing = Vec::new();
             if let Err(reason) = self.apply(frame, context, &mut nothing) {
-                tracing::debug!(host = %self.who.id, seq = frame.seq, reason = reason.as_str_name(), "stored frame does not decode any more");
+                tracing::debug!(host = %self.who.id, seq = frame.seq, reason = words::rejected(reason), "stored frame does not decode any more");
             }
         }
     }

@@ -15,7 +15,7 @@ use muster_proto::{
     id::{HostId, Incarnation},
     limits,
     time::Clock,
-    v1,
+    v1, words,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -483,8 +483,9 @@ impl Shard {
         if reason != v1::RejectReason::SeqConflict {
             self.write(id, None, &record);
         }
+        let name = self.hosts.get(&id).map_or("", |host| host.name());
         tracing::warn!(
-            host = %id, seq = frame.seq, reason = reason.as_str_name(), "frame refused"
+            host = %id, name, seq = frame.seq, reason = words::rejected(reason), "frame refused"
         );
         let rejected = v1::Rejected {
             seq: frame.seq,
