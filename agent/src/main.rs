@@ -90,6 +90,7 @@ enum Command {
 #[derive(Args)]
 struct Enrol {
     /// The aggregator: host or host:port of its enrolment door
+    #[arg(value_parser = door)]
     address: String,
     /// Read the join token from a file; - is standard input. Without it the token is taken from
     /// MUSTER_TOKEN or asked for
@@ -377,6 +378,11 @@ fn check_config(path: Option<&Path>) -> anyhow::Result<()> {
 
 fn load(path: Option<&Path>) -> anyhow::Result<Config> {
     Config::load(path).context("the configuration cannot be used")
+}
+
+/// Refused as wrong usage, before anything is dialled or a token is asked for.
+fn door(address: &str) -> Result<String, enrol::AddressError> {
+    enrol::check_address(address).map(|()| address.to_owned())
 }
 
 fn enrol(path: Option<&Path>, flags: Enrol) -> anyhow::Result<()> {
