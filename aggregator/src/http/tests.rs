@@ -530,6 +530,7 @@ async fn the_fleet_page_sums_up_and_names_no_host() {
         "muster_aggregator_frames_stored_total 1000",
         "muster_aggregator_frames_rejected_total{reason=\"future\"} 2",
         "muster_aggregator_frames_rejected_total{reason=\"damaged\"} 0",
+        "muster_aggregator_connections_total{door=\"uplink\",outcome=\"certificate\"} 3",
         "muster_aggregator_http_requests_total{handler=\"sd\",code=\"200\"} 1",
         "muster_aggregator_http_requests_total{handler=\"host\",code=\"503\"} 1",
         "muster_aggregator_shards_missing 0",
