@@ -310,8 +310,16 @@ impl Inner {
                     connection: opened.connection,
                     frame: self.frame(frame)?,
                 },
-                Some(agent_message::Message::Gap(gap)) => Message::Gap { host, gap },
-                Some(agent_message::Message::Fin(fin)) => Message::Fin { host, fin },
+                Some(agent_message::Message::Gap(gap)) => Message::Gap {
+                    host,
+                    connection: opened.connection,
+                    gap,
+                },
+                Some(agent_message::Message::Fin(fin)) => Message::Fin {
+                    host,
+                    connection: opened.connection,
+                    fin,
+                },
                 Some(agent_message::Message::Hello(_)) => {
                     return Err(Refusal::Deny(v1::DenyReason::ProtocolViolation));
                 }

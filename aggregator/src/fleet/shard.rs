@@ -85,6 +85,8 @@ pub enum Message {
     Gap {
         /// Whose certificate it is.
         host: HostId,
+        /// The stream.
+        connection: Connection,
         /// Which.
         gap: v1::Gap,
     },
@@ -92,6 +94,8 @@ pub enum Message {
     Fin {
         /// Whose certificate it is.
         host: HostId,
+        /// The stream.
+        connection: Connection,
         /// What it says.
         fin: v1::Fin,
     },
@@ -320,8 +324,16 @@ impl Shard {
                 connection,
                 frame,
             } => self.frame(host, connection, frame),
-            Message::Gap { host, gap } => self.gap(host, &gap),
-            Message::Fin { host, fin } => self.fin(host, fin),
+            Message::Gap {
+                host,
+                connection,
+                gap,
+            } => self.gap(host, connection, &gap),
+            Message::Fin {
+                host,
+                connection,
+                fin,
+            } => self.fin(host, connection, fin),
             Message::Detach { host, connection } => self.detach(host, connection),
             Message::Stored(stored) => self.settled(&stored, true),
             Message::NotStored(stored) => self.settled(&stored, false),
@@ -332,7 +344,7 @@ impl Shard {
                 },
             ),
             Message::Checkpoint(reply) => {
-                let hosts = self.hosts.values().filter_map(|host| {
+                let hosts = self.hosts.values_mut().filter_map(|host| {
                     host.write_checkpoint()
                         .inspect_err(|error| {
                             tracing::error!(host = %host.id(), %error, "host left out of the checkpoint");
@@ -379,16 +391,34 @@ impl Shard {
             );
             return Err(v1::DenyReason::AlreadyConnected);
         }
+        let incarnation = session.incarnation;
         host.begin_session(session.clone());
         host.set_connected(true);
         let have = holds.iter().map(|&held| host.have(held)).collect();
         match self.streams.insert(id, stream) {
-            Some(older) => older.close.cancel(),
+            Some(older) => {
+                // The same agent over a new connection is the usual case; another life of the agent, while
+                // the one before was heard a moment ago and said no goodbye, is a second one.
+                if older.incarnation != incarnation && recent {
+                    tracing::warn!(
+                        host = %id, name = host.name(),
+                        "a second agent speaks with this host's identity, from the same boot: is its state folder used twice, or copied? the older one is sent away"
+                    );
+                    let deny = v1::Deny {
+                        reason: v1::DenyReason::AlreadyConnected.into(),
+                    };
+                    send(&older.to_agent, v1::aggregator_message::Message::Deny(deny));
+                }
+                older.close.cancel();
+            }
             None => {
                 self.counters.connected.fetch_add(1, Ordering::Relaxed);
             }
         }
-        self.write(id, None, &Record::Session(session));
+        if !self.write(id, None, &Record::Session(session)) {
+            // Without it, what follows could not be told apart after a restart.
+            self.throttle(id);
+        }
         Ok(have)
     }
 
@@ -456,17 +486,10 @@ impl Shard {
             }
             Verdict::Rejected(reason) => self.rejected(id, &frame, reason),
             Verdict::Violation => {
-                tracing::warn!(host = %id, "the agent leaves holes without naming them; stream closed");
-                if let Some(stream) = self.streams.get(&id) {
-                    let deny = v1::Deny {
-                        reason: v1::DenyReason::ProtocolViolation.into(),
-                    };
-                    send(
-                        &stream.to_agent,
-                        v1::aggregator_message::Message::Deny(deny),
-                    );
-                }
-                self.close(id);
+                self.violation(
+                    id,
+                    "it leaves holes without naming them, or gives impossible numbers",
+                );
             }
         }
         self.report(id);
@@ -494,22 +517,34 @@ impl Shard {
         self.acknowledge(id, frame.incarnation, vec![rejected]);
     }
 
-    fn gap(&mut self, id: HostId, gap: &v1::Gap) {
+    fn gap(&mut self, id: HostId, connection: Connection, gap: &v1::Gap) {
+        if !self.is_stream(id, connection) {
+            return;
+        }
         let Some(host) = self.hosts.get_mut(&id) else {
             return;
         };
         let incarnation = Incarnation(gap.incarnation);
-        let lost = host.gap(incarnation, gap.first, gap.last);
-        self.counters.frames_lost.fetch_add(lost, Ordering::Relaxed);
-        let record = Record::Gap {
-            incarnation,
-            first: gap.first,
-            last: gap.last,
-        };
-        self.write(id, None, &record);
+        match host.gap(incarnation, gap.first, gap.last) {
+            None => self.violation(id, "it names frames as lost that cannot be"),
+            // Told again, or told of frames that came: nothing changed.
+            Some(0) => {}
+            Some(lost) => {
+                self.counters.frames_lost.fetch_add(lost, Ordering::Relaxed);
+                let record = Record::Gap {
+                    incarnation,
+                    first: gap.first,
+                    last: gap.last,
+                };
+                self.write_or_throttle(id, &record);
+            }
+        }
     }
 
-    fn fin(&mut self, id: HostId, fin: v1::Fin) {
+    fn fin(&mut self, id: HostId, connection: Connection, fin: v1::Fin) {
+        if !self.is_stream(id, connection) {
+            return;
+        }
         let Some(host) = self.hosts.get_mut(&id) else {
             return;
         };
@@ -521,8 +556,37 @@ impl Shard {
             last_seq: fin.last_seq,
             reason: fin.reason,
         };
-        self.write(id, None, &record);
+        self.write_or_throttle(id, &record);
         self.judge_one(id, Instant::now());
+    }
+
+    fn is_stream(&self, id: HostId, connection: Connection) -> bool {
+        let stream = self.streams.get(&id);
+        stream.is_some_and(|stream| stream.connection == connection)
+    }
+
+    /// The agent broke the contract: its stream ends with a word about it.
+    fn violation(&mut self, id: HostId, what: &str) {
+        let name = self.hosts.get(&id).map_or("", HostState::name);
+        tracing::warn!(host = %id, name, what, "the agent breaks the contract; its stream is closed");
+        if let Some(stream) = self.streams.get(&id) {
+            let deny = v1::Deny {
+                reason: v1::DenyReason::ProtocolViolation.into(),
+            };
+            send(
+                &stream.to_agent,
+                v1::aggregator_message::Message::Deny(deny),
+            );
+        }
+        self.close(id);
+    }
+
+    /// Hands over a record that is no frame. When the log cannot take it, the agent is sent away and says it
+    /// again when it comes back.
+    fn write_or_throttle(&mut self, id: HostId, record: &Record) {
+        if !self.write(id, None, record) {
+            self.throttle(id);
+        }
     }
 
     /// Hands a record to the log; false if the log cannot take it now.
