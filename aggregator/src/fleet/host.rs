@@ -1,6 +1,6 @@
 //! What is known of one host: its latest values, its books, how it stands.
 //!
-//! A host is a fold over what it sent. [`Host::receive`] judges a frame, [`Host::stored`] notes that it
+//! A host is a fold over what it sent. [`HostState::receive`] judges a frame, [`HostState::stored`] notes that it
 //! is on disk; both are idempotent by (incarnation, sequence number), so frames may come again after a
 //! reconnection and from the log after a restart.
 
