@@ -11,7 +11,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -135,9 +135,16 @@ pub struct JournalHealth {
     /// Size of all segments.
     pub disk_bytes: AtomicU64,
     problem: std::sync::Mutex<Option<String>>,
+    stopping: AtomicBool,
 }
 
 impl JournalHealth {
+    /// The process stops: a disk that is not well now is not waited for. What it did not take was never
+    /// acknowledged, and its senders keep it.
+    pub fn stop_waiting(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
     /// Bytes that wait for the disk.
     pub fn queued_bytes(&self) -> u64 {
         self.queued_bytes.load(Ordering::Relaxed)
@@ -245,7 +252,10 @@ impl<S: Storage> Writer<S> {
                     None
                 };
             }
-            let durable = self.commit();
+            let Some(durable) = self.commit() else {
+                tracing::warn!("stopped with frames that the log could not take; agents keep them");
+                return;
+            };
             self.health
                 .queued_bytes
                 .fetch_sub(bytes as u64, Ordering::Relaxed);
@@ -274,8 +284,9 @@ impl<S: Storage> Writer<S> {
     }
 
     /// Commits, however long the disk takes to be well again: the group stays in memory, the queue
-    /// fills, and when it is full the shards send agents away. Nothing is acknowledged meanwhile.
-    fn commit(&mut self) -> u64 {
+    /// fills, and when it is full the shards send agents away. Nothing is acknowledged meanwhile. `None`
+    /// when the process stops before the disk is well.
+    fn commit(&mut self) -> Option<u64> {
         loop {
             let began = Instant::now();
             let committed = self.log.commit();
@@ -288,9 +299,12 @@ impl<S: Storage> Writer<S> {
                         tracing::info!("the log can be written again");
                         self.health.set_problem(None);
                     }
-                    return durable;
+                    return Some(durable);
                 }
                 Err(error) => self.failed(&error),
+            }
+            if self.health.stopping.load(Ordering::Acquire) {
+                return None;
             }
             thread::sleep(RETRY);
         }

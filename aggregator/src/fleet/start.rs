@@ -185,6 +185,7 @@ impl Started {
         write_checkpoint(&self.fleet, &self.journal, &self.checkpoint_path).await;
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
+        self.journal.health().stop_waiting();
         drop((self.fleet, self.journal));
         let thread = self.journal_thread;
         // A thread that panicked has said so; there is nothing left to save.
