@@ -14,7 +14,7 @@ use muster_aggregator::{
     chain,
     config::{self, Config, DEFAULT_PATH},
     control::{TokenOptions, TokenState},
-    demo, serve, setup,
+    demo, say, serve, setup,
 };
 use muster_proto::time::Timestamp;
 
@@ -96,7 +96,7 @@ fn main() -> ExitCode {
             let file = file.unwrap_or(Path::new(DEFAULT_PATH));
             match config::load(Some(file)) {
                 Ok(_) => {
-                    println!("{}: ok", file.display());
+                    say!("{}: ok", file.display());
                     ExitCode::SUCCESS
                 }
                 Err(faults) => {
@@ -138,26 +138,33 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn init(config: &Config, names: &[String]) -> anyhow::Result<()> {
     let state = &config.state_dir;
     let authority = setup::init(state, names)?;
-    let host = names.first().map_or("THIS-MACHINE", String::as_str);
-    println!(
+    let host = names.first().cloned().unwrap_or_else(|| {
+        rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned()
+    });
+    say!(
         "authority {} made in {}",
         authority.trust_domain(),
         state.display()
     );
-    println!(
+    say!(
         "keep a copy of {}/ca somewhere safe: whoever has it is this fleet",
         state.display()
     );
-    println!();
-    println!("next, on this machine:");
-    println!("  muster-aggregator serve            or: systemctl start muster-aggregator");
-    println!(
+    say!("");
+    say!("next, on this machine:");
+    say!(
+        "  the service starts by itself where the package installed it; else: muster-aggregator serve"
+    );
+    say!(
         "  muster login --admin-socket {}/admin.sock    an operator's certificate for you",
         config.runtime_dir.display()
     );
-    println!("  muster-aggregator token create     a join token, good for one host and 15 minutes");
-    println!("then on each host, which asks for the token:");
-    println!("  muster-agent enrol {host}:{}", config.enrolment.port());
+    say!("  muster-aggregator token create     a join token, good for one host and 15 minutes");
+    say!("then on each host, which asks for the token:");
+    say!("  muster-agent enrol {host}:{}", config.enrolment.port());
     Ok(())
 }
 
@@ -198,7 +205,7 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
                 labels: labels.into_iter().collect::<BTreeMap<_, _>>(),
             };
             let token = runtime.block_on(setup::token_create(state, options))?;
-            println!("{token}");
+            say!("{token}");
             eprintln!(
                 "shown this once; good for {uses} {} within {}",
                 if uses == 1 { "host" } else { "hosts" },
@@ -210,14 +217,14 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
             );
         }
         Token::List => {
-            println!("ID        STATE    USED  EXPIRES               LABELS");
+            say!("ID        STATE    USED  EXPIRES               LABELS");
             for row in runtime.block_on(setup::token_list(state))? {
                 let labels: Vec<String> = row
                     .labels
                     .iter()
                     .map(|(key, value)| format!("{key}={value}"))
                     .collect();
-                println!(
+                say!(
                     "{}  {:<7}  {:>4}  {}  {}",
                     row.id,
                     word(row.state),
@@ -232,7 +239,7 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
                 runtime.block_on(setup::token_revoke(state, &id))?,
                 "no token {id} that could still be used; muster-aggregator token list shows all"
             );
-            println!("token {id} lets nobody in any more");
+            say!("token {id} lets nobody in any more");
         }
     }
     Ok(())

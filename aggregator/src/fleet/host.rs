@@ -19,6 +19,7 @@ use muster_proto::{
     time::Timestamp,
     v1,
 };
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -46,6 +47,9 @@ const RECENT_EVENTS: usize = 32;
 
 /// Incarnations whose books are kept apart (design/delivery.md §2); older ones are added up.
 const MAX_INCARNATIONS: usize = 64;
+
+/// Samples whose clocks are compared: a step of the host's clock shows within so many ticks.
+const CLOCK_SAMPLES: usize = 8;
 
 /// Checksums kept to tell a repeated frame from another one under the same number.
 const RECENT_CHECKSUMS: usize = 16;
@@ -207,6 +211,10 @@ struct Kept {
     goodbye: Option<Silence>,
     liveness: Option<Liveness>,
     state_since: Timestamp,
+    /// Since when the host was not silent.
+    live_since: Option<Timestamp>,
+    /// `v1::EventList`: what `muster host` shows as having happened lately.
+    events: Vec<u8>,
     boot_time_seconds: Option<f64>,
     derived: Derived,
     recent: VecDeque<[f32; RECENT_FIELDS.len()]>,
@@ -238,6 +246,8 @@ pub struct HostState {
     checksums: VecDeque<(Incarnation, u64, u32)>,
     heard: Option<Instant>,
     connected: bool,
+    /// Host's clock minus ours in the last samples, milliseconds.
+    clock_offsets: VecDeque<i64>,
 }
 
 impl HostState {
@@ -258,6 +268,7 @@ impl HostState {
             checksums: VecDeque::new(),
             heard: None,
             connected: false,
+            clock_offsets: VecDeque::new(),
         }
     }
 
@@ -321,18 +332,18 @@ impl HostState {
     /// When its kernel booted, by its own clock.
     #[must_use]
     pub fn boot_time(&self) -> Option<Timestamp> {
-        let seconds = self.kept.boot_time_seconds?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a float to integer cast saturates; nonsense stays nonsense"
-        )]
-        Some(Timestamp::from_millis((seconds * 1000.0) as i64))
+        self.kept.boot_time_seconds.map(from_seconds)
     }
 
-    /// The agent's clock minus the aggregator's when it last connected.
+    /// The host's clock minus the aggregator's.
+    ///
+    /// From the clock in the last few samples and when they came: each is late by its way here, so the
+    /// largest difference is the nearest to the truth, and too small by the shortest way. From the Hello
+    /// until there is a sample.
     #[must_use]
     pub fn clock_offset_ms(&self) -> Option<i64> {
-        Some(self.kept.session.as_ref()?.clock_offset_ms)
+        let measured = self.clock_offsets.iter().max().copied();
+        measured.or_else(|| Some(self.kept.session.as_ref()?.clock_offset_ms))
     }
 
     /// End of life of its newest certificate.
@@ -527,11 +538,11 @@ impl HostState {
             let other = |&(incarnation, seq, crc): &(Incarnation, u64, u32)| {
                 (incarnation, seq) == key && crc != frame.crc32c
             };
-            return if self.checksums.iter().any(other) {
-                Verdict::Rejected(v1::RejectReason::SeqConflict)
-            } else {
-                Verdict::Duplicate
-            };
+            if self.checksums.iter().any(other) {
+                return Verdict::Rejected(v1::RejectReason::SeqConflict);
+            }
+            self.prime(frame, context);
+            return Verdict::Duplicate;
         }
         if ledger.settled.len() > MAX_HOLES {
             return Verdict::Violation;
@@ -651,8 +662,16 @@ impl HostState {
         if self.kept.liveness == Some(liveness) {
             return None;
         }
+        // A host that was late for a moment has been live all along, over a restart of the aggregator too.
+        let silent = matches!(liveness, Liveness::Silent(_));
+        if silent {
+            self.kept.live_since = None;
+        }
+        self.kept.state_since = match liveness {
+            Liveness::Live => *self.kept.live_since.get_or_insert(wall),
+            _ => wall,
+        };
         self.kept.liveness = Some(liveness);
-        self.kept.state_since = wall;
         Some(liveness)
     }
 
@@ -684,6 +703,21 @@ impl HostState {
         ledgers.push((incarnation, Ledger::default()));
         let last = ledgers.len() - 1;
         &mut ledgers[last].1
+    }
+
+    /// Takes a frame that is stored already into the decoder, where that lost its state: the agent sends it
+    /// again from its key frame on so that what follows can be decoded.
+    fn prime(&mut self, frame: &FrameIn, context: &mut Receiving<'_>) {
+        let lost = self.kept.decoding != Some(frame.incarnation) || self.decoder.decoded_to() == 0;
+        let follows = self.decoder.decoded_to() < frame.seq;
+        let begins = muster_proto::codec::is_key_frame(&frame.payload);
+        if (lost && begins) || (!lost && follows) {
+            // It was judged when it was stored; its time is over, so it opens and closes nothing.
+            let mut nothing = Vec::new();
+            if let Err(reason) = self.apply(frame, context, &mut nothing) {
+                tracing::debug!(host = %self.who.id, seq = frame.seq, reason = reason.as_str_name(), "stored frame does not decode any more");
+            }
+        }
     }
 
     /// Takes the frame's sample into the latest values, unless it is there already.
@@ -730,7 +764,14 @@ impl HostState {
             // Out of order: it completes the books and the decoder, and tells nothing about now.
             return Ok(());
         }
-        let signals = self.derive(frame.tick, context.changes);
+        let (signals, clock) = self.derive(frame.tick, context.changes);
+        if let Some(clock) = clock.filter(|_| frame.live && !context.replayed) {
+            if self.clock_offsets.len() == CLOCK_SAMPLES {
+                self.clock_offsets.pop_front();
+            }
+            self.clock_offsets
+                .push_back(clock.millis_since(frame.received));
+        }
         self.kept.last_tick = Some(frame.tick);
         let seen = Observation {
             tick: frame.tick,
@@ -776,7 +817,8 @@ impl HostState {
     }
 
     /// Rates of all counters, then everything made of them.
-    fn derive(&mut self, tick: Timestamp, changes: &Changes) -> Signals {
+    /// Gives the signals, and the host's clock where it is in the sample.
+    fn derive(&mut self, tick: Timestamp, changes: &Changes) -> (Signals, Option<Timestamp>) {
         let span = self.kept.last_tick.map(|last| tick.since(last));
         let seconds = span
             .filter(|span| *span <= MAX_RATE_SPAN)
@@ -819,7 +861,8 @@ impl HostState {
             self.kept.recent.pop_front();
         }
         self.kept.recent.push_back(recent);
-        gather.signals(&self.kept.derived)
+        let clock = gather.host_clock_seconds().map(from_seconds);
+        (gather.signals(&self.kept.derived), clock)
     }
 
     fn filesystems(&self) -> Vec<derive::FilesystemPoint> {
@@ -906,7 +949,11 @@ impl HostState {
     // ---- over a restart ----
 
     /// What is carried over a restart.
-    pub fn write_checkpoint(&self) -> Result<CheckpointedHost, postcard::Error> {
+    pub fn write_checkpoint(&mut self) -> Result<CheckpointedHost, postcard::Error> {
+        let events = v1::EventList {
+            events: self.events.iter().cloned().collect(),
+        };
+        self.kept.events = events.encode_to_vec();
         let mut decoder = Vec::new();
         if self.decoder.decoded_to() != 0 {
             self.decoder.snapshot(|key| &key.labels[..], &mut decoder);
@@ -928,6 +975,9 @@ impl HostState {
     ) -> Result<(), postcard::Error> {
         let kept: Kept = postcard::from_bytes(&checkpoint.kept)?;
         self.kept = kept;
+        // What does not read is only not shown.
+        let events = v1::EventList::decode(&*self.kept.events).unwrap_or_default();
+        self.events = events.events.into();
         if checkpoint.decoded_to == 0 {
             return Ok(());
         }
@@ -955,6 +1005,14 @@ impl HostState {
 /// Ranges an incarnation's books may fall into. An agent that leaves more holes than this without naming
 /// them is not one of ours.
 const MAX_HOLES: usize = 256;
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a float to integer cast saturates; nonsense stays nonsense"
+)]
+fn from_seconds(seconds: f64) -> Timestamp {
+    Timestamp::from_millis((seconds * 1000.0) as i64)
+}
 
 /// How far beyond what is known a host may say that numbers were given: a week of ticks at 1 s.
 const MAX_GAP_AHEAD: u64 = 7 * 24 * 3600;

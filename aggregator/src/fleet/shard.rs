@@ -332,7 +332,7 @@ impl Shard {
                 },
             ),
             Message::Checkpoint(reply) => {
-                let hosts = self.hosts.values().filter_map(|host| {
+                let hosts = self.hosts.values_mut().filter_map(|host| {
                     host.write_checkpoint()
                         .inspect_err(|error| {
                             tracing::error!(host = %host.id(), %error, "host left out of the checkpoint");
@@ -379,11 +379,26 @@ impl Shard {
             );
             return Err(v1::DenyReason::AlreadyConnected);
         }
+        let incarnation = session.incarnation;
         host.begin_session(session.clone());
         host.set_connected(true);
         let have = holds.iter().map(|&held| host.have(held)).collect();
         match self.streams.insert(id, stream) {
-            Some(older) => older.close.cancel(),
+            Some(older) => {
+                // The same agent over a new connection is the usual case; another life of the agent, while
+                // the one before was heard a moment ago and said no goodbye, is a second one.
+                if older.incarnation != incarnation && recent {
+                    tracing::warn!(
+                        host = %id, name = host.name(),
+                        "a second agent speaks with this host's identity, from the same boot: is its state folder used twice, or copied? the older one is sent away"
+                    );
+                    let deny = v1::Deny {
+                        reason: v1::DenyReason::AlreadyConnected.into(),
+                    };
+                    send(&older.to_agent, v1::aggregator_message::Message::Deny(deny));
+                }
+                older.close.cancel();
+            }
             None => {
                 self.counters.connected.fetch_add(1, Ordering::Relaxed);
             }
