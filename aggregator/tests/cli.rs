@@ -5,7 +5,7 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener as StdListener},
     path::{Path, PathBuf},
-    process::Output,
+    process::{Output, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -144,6 +144,7 @@ fn fleet() -> Fleet {
 async fn muster(config: &Path, arguments: &[&str]) -> Output {
     let run = Command::new(env!("CARGO_BIN_EXE_muster"))
         .args(arguments)
+        .stdin(Stdio::null())
         .env_clear()
         .env("MUSTER_CONFIG", config)
         .env("TZ", "UTC")
@@ -297,6 +298,17 @@ async fn what_is_not_there_is_3_and_wrong_usage_is_2() {
             errors(&output)
         );
         assert_eq!(printed(&output), "", "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn no_names_on_standard_input_are_no_hosts() {
+    let lab = Lab::new().await;
+    lab.login().await;
+    // The tests' standard input is empty.
+    for noun in ["hosts", "services"] {
+        let output = lab.muster(&[noun, "@-", "-o", "name"]).await;
+        assert_eq!((code(&output), printed(&output)), (0, String::new()));
     }
 }
 

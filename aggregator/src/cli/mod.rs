@@ -184,6 +184,14 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
     match command {
         Command::Hosts(hosts) => {
             let names = session::names(&hosts.names)?;
+            if session::chose_nothing(&hosts.names, &names) {
+                let response = v1::ListHostsResponse {
+                    meta: Some(session::own_meta()),
+                    ..v1::ListHostsResponse::default()
+                };
+                let list = hosts::list(response, session.limit);
+                return output::list(list, &session.options, &session.view(None));
+            }
             let sort = session.options.sort.clone().unwrap_or_default();
             list_hosts(
                 session,
@@ -210,9 +218,18 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         }
         Command::Services(services) => {
             session::check_selector(&services.selector)?;
+            let names = session::names(&services.names)?;
+            if session::chose_nothing(&services.names, &names) {
+                let response = v1::ListServicesResponse {
+                    meta: Some(session::own_meta()),
+                    ..v1::ListServicesResponse::default()
+                };
+                let list = services::list(response, services.failed);
+                return output::list(list, &session.options, &session.view(None));
+            }
             let request = v1::ListServicesRequest {
                 selector: services.selector.clone(),
-                names: session::names(&services.names)?,
+                names,
                 failed_only: services.failed,
                 host: services.host.clone(),
             };

@@ -293,11 +293,7 @@ impl Session {
             columns: CONTEXT_COLUMNS,
             rows,
             name: |row| row.name.clone(),
-            meta: v1::AnswerMeta {
-                complete: true,
-                missing: Vec::new(),
-                as_of_ms: SystemClock.now().as_millis(),
-            },
+            meta: own_meta(),
             footer: Vec::new(),
             empty: Text::plain(format!("no contexts in {}", self.file())),
         })
@@ -541,6 +537,22 @@ pub fn names(given: &[String]) -> Result<Vec<String>, Failure> {
         })?;
     }
     Ok(names)
+}
+
+/// Whether names were asked for and standard input had none. That means nothing, never everything.
+#[must_use]
+pub fn chose_nothing(given: &[String], names: &[String]) -> bool {
+    !given.is_empty() && names.is_empty()
+}
+
+/// For an answer that needed nobody's help.
+#[must_use]
+pub fn own_meta() -> v1::AnswerMeta {
+    v1::AnswerMeta {
+        complete: true,
+        missing: Vec::new(),
+        as_of_ms: SystemClock.now().as_millis(),
+    }
 }
 
 /// Checks a selector before anything is asked.
