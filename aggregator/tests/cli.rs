@@ -279,6 +279,7 @@ async fn what_is_not_there_is_3_and_wrong_usage_is_2() {
         (&["host"], 2, "required"),
         (&["hsots"], 2, "similar subcommand"),
         (&["hosts", "-w"], 2, "--watch redraws a terminal"),
+        (&["version", "-w1"], 2, "--watch is for answers that change"),
         (
             &["--context", "nosuch", "hosts"],
             2,
@@ -469,6 +470,7 @@ async fn what_needs_no_aggregator_works_without_one() {
     for (arguments, told) in [
         (&["version"][..], "muster 0."),
         (&["--help"], "Exit codes:"),
+        (&["help", "hosts"], "Names or patterns"),
         (&["man"], ".TH muster"),
         (&["completion", "bash"], "complete -F _muster"),
         (&["completion", "zsh"], "#compdef muster"),

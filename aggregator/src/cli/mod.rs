@@ -53,7 +53,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(args::spelled(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are asked for: stdout and 0. The rest is wrong usage.
@@ -106,6 +106,17 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
 async fn run_in(session: Session, cli: Cli) -> Result<ExitCode, Failure> {
     let on_terminal = io::stdout().is_terminal();
     let mut redraw = cli.global.watch;
+    if redraw.is_some()
+        && cli
+            .command
+            .as_ref()
+            .is_some_and(|command| !command.can_be_watched())
+    {
+        return Err(Failure::new(
+            Code::Usage,
+            "--watch is for answers that change: hosts, services, incidents, doctor",
+        ));
+    }
     if let Some(Command::Top(top)) = &cli.command
         && on_terminal
         && !top.once
