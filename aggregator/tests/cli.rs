@@ -210,6 +210,10 @@ async fn from_login_to_answers() {
         let value: serde_json::Value = serde_json::from_slice(&answer.stdout).expect("JSON");
         assert_eq!(value["items"], serde_json::json!([]), "{list}");
     }
+    for list in ["services", "anomalies", "incidents"] {
+        let answer = lab.muster(&[list, "--host", "web-*,db-01"]).await;
+        assert_eq!(code(&answer), 0, "{list}: {}", errors(&answer));
+    }
     let host = lab.muster(&["host", "web-01", "-o", "table"]).await;
     assert!(
         printed(&host).starts_with("web-01  joined"),
@@ -258,6 +262,13 @@ async fn what_is_not_there_is_3_and_wrong_usage_is_2() {
             3,
             "no host is called nosuch",
         ),
+        (
+            &["services", "--host", "nosuch-*"],
+            3,
+            "no host is called nosuch-*",
+        ),
+        (&["host", "web-*"], 2, "try: muster hosts 'web-*'"),
+        (&["incidents", "--host", "web-[1"], 2, "a closing bracket"),
         (&["incident", "I-7"], 3, "there is no incident I-7"),
         (
             &["hosts", "-l", "env="],

@@ -249,7 +249,7 @@ pub struct Services {
     /// Only those that have failed
     #[arg(long)]
     pub failed: bool,
-    /// Only of this host
+    /// Only of this host; a pattern for several
     #[arg(
         long,
         value_name = "HOST",
@@ -302,7 +302,7 @@ pub struct Incidents {
     /// Only of this severity
     #[arg(long, value_enum)]
     pub severity: Option<Severity>,
-    /// Only of this host
+    /// Only of this host; a pattern for several
     #[arg(
         long,
         value_name = "HOST",

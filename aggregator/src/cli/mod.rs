@@ -219,6 +219,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             list_hosts(session, &top.selector, Vec::new(), sort, limit).await
         }
         Command::Host { name } => {
+            session::check_one(name)?;
             let request = v1::GetHostRequest { name: name.clone() };
             let host = session
                 .ask(async move |mut client| client.get_host(request).await)
@@ -229,6 +230,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         }
         Command::Services(services) => {
             session::check_selector(&services.selector)?;
+            session::check_hosts(&services.host)?;
             let names = session::names(&services.names)?;
             if session::chose_nothing(&services.names, &names) {
                 let response = v1::ListServicesResponse {
@@ -254,6 +256,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         }
         Command::Anomalies(anomalies) => {
             session::check_selector(&anomalies.selector)?;
+            session::check_hosts(&anomalies.host)?;
             let request = v1::ListAnomaliesRequest {
                 selector: anomalies.selector.clone(),
                 min_score: anomalies.min_score,
@@ -268,6 +271,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         }
         Command::Incidents(incidents) => {
             session::check_selector(&incidents.selector)?;
+            session::check_hosts(&incidents.host)?;
             let severity = match incidents.severity {
                 None => "",
                 Some(Severity::Critical) => "critical",

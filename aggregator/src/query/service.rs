@@ -304,7 +304,7 @@ impl OperatorService {
         let failed_only = request.failed_only;
         let answer = self
             .each(&request.selector, &[], &counts, move |host, _| {
-                if wanted.is_some_and(|id| id != host.id()) {
+                if !among(wanted.as_deref(), host.id()) {
                     return None;
                 }
                 let Some(units) = rows::units(host) else {
@@ -341,7 +341,7 @@ impl OperatorService {
         } = self.open().await;
         let answer = self
             .each(&request.selector, &[], &counts, move |host, _| {
-                if wanted.is_some_and(|id| id != host.id()) {
+                if !among(wanted.as_deref(), host.id()) {
                     return None;
                 }
                 let learning = rows::is_current(host) && host.detection().learning();
@@ -405,7 +405,7 @@ impl OperatorService {
                 return Err(Status::invalid_argument(text));
             }
         };
-        let host_id = self.only(&request.host).await?;
+        let wanted = self.only(&request.host).await?;
         let counts = self.open().await.counts;
         let names = self
             .each(&request.selector, &[], &counts, |host, _| {
@@ -417,7 +417,11 @@ impl OperatorService {
             .control
             .incidents(IncidentFilter {
                 all: request.all,
-                host_id,
+                // One host is looked up by the store, which may keep many incidents of others.
+                host_id: wanted
+                    .as_deref()
+                    .filter(|wanted| wanted.len() == 1)
+                    .and_then(|wanted| wanted.iter().next().copied()),
                 severity,
                 limit: 0,
             })
@@ -426,6 +430,7 @@ impl OperatorService {
         let everywhere = request.selector.trim().is_empty();
         let mut incidents: Vec<v1::IncidentRow> = found
             .into_iter()
+            .filter(|incident| among(wanted.as_deref(), incident.host_id))
             .filter_map(|incident| match by_id.get(&incident.host_id) {
                 Some(name) => Some(incident_row(incident, name)),
                 // A host that was removed, or whose shard did not answer, still has its incidents.
@@ -472,13 +477,35 @@ impl OperatorService {
         })
     }
 
-    /// The one host that is asked for, if one is.
-    async fn only(&self, name: &str) -> Result<Option<HostId>, Status> {
+    /// The hosts that are asked for by name, id or pattern; `None`: all.
+    async fn only(&self, name: &str) -> Result<Option<Arc<HashSet<HostId>>>, Status> {
         if name.is_empty() {
             return Ok(None);
         }
-        self.known_host(name).await.map(Some)
+        let patterns = parse_names(&[name.to_owned()])?;
+        if let [pattern] = &*patterns
+            && pattern.as_literal().is_some()
+        {
+            let id = self.known_host(name).await?;
+            return Ok(Some(Arc::new(HashSet::from([id]))));
+        }
+        let answer = self
+            .fleet
+            .each(move |host, _| {
+                let named = patterns.iter().any(|name| name.matches(host.name()));
+                named.then(|| host.id())
+            })
+            .await;
+        if answer.items.is_empty() && answer.missing.is_empty() {
+            return Err(Status::not_found(format!("no host is called {name}")));
+        }
+        Ok(Some(Arc::new(answer.items.into_iter().collect())))
     }
+}
+
+/// Whether a host is one of those that are asked for; `None` stands for all.
+fn among(wanted: Option<&HashSet<HostId>>, host: HostId) -> bool {
+    wanted.is_none_or(|wanted| wanted.contains(&host))
 }
 
 /// What the summary takes from a host.
