@@ -314,6 +314,19 @@ async fn what_is_not_there_is_3_and_wrong_usage_is_2() {
 }
 
 #[tokio::test]
+async fn a_named_host_that_does_not_exist_is_told() {
+    let lab = Lab::new().await;
+    lab.login().await;
+    let some = lab.muster(&["hosts", "web-01,wbe-02", "-o", "name"]).await;
+    assert_eq!((code(&some), printed(&some)), (6, "web-01\n".to_owned()));
+    assert_eq!(errors(&some), "incomplete: no host is called wbe-02\n");
+    // A host that is there and not selected is no mistake.
+    let names = ["hosts", "web-*", "db-01", "-l", "name=web-01"];
+    let selected = lab.muster(&names).await;
+    assert_eq!((code(&selected), errors(&selected)), (0, String::new()));
+}
+
+#[tokio::test]
 async fn no_names_on_standard_input_are_no_hosts() {
     let lab = Lab::new().await;
     lab.login().await;

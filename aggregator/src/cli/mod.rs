@@ -166,15 +166,19 @@ fn print(rendered: &Rendered) -> Result<ExitCode, Failure> {
         }
         Ok(()) => {}
     }
-    if !rendered.missing.is_empty() {
-        let mut line = Text::toned(Tone::Warn, "incomplete:");
-        line.push(
-            Tone::Plain,
-            format!(" no answer from {}", rendered.missing.join(", ")),
-        );
-        let mut text = String::new();
-        line.line_to(&mut text);
-        let _ = write!(anstream::stderr(), "{text}");
+    for (what, names) in [
+        ("no answer from", &rendered.missing),
+        ("no host is called", &rendered.unknown),
+    ] {
+        if !names.is_empty() {
+            let mut text = String::new();
+            Text::toned(Tone::Warn, "incomplete:")
+                .and(format!(" {what} {}", names.join(", ")))
+                .line_to(&mut text);
+            let _ = write!(anstream::stderr(), "{text}");
+        }
+    }
+    if !rendered.missing.is_empty() || !rendered.unknown.is_empty() {
         return Ok(ExitCode::from(Code::Partial as u8));
     }
     if rendered.bad {
@@ -414,13 +418,18 @@ async fn list_hosts(
     let response = session
         .ask(async move |mut client| client.list_hosts(request).await)
         .await?;
-    if response.hosts.is_empty() && !literal.is_empty() {
-        return Err(Failure::new(
-            Code::NotFound,
-            format!("no host is called {}", literal.join(", ")),
-        )
-        .hint("muster hosts", "the hosts there are"));
+    let complete = response.meta.as_ref().is_none_or(|meta| meta.complete);
+    if response.hosts.is_empty() && !literal.is_empty() && complete {
+        let (what, names) = match response.unknown_names.as_slice() {
+            [] => ("no host that is selected is called", &literal[..]),
+            unknown => ("no host is called", unknown),
+        };
+        return Err(
+            Failure::new(Code::NotFound, format!("{what} {}", names.join(", ")))
+                .hint("muster hosts", "the hosts there are"),
+        );
     }
+    let unknown = response.unknown_names.clone();
     let view = session.view(response.meta.as_ref());
     // The aggregator has ordered and cut already.
     let options = output::Options {
@@ -428,7 +437,11 @@ async fn list_hosts(
         limit: None,
         ..session.options.clone()
     };
-    output::list(hosts::list(response, limit), &options, &view)
+    let rendered = output::list(hosts::list(response, limit), &options, &view)?;
+    Ok(Rendered {
+        unknown,
+        ..rendered
+    })
 }
 
 fn by_word(by: By) -> &'static str {

@@ -136,6 +136,8 @@ pub struct Rendered {
     pub text: String,
     /// Parts of the fleet that could not be asked.
     pub missing: Vec<String>,
+    /// Hosts that were named and do not exist.
+    pub unknown: Vec<String>,
     /// The answer is there and it is a bad one: exit 1.
     pub bad: bool,
 }
@@ -260,7 +262,7 @@ pub fn list<R>(mut list: List<R>, options: &Options, view: &View) -> Result<Rend
     Ok(Rendered {
         text: out,
         missing: list.meta.missing,
-        bad: false,
+        ..Rendered::default()
     })
 }
 
@@ -302,7 +304,7 @@ pub fn detail(detail: Detail, options: &Options) -> Result<Rendered, Failure> {
     Ok(Rendered {
         text: out,
         missing: detail.meta.missing,
-        bad: false,
+        ..Rendered::default()
     })
 }
 

@@ -1,7 +1,7 @@
 //! The `Operator` service: each method admits its caller, reads, orders and says how complete it is.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -255,10 +255,35 @@ impl OperatorService {
         let matched = count(hosts.len());
         hosts.truncate(limit(request.limit));
         Ok(v1::ListHostsResponse {
+            unknown_names: self.unknown_names(&request.names).await?,
             meta: Some(self.meta(missing)),
             hosts,
             matched,
         })
+    }
+
+    /// Names without wildcards that no host has. A typing mistake must not pass for a host that is not
+    /// selected.
+    async fn unknown_names(&self, names: &[String]) -> Result<Vec<String>, Status> {
+        let patterns = parse_names(names)?;
+        let literals = patterns.iter().filter_map(Pattern::as_literal);
+        let mut unknown: BTreeSet<String> = literals.map(ToOwned::to_owned).collect();
+        if unknown.is_empty() {
+            return Ok(Vec::new());
+        }
+        let wanted = Arc::new(unknown.clone());
+        let answer = self
+            .fleet
+            .each(move |host, _| wanted.get(host.name()).cloned())
+            .await;
+        // A host of the part that did not answer may have the name.
+        if !answer.missing.is_empty() {
+            return Ok(Vec::new());
+        }
+        for name in &answer.items {
+            unknown.remove(name);
+        }
+        Ok(unknown.into_iter().collect())
     }
 
     async fn host(&self, name: &str) -> Result<v1::HostDetail, Status> {
