@@ -214,6 +214,10 @@ async fn from_login_to_answers() {
         let answer = lab.muster(&[list, "--host", "web-*,db-01"]).await;
         assert_eq!(code(&answer), 0, "{list}: {}", errors(&answer));
     }
+    for sort in ["CPU", "-cpuRatio", "-NET IN", "net", "servicesFailed", "-ID"] {
+        let answer = lab.muster(&["hosts", "-S", sort]).await;
+        assert_eq!(code(&answer), 0, "{sort}: {}", errors(&answer));
+    }
     let host = lab.muster(&["host", "web-01", "-o", "table"]).await;
     assert!(
         printed(&host).starts_with("web-01  joined"),
@@ -279,7 +283,7 @@ async fn what_is_not_there_is_3_and_wrong_usage_is_2() {
         (
             &["hosts", "-S", "colour"],
             2,
-            "hosts cannot be sorted by \"colour\"",
+            "there is no column \"colour\"",
         ),
         (
             &["hosts", "-c", "colour"],

@@ -207,15 +207,8 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                 let list = hosts::list(response, session.limit);
                 return output::list(list, &session.options, &session.view(None));
             }
-            let sort = session.options.sort.clone().unwrap_or_default();
-            list_hosts(
-                session,
-                &hosts.selector,
-                names,
-                output::snake(&sort),
-                session.limit,
-            )
-            .await
+            let sort = hosts::sort(session.options.sort.as_deref().unwrap_or_default())?;
+            list_hosts(session, &hosts.selector, names, sort, session.limit).await
         }
         Command::Top(top) => {
             let sort = format!("-{}", by_word(top.by));

@@ -362,13 +362,24 @@ fn choose<R>(
     Ok(all.iter().filter(wanted).collect())
 }
 
-fn find<R>(all: &'static [Column<R>], word: &str) -> Result<&'static Column<R>, Failure> {
+/// The column of this heading or JSON name, in any case.
+///
+/// # Errors
+/// All that there are.
+pub fn find<R>(all: &'static [Column<R>], word: &str) -> Result<&'static Column<R>, Failure> {
     all.iter()
         .find(|column| column.is_called(word))
         .ok_or_else(|| {
             let known: Vec<&str> = all.iter().map(|column| column.key).collect();
+            let some: Vec<&str> = known.iter().take(2).copied().collect();
             Failure::new(Code::Usage, format!("there is no column {word:?} here"))
                 .because(format!("columns: {}", known.join(", ")))
+                .because("their headings will do as well")
+                .hint(format!("-c {}", some.join(",")), "to show just these")
+                .hint(
+                    format!("-S {}", some.last().unwrap_or(&"name")),
+                    "to order by one; - before it for the largest first",
+                )
         })
 }
 
