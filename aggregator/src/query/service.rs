@@ -222,7 +222,13 @@ impl OperatorService {
             .iter()
             .filter_map(|glance| glance.last_seen)
             .max();
-        let totals = self.fleet.totals();
+        let most = answer
+            .items
+            .iter()
+            .filter(|glance| glance.dropped > 0)
+            .max_by_key(|glance| glance.dropped);
+        let without = answer.items.iter().filter(|glance| !glance.has_units);
+        let hosts_without_services = count(without.count());
         Ok(v1::Summary {
             meta: Some(self.meta(missing)),
             fleet_name: self.about.fleet_name.clone(),
@@ -232,9 +238,12 @@ impl OperatorService {
             incidents_warning: of(v1::Severity::Warning),
             incidents_info: of(v1::Severity::Info),
             newest_sample_ms: newest.map(|newest| now.millis_since(newest).max(0)),
-            frames_dropped: totals.frames_rejected + totals.frames_lost,
+            frames_dropped: answer.items.iter().map(|glance| glance.dropped).sum(),
+            most_dropped_host: most.map_or_else(String::new, |glance| glance.failing.host.clone()),
+            most_dropped: most.map_or(0, |glance| glance.dropped),
             worst: worst(&answer.items),
             failing_services: group_services(answer.items.into_iter().map(|glance| glance.failing)),
+            hosts_without_services,
         })
     }
 
@@ -540,19 +549,27 @@ struct Glance {
     version: String,
     last_seen: Option<Timestamp>,
     worst: Option<v1::WorstEntry>,
+    /// Whether its services are known now.
+    has_units: bool,
     failing: HostUnits,
+    /// Frames refused or reported lost, by its books.
+    dropped: u64,
 }
 
 impl Glance {
     fn of(host: &HostState) -> Self {
-        let units = rows::units(host).unwrap_or_default();
-        let failing = units.iter().filter(|unit| unit.state == UnitState::Failed);
+        let units = rows::units(host);
+        let books = host.books();
+        let failing = units.unwrap_or_default().iter();
+        let failing = failing.filter(|unit| unit.state == UnitState::Failed);
         Self {
             id: host.id(),
             state: rows::state(host.liveness()).0,
             version: host.facts().agent_version.clone(),
             last_seen: host.last_seen(),
             worst: worst_of(host),
+            has_units: units.is_some(),
+            dropped: books.rejected + books.lost,
             failing: HostUnits {
                 host: host.name().to_owned(),
                 units: failing.cloned().collect(),
