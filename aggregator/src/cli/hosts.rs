@@ -103,7 +103,7 @@ pub static COLUMNS: &[Column<v1::HostRow>] = &[
     column(
         "servicesFailed",
         "FAILED",
-        Shown::Machine,
+        Shown::Pipe,
         true,
         |row, _| {
             row.services_failed

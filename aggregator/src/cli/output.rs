@@ -47,6 +47,8 @@ pub enum Shown {
     Always,
     /// In wide tables.
     Wide,
+    /// In a pipe and in json, jsonl and csv: what tables show inside another column.
+    Pipe,
     /// Only in json, jsonl and csv, or when named.
     Machine,
 }
@@ -355,8 +357,9 @@ fn choose<R>(
         return options.columns.iter().map(|word| find(all, word)).collect();
     }
     let wanted = |column: &&Column<R>| match options.format {
-        Format::Table | Format::Tsv | Format::Name => column.shown == Shown::Always,
-        Format::Wide => column.shown != Shown::Machine,
+        Format::Table | Format::Name => column.shown == Shown::Always,
+        Format::Tsv => matches!(column.shown, Shown::Always | Shown::Pipe),
+        Format::Wide => matches!(column.shown, Shown::Always | Shown::Wide),
         Format::Json | Format::Jsonl | Format::Csv => true,
     };
     Ok(all.iter().filter(wanted).collect())
@@ -445,7 +448,7 @@ fn flatten(path: &str, value: &Value, each: &mut impl FnMut(&str, &str)) {
                 flatten(&below(&at.to_string()), value, each);
             }
         }
-        Value::Null => {}
+        // Unknown is an empty cell, so that every answer has the same lines.
         _ => each(path, &plain(value)),
     }
 }
@@ -531,6 +534,6 @@ mod tests {
         flatten("", &item, &mut |path, value| {
             lines.push(format!("{path}={value}"))
         });
-        assert_eq!(lines, ["a.b=1", "d=x y", "e.0.f=true"]);
+        assert_eq!(lines, ["a.b=1", "a.c=", "d=x y", "e.0.f=true"]);
     }
 }
