@@ -394,13 +394,13 @@ fn item(host: &v1::HostDetail, row: &v1::HostRow) -> Value {
         "clockOffsetSeconds": host.clock_offset_ms.filter(|_| heard(row)).map(|ms| Duration::from_millis(ms.unsigned_abs()).as_secs_f64() * if ms < 0 { -1.0 } else { 1.0 }),
         "certificateExpires": moment(Some(host.certificate_expires_ms)),
         "cpuModes": object(&host.cpu_modes),
-        "pressure": object(&host.pressure),
+        "pressure": camel_case(object(&host.pressure)),
         "filesystems": host.filesystems.iter().map(|filesystem| json!({
             "mountpoint": filesystem.mountpoint,
             "device": filesystem.device,
             "fstype": filesystem.fstype,
-            "sizeBytes": number(Some(filesystem.size_bytes)),
-            "availableBytes": number(Some(filesystem.available_bytes)),
+            "sizeBytes": whole(filesystem.size_bytes),
+            "availableBytes": whole(filesystem.available_bytes),
             "usedRatio": number(Some(filesystem.used_ratio)),
             "inodesUsedRatio": number(filesystem.inodes_used_ratio),
             "readonly": filesystem.readonly,
@@ -450,6 +450,39 @@ fn item(host: &v1::HostDetail, row: &v1::HostRow) -> Value {
         item.extend(rest);
     }
     Value::Object(item)
+}
+
+/// A count of bytes as an integer; null when it is not finite.
+fn whole(bytes: f64) -> Value {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "no filesystem has 2^64 bytes, and a float beyond saturates"
+    )]
+    bytes.is_finite().then_some(bytes as u64).into()
+}
+
+/// `cpu some`, as the contract names it, is `cpuSome` in JSON.
+fn camel_case(object: Value) -> Value {
+    let Value::Object(object) = object else {
+        return object;
+    };
+    let key = |key: String| {
+        let mut words = key.split(' ');
+        let mut out = words.next().unwrap_or_default().to_owned();
+        for word in words {
+            let mut letters = word.chars();
+            out.extend(letters.next().map(|first| first.to_ascii_uppercase()));
+            out.push_str(letters.as_str());
+        }
+        out
+    };
+    Value::Object(
+        object
+            .into_iter()
+            .map(|(name, value)| (key(name), value))
+            .collect(),
+    )
 }
 
 fn object(map: &std::collections::BTreeMap<String, f64>) -> Value {
