@@ -357,6 +357,30 @@ async fn another_installation_at_the_address_is_5() {
 }
 
 #[tokio::test]
+async fn a_login_keeps_the_context_of_another_installation() {
+    let (lab, other) = (Lab::new().await, Lab::new().await);
+    lab.login().await;
+    let before = fs::read(lab.config()).expect("a configuration");
+    let socket = other.folder.path().join("admin.sock");
+    let socket = socket.to_str().expect("a path in UTF-8");
+    let login = ["login", "--admin-socket", socket, "--name", "jo"];
+    let refused = lab.muster(&login).await;
+    let told = errors(&refused);
+    assert_eq!(code(&refused), 1, "{told}");
+    for words in [
+        lab.authority.trust_domain().as_str(),
+        other.authority.trust_domain().as_str(),
+        "try: muster login --context NAME",
+    ] {
+        assert!(told.contains(words), "{told}");
+    }
+    assert_eq!(fs::read(lab.config()).expect("a configuration"), before);
+    let elsewhere = [&login[..], &["--context", "other"]].concat();
+    let done = lab.muster(&elsewhere).await;
+    assert_eq!(code(&done), 0, "{}", errors(&done));
+}
+
+#[tokio::test]
 async fn who_is_not_let_in_is_4() {
     let lab = Lab::new().await;
     let now = SystemClock.now();
