@@ -165,7 +165,7 @@ impl RoundStats {
         let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
         sorted
             .get(at)
-            .map_or(0.0, Duration::as_secs_f64)
+            .map_or(0.0, |took| took.as_secs_f64())
     }
 }
 

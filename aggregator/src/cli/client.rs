@@ -209,12 +209,12 @@ impl Target {
 
     /// An aggregator has several doors, and all but one are the wrong ones.
     fn ask_for_door(&self, failure: Failure) -> Failure {
-        let (name, port) = split_server(&self.server);
+        let (_, port) = split_server(&self.server);
         if port == OPERATOR_PORT {
             return failure;
         }
         failure.because(format!(
-            "is {port} at {name} not the operator door ({OPERATOR_PORT})?"
+            "is {port} the port of an operator door? it usually is {OPERATOR_PORT}"
         ))
     }
 
