@@ -5,6 +5,9 @@
 //! was not observed cannot be counted, so taking observations away never opens and never clears anything.
 //! Observations that were held back count in their own time, but only a live one opens or clears.
 //!
+//! A host can name as many units as it likes; what is remembered and told of it is bounded. Of each rule so
+//! many subjects are followed one by one, and all that is wrong beyond them is one subject more.
+//!
 //! Which incidents are open is the store's word; [`Engine::adopt`] takes it over after a start. What it
 //! holds of a host is serialised in checkpoints, and continues from there with the same bits.
 
@@ -26,6 +29,10 @@ use crate::fleet::{Liveness, SIGNALS};
 /// Shorter pauses between ticks are not taken as something missed: at an interval of one second a busy
 /// host is late by more than that.
 const PAUSE_FLOOR: Duration = Duration::from_secs(15);
+
+/// Subjects of one rule that are followed one by one on a host. No one reads more incidents of one host than
+/// this, and a host that makes up new units at every tick must not make as many incidents.
+pub(super) const MAX_TRACKS: usize = 64;
 
 /// All detectors, with the bounds they were built with.
 pub struct Engine {
@@ -203,6 +210,12 @@ impl HostDetection {
         self.score.score.learning()
     }
 
+    /// How many subjects of a rule are followed, the rest counting as one.
+    #[cfg(test)]
+    pub(super) fn tracks_of(&self, rule: &str) -> usize {
+        self.tracks.get(rule).map_or(0, BTreeMap::len)
+    }
+
     /// Something was not observed.
     fn interrupt(&mut self) {
         for track in self.tracks.values_mut().flat_map(BTreeMap::values_mut) {
@@ -236,10 +249,18 @@ fn run<D: Detector>(
     // Most hosts have nothing open: no entry is made unless something is to be remembered.
     let mut before = all.remove(rule.name).unwrap_or_default();
     let mut after = Tracks::new();
+    let rest_track = rule.more.and_then(|more| before.remove(more));
+    let mut rest = Rest::default();
     let sink = &mut |subject: &str, verdict: Verdict<'_>| {
         let mut entry = before.remove_entry(subject);
         if entry.is_none() && matches!(verdict, Verdict::Abnormal { .. }) {
-            entry = Some((subject.to_owned(), Track::default()));
+            let place = before.len() + after.len() < MAX_TRACKS && rule.more != Some(subject);
+            if rule.more.is_none() || place {
+                entry = Some((subject.to_owned(), Track::default()));
+            }
+        }
+        if entry.is_none() {
+            rest.add(verdict);
         }
         if let Some((subject, mut track)) = entry {
             track.observe(rule, &subject, verdict, step, out);
@@ -253,14 +274,76 @@ fn run<D: Detector>(
         match coverage {
             Coverage::NotAsked => {}
             Coverage::Partial => track.interrupt(),
-            Coverage::Complete => track.observe_gone(rule, &subject, step, out),
+            Coverage::Complete => {
+                track.observe_gone(rule, &subject, Reason::Gone, step, out);
+            }
         }
         if !track.is_settled() {
             after.insert(subject, track);
         }
     }
+    if let Some(more) = rule.more
+        && let Some(track) = rest.judge(rest_track, coverage, (rule, more), step, out)
+    {
+        after.insert(more.to_owned(), track);
+    }
     if !after.is_empty() {
         all.insert(rule.name.to_owned(), after);
+    }
+}
+
+/// What a detector found wrong beyond [`MAX_TRACKS`]: one subject, however much it is.
+#[derive(Default)]
+struct Rest {
+    count: u32,
+    gravest: Option<Severity>,
+    /// Something else was not observed: it may be one that was counted before.
+    unknown: bool,
+}
+
+impl Rest {
+    fn add(&mut self, verdict: Verdict<'_>) {
+        match verdict {
+            Verdict::Normal(_) => {}
+            Verdict::Unknown => self.unknown = true,
+            Verdict::Abnormal { severity, .. } => {
+                self.count = self.count.saturating_add(1);
+                self.gravest = self.gravest.max(Some(severity));
+            }
+        }
+    }
+
+    /// Takes the count to its track; the track, if there is something to remember.
+    fn judge(
+        &self,
+        track: Option<Track>,
+        coverage: Coverage,
+        (rule, more): (&'static Rule, &'static str),
+        step: Step<'_>,
+        out: &mut Vec<Transition>,
+    ) -> Option<Track> {
+        if track.is_none() && self.gravest.is_none() {
+            return None;
+        }
+        let mut track = track.unwrap_or_default();
+        let reason = Reason::More {
+            count: self.count,
+            followed: MAX_TRACKS,
+        };
+        match (self.gravest, coverage) {
+            (_, Coverage::NotAsked) => {}
+            (Some(severity), _) => {
+                let verdict = Verdict::Abnormal { severity, reason };
+                track.observe(rule, more, verdict, step, out);
+            }
+            // Which ones they were is not remembered, so they may as well be gone as be well: the longer of
+            // the two times holds.
+            (None, Coverage::Complete) if !self.unknown => {
+                track.observe_gone(rule, more, reason, step, out);
+            }
+            (None, _) => track.interrupt(),
+        }
+        (!track.is_settled()).then_some(track)
     }
 }
 
@@ -318,6 +401,7 @@ impl Track {
         &mut self,
         rule: &'static Rule,
         subject: &str,
+        reason: Reason<'_>,
         step: Step<'_>,
         out: &mut Vec<Transition>,
     ) {
@@ -331,7 +415,7 @@ impl Track {
             .gone_after
             .is_some_and(|after| step.at.since(since) >= after)
         {
-            self.clear(rule, subject, Reason::Gone, step, out);
+            self.clear(rule, subject, reason, step, out);
         }
     }
 

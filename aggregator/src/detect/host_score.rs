@@ -35,6 +35,7 @@ const RULE: Rule = Rule {
     clear_after: Duration::ZERO,
     gone_after: None,
     makes_incidents: false,
+    more: None,
 };
 
 /// A metric that moved.
