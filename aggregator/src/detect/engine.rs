@@ -11,7 +11,10 @@
 //! Which incidents are open is the store's word; [`Engine::adopt`] takes it over after a start. What it
 //! holds of a host is serialised in checkpoints, and continues from there with the same bits.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use muster_proto::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -75,6 +78,8 @@ struct Track {
     normal: Option<Timestamp>,
     gone: Option<Timestamp>,
     open: Option<(Severity, Timestamp)>,
+    /// What is open began by a clock that was wrong: its beginning names it, and says nothing of when.
+    undated: bool,
 }
 
 /// The circumstances of one step.
@@ -151,13 +156,23 @@ impl Engine {
     /// stays open until it is observed normal; one that the store never got is opened again by the replay or
     /// the next live observation.
     pub fn adopt(&self, state: &mut HostDetection, open: &[Opening]) {
-        for track in state.tracks.values_mut().flat_map(BTreeMap::values_mut) {
-            track.open = None;
+        let mut before = HashMap::new();
+        for (rule, tracks) in &mut state.tracks {
+            for (subject, track) in tracks {
+                if let Some(open) = track.open.take()
+                    && std::mem::take(&mut track.undated)
+                {
+                    before.insert((rule.clone(), subject.clone()), open);
+                }
+            }
         }
         for opening in open {
             let tracks = state.tracks.entry(opening.rule.clone()).or_default();
             let track = tracks.entry(opening.subject.clone()).or_default();
-            track.open = Some((opening.severity, opening.since));
+            let open = (opening.severity, opening.since);
+            track.open = Some(open);
+            let key = (opening.rule.clone(), opening.subject.clone());
+            track.undated = before.get(&key) == Some(&open);
         }
         state.forget_settled();
     }
@@ -214,6 +229,23 @@ impl HostDetection {
     #[cfg(test)]
     pub(super) fn tracks_of(&self, rule: &str) -> usize {
         self.tracks.get(rule).map_or(0, BTreeMap::len)
+    }
+
+    /// Forgets when things were, and keeps what was learnt and what is open.
+    ///
+    /// To be called when the host's last tick turns out to lie in the future, because its clock or the
+    /// aggregator's was wrong and was mended. Without it every observation would be out of order, and nothing
+    /// would open or clear, until the clocks had come to that tick. The next observation is taken as the first
+    /// after a gap: what must hold for some time begins anew, an anomaly that went on is over.
+    pub fn forget_time(&mut self) {
+        self.last_tick = None;
+        self.silent = None;
+        self.score.forget_time();
+        for track in self.tracks.values_mut().flat_map(BTreeMap::values_mut) {
+            track.interrupt();
+            track.undated = track.open.is_some();
+        }
+        self.forget_settled();
     }
 
     /// Something was not observed.
@@ -356,12 +388,13 @@ impl Track {
     /// Whether what is open began later than this: the store knows it already, and a replay of the log has
     /// not come to it yet.
     fn is_ahead_of(&self, at: Timestamp) -> bool {
-        self.open.is_some_and(|(_, since)| at < since)
+        !self.undated && self.open.is_some_and(|(_, since)| at < since)
     }
 
     fn interrupt(&mut self) {
         *self = Self {
             open: self.open,
+            undated: self.undated,
             ..Self::default()
         };
     }
@@ -450,6 +483,7 @@ impl Track {
             ));
         }
         self.open = Some((severity, since));
+        self.undated = false;
         let change = Change::Opened {
             summary: reason.summary(subject),
             evidence: reason.to_string(),
@@ -469,6 +503,7 @@ impl Track {
             return;
         }
         if let Some((severity, since)) = self.open.take() {
+            self.undated = false;
             let evidence = reason.to_string();
             let change = Change::Cleared { evidence };
             out.push(transition(rule, subject, severity, since, step.at, change));
