@@ -319,19 +319,14 @@ async fn introduce(
     let http = format!("http://{http}");
     let config = config.display();
     say!("This host's agent streams to {uplink} over mutually authenticated TLS 1.3.");
-    say!("Try, in another terminal:");
+    say!("Try, in another terminal (from a checkout, cargo run -q --bin muster -- is muster):");
     say!("  export MUSTER_CONFIG={config}");
-    say!(
-        "  muster host {}        (from a checkout: cargo run -q --bin muster -- host NAME)",
-        hostname()
-    );
+    let host = hostname();
+    say!("  muster host {host}");
     say!("  muster top --by cpu ; muster services --failed ; muster doctor");
-    say!(
-        "  curl -s {http}/metrics/hosts/{}     what node_exporter would serve",
-        hostname()
-    );
-    say!("  curl -s {http}/sd                    what Prometheus discovers");
-    say!("  muster export prometheus-config");
+    say!("  curl -s {http}/metrics/hosts/{host}  # what node_exporter would serve");
+    say!("  curl -s {http}/sd  # what Prometheus discovers");
+    say!("  muster export prometheus-config --url {http}");
     if options.hosts == 0 {
         say!("With made-up hosts beside this one: muster-aggregator demo --hosts 200");
     }

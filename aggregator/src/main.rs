@@ -181,7 +181,7 @@ fn serve(config: &Config) -> anyhow::Result<()> {
             version = env!("CARGO_PKG_VERSION"),
             "ready"
         );
-        let watchdog = serve::notify_ready();
+        let watchdog = serve::notify_ready(aggregator.fleet().clone());
         let outcome = tokio::select! {
             () = stop => Ok(()),
             error = aggregator.failed() => Err(error),

@@ -1676,7 +1676,7 @@ pub struct ListIncidentsResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IncidentRow {
-    /// Short number for people: I-<number>.
+    /// Short number for people: I- and a number.
     #[prost(uint64, tag = "1")]
     pub number: u64,
     /// UUIDv7.
