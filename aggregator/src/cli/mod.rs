@@ -37,7 +37,7 @@ use clap::{CommandFactory as _, Parser as _};
 use muster_proto::v1;
 
 use args::{By, Cli, Color, Command, ContextCommand, Export, Role, Severity, Shell};
-use export::Scrape;
+use export::{Door, Scrape};
 use failure::{Code, Failure};
 use output::Rendered;
 use session::Session;
@@ -343,30 +343,38 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             url,
             selector,
             ca,
-            cert,
-            key,
+            credentials,
         }) => {
             session::check_selector(selector)?;
-            let (scheme, address) = match url {
-                Some(url) => Scrape::split_url(url).ok_or_else(|| {
+            let door = match url {
+                Some(url) => Door::of_url(url).ok_or_else(|| {
                     Failure::new(
                         Code::Usage,
                         format!("{url:?} is not the address of an HTTP door"),
                     )
                     .because("expected http://HOST:PORT or https://HOST:PORT")
                 })?,
-                None => session.http_door()?,
+                None => {
+                    let server = session.target()?.server;
+                    let status = session.status().await?;
+                    Door::of_status(&status, &server).ok_or_else(|| {
+                        Failure::new(
+                            Code::Failed,
+                            format!("{server} is too old to say how it is scraped"),
+                        )
+                        .hint("--url https://HOST:7446", "name its HTTP door")
+                    })?
+                }
             };
             let scrape = Scrape {
-                scheme,
-                address,
+                door,
                 ca: ca.clone(),
-                cert: cert.clone(),
-                key: key.clone(),
+                credentials: credentials.clone(),
                 selector: selector.clone(),
             };
             Ok(Rendered::text(scrape.yaml()))
         }
+        Command::Export(Export::Ca) => session.roots().map(Rendered::text),
         Command::Completion { shell } => {
             let shell = match shell {
                 Shell::Bash => clap_complete::Shell::Bash,

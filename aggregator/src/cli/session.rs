@@ -20,7 +20,7 @@ use tonic::transport::Channel;
 
 use super::{
     args::{ContextAdd, Global},
-    client::{Noted, Target, split_server, tilde},
+    client::{Noted, Target, tilde},
     context::{self, Config, Context},
     failure::{Code, Failure, chain},
     output::{Column, Detail, Format, List, Options, Shown, moment},
@@ -29,8 +29,6 @@ use super::{
 };
 use crate::selector::{Selector, pattern::Pattern};
 
-/// Port of the HTTP door next to an operator door.
-const HTTP_PORT: u16 = 7446;
 /// Names read from standard input at most: far above any fleet.
 const MAX_STDIN_NAMES: usize = 200_000;
 
@@ -247,30 +245,27 @@ impl Session {
             .await
     }
 
-    /// Scheme and address of the HTTP door, as far as the context tells: on loopback without TLS.
+    /// The roots that the context trusts, in PEM as they are kept.
     ///
     /// # Errors
-    /// When there is no context.
-    pub fn http_door(&self) -> Result<(String, String), Failure> {
-        let server = match &self.global.server {
-            Some(server) => server.clone(),
-            None => {
-                let config = self.read()?;
-                self.choose(&config)?.1.server.clone()
-            }
-        };
-        let (name, _) = split_server(&server);
-        let loopback = name == "localhost"
-            || name
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback());
-        let scheme = if loopback { "http" } else { "https" };
-        let name = if name.contains(':') {
-            format!("[{name}]")
-        } else {
-            name.to_owned()
-        };
-        Ok((scheme.to_owned(), format!("{name}:{HTTP_PORT}")))
+    /// When there is no context, or its file cannot be read.
+    pub fn roots(&self) -> Result<String, Failure> {
+        let config = self.read()?;
+        let (name, context) = self.choose(&config)?;
+        let path = context::beside(&self.config, &context.ca);
+        fs::read_to_string(&path).map_err(|error| {
+            Failure::new(
+                Code::Failed,
+                format!(
+                    "the roots of context {name:?} cannot be read ({}: {error})",
+                    path.display()
+                ),
+            )
+            .hint(
+                "muster login --admin-socket PATH",
+                "on the aggregator's host, to get them anew",
+            )
+        })
     }
 
     /// The contexts as a list.

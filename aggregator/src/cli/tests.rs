@@ -12,7 +12,7 @@ use super::{
     anomalies,
     args::Cli,
     doctor::{self, Check, Verdict},
-    export::Scrape,
+    export::{Door, Scrape},
     host, hosts, incidents,
     output::{self, Format, Options},
     services, summary,
@@ -603,15 +603,13 @@ fn doctor_says_where_it_stops() {
 #[test]
 fn the_scrape_block() {
     let mut scrape = Scrape {
-        scheme: "https".to_owned(),
-        address: "muster.example:7446".to_owned(),
+        door: Door::of_url("https://muster.example:7446/").expect("a door"),
         ca: "muster-ca.pem".to_owned(),
-        cert: "prometheus.pem".to_owned(),
-        key: "prometheus.key".to_owned(),
+        credentials: "muster.token".to_owned(),
         selector: "env=prod,cpu>90".to_owned(),
     };
     golden("prometheus-config", &scrape.yaml());
-    scrape.scheme = "http".to_owned();
+    scrape.door = Door::of_url("http://muster.example:7446").expect("a door");
     scrape.selector = String::new();
     golden("prometheus-config-plain", &scrape.yaml());
     for wrong in [
@@ -622,7 +620,7 @@ fn the_scrape_block() {
         "http://a/b",
         "http://a\"b",
     ] {
-        assert_eq!(Scrape::split_url(wrong), None, "{wrong}");
+        assert_eq!(Door::of_url(wrong), None, "{wrong}");
     }
 }
 
@@ -637,7 +635,8 @@ fn help_of_every_command() {
 
 fn collect_help(command: &mut clap::Command, path: &str, out: &mut String) {
     out.push_str(&format!("$ {path} --help\n{}\n", command.render_help()));
-    for sub in command.get_subcommands_mut() {
+    let told = |sub: &&mut clap::Command| sub.get_name() != "help";
+    for sub in command.get_subcommands_mut().filter(told) {
         let path = format!("{path} {}", sub.get_name());
         collect_help(sub, &path, out);
     }
