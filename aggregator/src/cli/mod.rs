@@ -23,6 +23,7 @@ pub mod summary;
 pub mod table;
 pub mod text;
 pub mod units;
+pub mod user;
 
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ use failure::{Code, Failure};
 use output::Rendered;
 use session::Session;
 use text::{Text, Tone};
+use user::User;
 
 /// Rows of `muster top` unless `-n` says otherwise: what fits on a screen.
 const TOP_ROWS: u32 = 20;
@@ -321,13 +323,20 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                 Role::Operator => "operator",
                 Role::Admin => "admin",
             };
+            // What is named by hand is meant as it is named.
+            let owner = match std::env::var_os("MUSTER_CONFIG") {
+                Some(_) => None,
+                None => User::behind_sudo(),
+            };
+            let config = owner.as_ref().map(User::config);
             let said = login::login(
                 &login.admin_socket,
                 &name,
                 role,
                 session.global.context.as_deref(),
                 session.global.server.as_deref(),
-                &session.config,
+                config.as_ref().unwrap_or(&session.config),
+                owner.as_ref(),
             )
             .await?;
             Ok(said_lines(&said))

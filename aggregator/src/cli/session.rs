@@ -26,6 +26,7 @@ use super::{
     output::{Column, Detail, Format, List, Options, Shown, moment},
     text::{Text, Tone},
     units::{View, short},
+    user::User,
 };
 use crate::selector::{Selector, pattern::Pattern};
 
@@ -601,12 +602,14 @@ fn pointed(what: &str, text: &str, column: usize, error: &str) -> Failure {
         .because(format!("{}^", " ".repeat(column.saturating_sub(1))))
 }
 
-/// The user's name as an operator may be called; empty when the environment does not tell.
+/// The user's name as an operator may be called; empty when neither the environment nor the system tells.
 #[must_use]
 pub fn user_name() -> String {
-    let name = env::var("SUDO_USER")
-        .or_else(|_| env::var("USER"))
-        .or_else(|_| env::var("LOGNAME"))
+    let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    let name = set("SUDO_USER")
+        .or_else(|| set("USER"))
+        .or_else(|| set("LOGNAME"))
+        .or_else(|| User::own().map(|user| user.name))
         .unwrap_or_default();
     name.to_lowercase()
         .chars()
