@@ -133,8 +133,7 @@ impl Folder {
             std::fs::rename(new, path.join(LOCK))?;
             Ok(lock)
         };
-        let lock = make()
-            .with_context(|| format!("cannot make the folder {}", path.display()))?;
+        let lock = make().with_context(|| format!("cannot make the folder {}", path.display()))?;
         Ok(Self { path, _lock: lock })
     }
 

@@ -219,7 +219,14 @@ async fn from_login_to_answers() {
         let answer = lab.muster(&[list, "--host", "web-*,db-01"]).await;
         assert_eq!(code(&answer), 0, "{list}: {}", errors(&answer));
     }
-    for sort in ["CPU", "-cpuRatio", "-NET IN", "net", "servicesFailed", "-ID"] {
+    for sort in [
+        "CPU",
+        "-cpuRatio",
+        "-NET IN",
+        "net",
+        "servicesFailed",
+        "-ID",
+    ] {
         let answer = lab.muster(&["hosts", "-S", sort]).await;
         assert_eq!(code(&answer), 0, "{sort}: {}", errors(&answer));
     }

@@ -126,6 +126,7 @@ fn fleet() -> v1::ListHostsResponse {
         meta: meta(),
         hosts: vec![hot, web(2, 0.81), learning, silent, forged],
         matched: 96,
+        unknown_names: Vec::new(),
     }
 }
 
@@ -421,6 +422,7 @@ fn the_fleet_on_one_screen() {
             worst("web-03", "cpu", 0.91),
         ],
         failing_services: failing()[..2].to_vec(),
+        ..v1::Summary::default()
     };
     let quiet = v1::Summary {
         meta: meta(),
@@ -428,7 +430,25 @@ fn the_fleet_on_one_screen() {
         states: vec![state(v1::HostState::Live, 1)],
         ..v1::Summary::default()
     };
+    let partly = v1::Summary {
+        states: vec![
+            state(v1::HostState::Live, 4),
+            state(v1::HostState::Silent, 1),
+        ],
+        hosts_without_services: 1,
+        frames_dropped: 7,
+        most_dropped_host: "db-07".to_owned(),
+        most_dropped: 5,
+        ..quiet.clone()
+    };
+    let unknown = v1::Summary {
+        states: vec![state(v1::HostState::Silent, 2)],
+        hosts_without_services: 2,
+        ..quiet.clone()
+    };
     for (name, summary, format) in [
+        ("summary-partly-unknown", &partly, Format::Table),
+        ("summary-unknown", &unknown, Format::Table),
         ("summary", &full, Format::Table),
         ("summary-json", &full, Format::Json),
         ("summary-tsv", &full, Format::Tsv),
@@ -597,6 +617,21 @@ fn doctor_says_where_it_stops() {
     golden(
         "doctor-tsv",
         &render(doctor::list(checks), &options(Format::Tsv)),
+    );
+}
+
+#[test]
+fn pressure_has_keys_without_spaces() {
+    let json = output::detail(host::detail(detail(), &view()), &options(Format::Json));
+    let value: serde_json::Value =
+        serde_json::from_str(&json.expect("rendered").text).expect("JSON");
+    let item = &value["items"][0];
+    let pressure = item["pressure"].as_object().expect("an object");
+    assert!(pressure.contains_key("memorySome"), "{pressure:?}");
+    assert!(pressure.keys().all(|key| !key.contains(' ')));
+    assert_eq!(
+        item["filesystems"][0]["sizeBytes"].as_u64(),
+        Some(50_000_000_000)
     );
 }
 

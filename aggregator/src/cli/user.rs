@@ -7,10 +7,9 @@
 use std::{env, fs, io, path::PathBuf};
 
 use rustix::{
-    process::geteuid,
+    process::{Gid, Uid, geteuid},
     thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid},
 };
-use rustix::process::{Gid, Uid};
 
 /// One entry of `/etc/passwd`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +30,9 @@ impl User {
         let uid = fields.nth(1)?.parse().ok()?;
         let gid = fields.next()?.parse().ok()?;
         let home = PathBuf::from(fields.nth(1)?);
-        (!name.is_empty() && home.is_absolute()).then_some(Self {
+        // The kernel takes the largest number for "unchanged".
+        let legal = uid != u32::MAX && gid != u32::MAX;
+        (legal && !name.is_empty() && home.is_absolute()).then_some(Self {
             name,
             uid,
             gid,
