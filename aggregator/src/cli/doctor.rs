@@ -341,7 +341,8 @@ async fn ask(mut walk: Walk, target: &Target, channel: Channel, timeout: Duratio
                 .map_or(String::new(), |why| format!(": {why}"));
             // This is the doctor: sending there goes round in a circle.
             let mut tries = failure.tries.iter();
-            let hint = tries.find(|hint| !["muster doctor", "muster whoami"].contains(&&*hint.command));
+            let hint =
+                tries.find(|hint| !["muster doctor", "muster whoami"].contains(&&*hint.command));
             let fix = hint.map_or_else(
                 || "see the aggregator's log: journalctl -u muster-aggregator".to_owned(),
                 |hint| format!("{} {}", hint.command, hint.what).trim().to_owned(),
