@@ -163,9 +163,7 @@ impl RoundStats {
         let mut sorted: Vec<_> = self.took.iter().collect();
         sorted.sort();
         let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
-        sorted
-            .get(at)
-            .map_or(0.0, |took| took.as_secs_f64())
+        sorted.get(at).map_or(0.0, |took| took.as_secs_f64())
     }
 }
 
