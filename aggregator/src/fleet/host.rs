@@ -569,7 +569,7 @@ impl HostState {
                 return self.reject(frame, reason);
             }
             // It is on disk and was acknowledged, whether its values can be told any more or not.
-            tracing::debug!(host = %self.who.id, seq = frame.seq, reason = reason.as_str_name(), "stored frame does not decode without what was before it");
+            tracing::debug!(host = %self.who.id, seq = frame.seq, reason = words::rejected(reason), "stored frame does not decode without what was before it");
         }
         if self.checksums.len() == RECENT_CHECKSUMS {
             self.checksums.pop_front();
