@@ -20,6 +20,7 @@ use toml::{
 use crate::{
     buffer::{BufferLimits, MIN_BUFFER_BYTES},
     collect::{self, CollectConfig},
+    spool::{MIN_SPOOL_BYTES, SpoolConfig, SpoolLimits},
     telemetry::{LogConfig, LogFormat, LogLevel},
 };
 
@@ -31,6 +32,12 @@ const OVERLAYS: &str = "agent.d";
 
 /// Largest file that is read. A file of all keys with long lists has a few KiB.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// A spool beyond this is a mistake in the unit.
+const MAX_SPOOL_BYTES: u64 = 1 << 40;
+/// Shorter than the oldest restart worth surviving, and longer than any host is away.
+const MIN_SPOOL_AGE: Duration = Duration::from_secs(60);
+const MAX_SPOOL_AGE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Everything an administrator may set, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +56,10 @@ pub struct Config {
     pub collect: CollectConfig,
     /// Memory for frames that are not acknowledged.
     pub buffer: BufferLimits,
+    /// Whether frames are kept on disk until they are acknowledged.
+    pub spool_enabled: bool,
+    /// How many of them.
+    pub spool: SpoolLimits,
     /// The agent's own log.
     pub log: LogConfig,
 }
@@ -63,6 +74,8 @@ impl Default for Config {
             labels: BTreeMap::new(),
             collect: CollectConfig::default(),
             buffer: BufferLimits::default(),
+            spool_enabled: true,
+            spool: SpoolLimits::default(),
             log: LogConfig::default(),
         }
     }
@@ -73,6 +86,15 @@ impl Config {
     #[must_use]
     pub fn status_socket(&self) -> PathBuf {
         self.runtime_dir.join("status.sock")
+    }
+
+    /// Where frames are kept on disk, if they are.
+    #[must_use]
+    pub fn spool(&self) -> Option<SpoolConfig> {
+        self.spool_enabled.then(|| SpoolConfig {
+            folder: self.state_dir.join("spool"),
+            limits: self.spool,
+        })
     }
 
     /// Whether anything but the level of the log is set differently: that much holds only after a restart.
@@ -135,6 +157,11 @@ impl Config {
         root.section("labels", |labels| labels.each(&mut self.labels));
         root.section("buffer", |buffer| {
             buffer.value("max_bytes", &mut self.buffer.max_bytes, buffer_bytes);
+        });
+        root.section("spool", |spool| {
+            spool.value("enabled", &mut self.spool_enabled, truth);
+            spool.value("max_size", &mut self.spool.max_bytes, spool_bytes);
+            spool.value("max_age", &mut self.spool.max_age, spool_age);
         });
         root.section("log", |log| {
             log.value("format", &mut self.log.format, |value| {
@@ -518,6 +545,27 @@ fn buffer_bytes(value: &DeValue<'_>) -> Result<usize, String> {
         })
 }
 
+fn spool_bytes(value: &DeValue<'_>) -> Result<u64, String> {
+    let bytes = match value {
+        DeValue::String(text) => parse_bytes(text),
+        other => integer(other),
+    };
+    bytes
+        .and_then(|bytes| u64::try_from(bytes).ok())
+        .filter(|bytes| (MIN_SPOOL_BYTES..=MAX_SPOOL_BYTES).contains(bytes))
+        .ok_or_else(|| {
+            "expected a size from \"2MiB\" to \"1024GiB\", or a number of bytes".to_owned()
+        })
+}
+
+fn spool_age(value: &DeValue<'_>) -> Result<Duration, String> {
+    let given =
+        text(value).map_err(|_| "expected a duration in quotes such as \"7d\"".to_owned())?;
+    crate::settings::parse_duration(given)
+        .filter(|age| (MIN_SPOOL_AGE..=MAX_SPOOL_AGE).contains(age))
+        .ok_or_else(|| format!("{given:?} is no duration from \"1m\" to \"365d\""))
+}
+
 /// A whole number and one of KiB, MiB, GiB.
 fn parse_bytes(text: &str) -> Option<usize> {
     let unit = text.find(|c: char| !c.is_ascii_digit())?;
@@ -690,6 +738,11 @@ mod tests {
             ("buffer.max_bytes = 1048576", true),
             ("buffer.max_bytes = 1048575", false),
             ("buffer.max_bytes = -1", false),
+            ("spool.max_size = \"2MiB\"", true),
+            ("spool.max_size = \"1MiB\"", false),
+            ("spool.max_age = \"30d\"", true),
+            ("spool.max_age = \"1s\"", false),
+            ("spool.enabled = false", true),
             ("uplink.address = \"a:0\"", false),
             ("uplink.address = \"::1:7443\"", false),
             ("uplink.address = \"a:65536\"", false),

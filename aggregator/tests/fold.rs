@@ -10,7 +10,7 @@ use muster_aggregator::{
     detect::{DetectConfig, Engine},
     fleet::{
         Enrolled, HostState,
-        host::{CheckpointedHost, FrameIn, Receiving, Session, Verdict},
+        host::{CheckpointedHost, FrameIn, Lane, Receiving, Session, Verdict},
         names::Names,
     },
     journal::Record,
@@ -209,7 +209,7 @@ impl Agent {
         self.frames.push(FrameIn {
             incarnation: self.incarnation,
             seq,
-            live: true,
+            lane: Lane::Live,
             tick: Timestamp::from_millis(tick),
             received: Timestamp::from_millis(tick + 5),
             crc32c: crc32c::crc32c(&payload),
