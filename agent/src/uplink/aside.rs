@@ -9,7 +9,7 @@ use muster_proto::v1;
 use tokio::sync::oneshot;
 
 use crate::{
-    buffer::{Buffer, Plan},
+    buffer::{Buffer, Held, Plan},
     spool::{Batch, SpoolHandle},
 };
 
@@ -83,11 +83,15 @@ impl Aside {
             Some(_) => Some(0),
             // From memory only when the disk, which has what is older, has no more.
             None if self.disk_done.is_none() => None,
-            None => {
-                let frame = buffer.from(self.cursor)?;
-                (frame.seq() < self.until).then(|| frame.payload_bytes())
-            }
+            None => Some(self.in_memory(buffer)?.payload_bytes()),
         }
+    }
+
+    /// The next frame from memory.
+    fn in_memory<'b>(&self, buffer: &'b Buffer) -> Option<&'b Held> {
+        buffer
+            .from(self.cursor)
+            .filter(|frame| frame.seq() < self.until)
     }
 
     /// Whether the next one may be sent with this credit, of which `live_bytes` are in use.
@@ -105,12 +109,15 @@ impl Aside {
         self.next_bytes(buffer).is_some()
     }
 
-    /// The next message. `may_send` has just said that there is one.
+    /// The next message, if there is one.
     pub(super) fn next(&mut self, buffer: &mut Buffer) -> Option<v1::agent_message::Message> {
         let message = match self.ready.pop_front() {
             Some(message) => message,
             None => {
-                let frame = buffer.from(self.cursor)?;
+                if self.disk_done.is_none() {
+                    return None;
+                }
+                let frame = self.in_memory(buffer)?;
                 let wire = frame.to_wire(buffer.incarnation(), v1::Lane::Backfill);
                 self.cursor = wire.seq + 1;
                 v1::agent_message::Message::Frame(wire)
