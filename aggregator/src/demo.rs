@@ -39,6 +39,7 @@ use crate::{
     cli,
     config::Config,
     control::TokenOptions,
+    say,
     serve::{self, Addresses, Aggregator},
     setup,
 };
@@ -227,7 +228,6 @@ async fn start_agents(
     agents: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     let Addresses { enrolment, .. } = aggregator.addresses();
-    wait_for(enrolment).await;
     let places = Arc::new(Semaphore::new(JOINING));
     let mut joining = JoinSet::new();
     for number in 0..=u64::from(options.hosts) {
@@ -281,17 +281,6 @@ async fn join(
     Ok(Agent::new(config, credentials, source))
 }
 
-/// The enrolment door opens within a second of the token's making.
-async fn wait_for(address: SocketAddr) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < deadline {
-        if tokio::net::TcpStream::connect(address).await.is_ok() {
-            return;
-        }
-        time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// Waits until every host has sent two samples, so that there are rates to show.
 async fn first_samples(aggregator: &Aggregator, hosts: u64) {
     let deadline = Instant::now() + FIRST_SAMPLES;
@@ -326,30 +315,30 @@ async fn introduce(
         cli::run_words(words, &config)
             .await
             .map_err(|failure| anyhow::anyhow!("{}", failure.lines()))?;
-        println!();
+        say!("");
     }
     let http = format!("http://{http}");
     let config = config.display();
-    println!("This host's agent streams to {uplink} over mutually authenticated TLS 1.3.");
-    println!("Try, in another terminal:");
-    println!("  export MUSTER_CONFIG={config}");
-    println!(
+    say!("This host's agent streams to {uplink} over mutually authenticated TLS 1.3.");
+    say!("Try, in another terminal:");
+    say!("  export MUSTER_CONFIG={config}");
+    say!(
         "  muster host {}        (from a checkout: cargo run -q --bin muster -- host NAME)",
         hostname()
     );
-    println!("  muster top --by cpu ; muster services --failed ; muster doctor");
-    println!(
+    say!("  muster top --by cpu ; muster services --failed ; muster doctor");
+    say!(
         "  curl -s {http}/metrics/hosts/{}     what node_exporter would serve",
         hostname()
     );
-    println!("  curl -s {http}/sd                    what Prometheus discovers");
-    println!("  muster export prometheus-config");
+    say!("  curl -s {http}/sd                    what Prometheus discovers");
+    say!("  muster export prometheus-config");
     if options.hosts == 0 {
-        println!("With made-up hosts beside this one: muster-aggregator demo --hosts 200");
+        say!("With made-up hosts beside this one: muster-aggregator demo --hosts 200");
     }
     match options.duration {
-        Some(duration) => println!("Ends in {}.", settings::show_duration(duration)),
-        None => println!("Ctrl-C ends it and leaves nothing behind."),
+        Some(duration) => say!("Ends in {}.", settings::show_duration(duration)),
+        None => say!("Ctrl-C ends it and leaves nothing behind."),
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 //! not. Stopping is bounded: agents are asked to leave, what they sent is written and acknowledged, the
 //! state is put into a checkpoint.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use muster_proto::{
@@ -140,6 +140,12 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let control = Control::open(&config.state_dir)?;
     let directory = Directory::new(control.clone(), Arc::clone(&clock));
     let hosts = directory.hosts().await?;
+    fs::create_dir_all(&config.runtime_dir).with_context(|| {
+        format!(
+            "cannot make runtime_dir {} for the admin socket",
+            config.runtime_dir.display()
+        )
+    })?;
     let bound = Bound::at(config).await?;
     let addresses = bound.addresses()?;
 

@@ -324,12 +324,17 @@ async fn who_is_not_let_in_is_4() {
         .serialize_request(&key)
         .expect("a request");
     let request = Request::check(csr.der()).expect("acceptable");
-    // A certificate for a name that the store gives no role, and one of another kind.
+    // A name that the store gives no role, a certificate of another kind, and one whose life is over.
     let unknown = lab.authority.issue_operator(&request, "eve", now);
     let agent = lab
         .authority
         .issue_agent(&request, HostId::from_bytes([1; 16]), now);
+    let week = Duration::from_secs(7 * 86_400);
+    let old = lab
+        .authority
+        .issue_operator(&request, "jo", now.minus(week));
     for (issued, told) in [
+        (old, "your certificate for \"lab\" ended"),
         (unknown, "eve has no role, ListHosts needs viewer"),
         (agent, "does not accept your certificate"),
     ] {
@@ -337,7 +342,7 @@ async fn who_is_not_let_in_is_4() {
             server: &lab.door.to_string(),
             trust_domain: lab.authority.trust_domain(),
             fleet: "lab",
-            roots: &[lab.authority.root().clone()],
+            roots: std::slice::from_ref(lab.authority.root()),
             chain: &issued.expect("issued").chain,
             key_pem: &key.serialize_pem(),
         };

@@ -428,3 +428,35 @@ async fn rates_begin_anew_with_a_boot() {
     aggregator.offer(&agent.frames[2]);
     assert_eq!(rate(&aggregator), None);
 }
+
+#[tokio::test]
+async fn a_decoder_that_lost_its_state_gets_it_from_what_is_sent_again() {
+    let (mut agent, mut aggregator) = (Agent::new(1), Aggregator::new());
+    aggregator.begin(agent.hello());
+    for grow in 1..=6 {
+        agent.sample(grow, Some(grow));
+    }
+    for frame in &agent.frames[..3] {
+        assert_eq!(aggregator.offer(frame), Verdict::Store);
+    }
+    aggregator.commit();
+    let mut damaged = agent.frames[3].clone();
+    damaged.payload = vec![1, 0, 0xff].into();
+    damaged.crc32c = crc32c::crc32c(&damaged.payload);
+    let malformed = Verdict::Rejected(v1::RejectReason::Malformed);
+    assert_eq!(aggregator.offer(&damaged), malformed);
+
+    let next = reconnect(&mut agent, &mut aggregator);
+    assert_eq!(next, 0, "from the key frame on");
+    let verdicts: Vec<Verdict> = agent
+        .frames
+        .iter()
+        .map(|frame| aggregator.offer(frame))
+        .collect();
+    assert_eq!(verdicts[..3], [Verdict::Duplicate; 3]);
+    assert_eq!(verdicts[3..], [Verdict::Store; 3]);
+    aggregator.commit();
+    assert_eq!(held(&aggregator.host), agent.latest());
+    let books = aggregator.host.books();
+    assert_eq!((books.produced, books.stored, books.rejected), (6, 6, 0));
+}

@@ -123,6 +123,9 @@ impl Fault {
             Self::Tcp(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 "is muster-aggregator running there, and is this its uplink port?"
             }
+            Self::Tcp(error) if is_broken_off(error) => {
+                "look at the aggregator's log; the agent keeps its samples and tries again"
+            }
             Self::Tcp(_) | Self::ConnectTimeout(_) => {
                 "check route and firewall between this host and the aggregator"
             }
@@ -157,6 +160,14 @@ pub fn harmless(text: &str) -> String {
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .take(MAX_PEER_TEXT)
         .collect()
+}
+
+/// Whether a connection that stood was ended from the other side.
+fn is_broken_off(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
 }
 
 fn describe_io(error: &io::Error) -> String {

@@ -5,6 +5,7 @@
 
 use std::{
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -283,7 +284,7 @@ async fn connect(walk: &mut Walk, target: &Target, timeout: Duration) -> Option<
     let stream = match limited(timeout, target.handshake(stream)).await {
         Ok(stream) => stream,
         Err(error) => {
-            let (detail, fix) = tls_words(&error);
+            let (detail, fix) = tls_words(&error, None);
             walk.add("tls", Verdict::Fail, detail, fix);
             return None;
         }
@@ -293,7 +294,7 @@ async fn connect(walk: &mut Walk, target: &Target, timeout: Duration) -> Option<
         .1
         .peer_certificates()
         .and_then(|chain| days_left(chain.first()?));
-    match channel(stream).await {
+    match channel(stream, Arc::clone(&target.refusal)).await {
         Ok(channel) => {
             let (verdict, life) = match left {
                 Some(days) if days < CERTIFICATE_WARN_DAYS => {
@@ -316,7 +317,7 @@ async fn connect(walk: &mut Walk, target: &Target, timeout: Duration) -> Option<
             Some(channel)
         }
         Err(error) => {
-            let (detail, fix) = tls_words(&DialError::Http { source: error });
+            let (detail, fix) = tls_words(&DialError::Http { source: error }, target.refusal());
             walk.add("tls", Verdict::Fail, detail, fix);
             None
         }
@@ -494,10 +495,10 @@ fn fleet(walk: &mut Walk, summary: &v1::Summary, version: &str) {
     walk.add("hosts", verdict, detail, fix);
 }
 
-fn tls_words(error: &DialError) -> (String, &'static str) {
+fn tls_words(error: &DialError, refusal: Option<tls::TlsFault>) -> (String, &'static str) {
     use tls::TlsFault as Fault;
     let source: &(dyn std::error::Error + 'static) = error;
-    let Some(fault) = tls::fault(source) else {
+    let Some(fault) = refusal.or_else(|| tls::fault(source)) else {
         return (chain(error), "is this the operator door (port 7445)?");
     };
     let fix = match fault {

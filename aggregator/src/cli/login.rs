@@ -14,7 +14,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::net::UnixStream;
 
 use super::{
-    client::{channel, tilde},
+    client::{Noted, channel, tilde},
     context::{self, Material},
     failure::{Code, Failure, chain},
     units::rfc3339,
@@ -121,7 +121,7 @@ async fn issue(
             format!("the admin socket {path} does not answer ({why})"),
         )
     };
-    let channel = channel(stream)
+    let channel = channel(stream, Noted::default())
         .await
         .map_err(|error| unreachable(chain(&error)))?;
     let request = IssueOperatorRequest {

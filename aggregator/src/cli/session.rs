@@ -5,6 +5,7 @@ use std::{
     io::{self, BufRead as _, IsTerminal as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::tz::TimeZone;
@@ -13,12 +14,13 @@ use muster_proto::{
     tls,
     v1::{self, operator_client::OperatorClient},
 };
+use rustls_pki_types::CertificateDer;
 use serde_json::json;
 use tonic::transport::Channel;
 
 use super::{
     args::{ContextAdd, Global},
-    client::{Target, split_server, tilde},
+    client::{Noted, Target, split_server, tilde},
     context::{self, Config, Context},
     failure::{Code, Failure, chain},
     output::{Column, Detail, Format, List, Options, Shown, moment},
@@ -125,6 +127,17 @@ impl Session {
         let (trust, credentials) = context
             .credentials(&self.config)
             .map_err(|error| unusable(&error))?;
+        if let Some(ended) = credentials.chain.first().and_then(ended) {
+            return Err(Failure::new(
+                Code::Denied,
+                format!("your certificate for \"{name}\" ended {} ago", short(ended)),
+            )
+            .because(format!("from {}, by this machine's clock", self.file()))
+            .hint(
+                "muster login --admin-socket PATH",
+                "on the aggregator's host, for a new one",
+            ));
+        }
         let tls = tls::client_config(&trust, credentials).map_err(|error| unusable(&error))?;
         Ok(Target {
             context: name.to_owned(),
@@ -135,6 +148,7 @@ impl Session {
                 .clone()
                 .unwrap_or_else(|| context.server.clone()),
             tls: Arc::new(tls),
+            refusal: Noted::default(),
         })
     }
 
@@ -395,6 +409,14 @@ impl Session {
         context::save(&self.config, config)
             .map_err(|error| Failure::new(Code::Failed, chain(&error)))
     }
+}
+
+/// For how long a certificate's life has been over, if it is.
+fn ended(certificate: &CertificateDer<'_>) -> Option<Duration> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let end = Timestamp::from_millis(parsed.validity().not_after.timestamp().saturating_mul(1000));
+    let now = SystemClock.now();
+    (now > end).then(|| now.since(end))
 }
 
 /// One context of the file.

@@ -558,14 +558,7 @@ impl HostState {
             if self.checksums.iter().any(other) {
                 return Verdict::Rejected(v1::RejectReason::SeqConflict);
             }
-            let decodes = frame.lane == Lane::Backfill
-                || codec::is_key_frame(&frame.payload)
-                || self.kept.decoding == Some(frame.incarnation)
-                    && self.decoder.accepts(frame.seq, &frame.payload);
-            if !context.replayed && decodes && crc32c::crc32c(&frame.payload) == frame.crc32c {
-                // It is sent again for the frames that build on it. If it does not decode, nor will they.
-                let _ = self.apply(frame, context, out);
-            }
+            self.prime(frame, context);
             return Verdict::Duplicate;
         }
         if ledger.settled.len() > MAX_HOLES {
@@ -724,6 +717,28 @@ impl HostState {
         ledgers.push((incarnation, Ledger::default()));
         let last = ledgers.len() - 1;
         &mut ledgers[last].1
+    }
+
+    /// Takes a frame that is stored already into the decoder, where that lost its state: the agent sends it
+    /// again from its key frame on so that what follows can be decoded.
+    fn prime(&mut self, frame: &FrameIn, context: &mut Receiving<'_>) {
+        if frame.lane == Lane::Backfill {
+            if crc32c::crc32c(&frame.payload) == frame.crc32c {
+                // If it does not decode, what builds on it will be refused by name.
+                let _ = self.decode_aside(frame, context);
+            }
+            return;
+        }
+        let lost = self.kept.decoding != Some(frame.incarnation) || self.decoder.decoded_to() == 0;
+        let follows = self.decoder.decoded_to() < frame.seq;
+        let begins = codec::is_key_frame(&frame.payload);
+        if (lost && begins) || (!lost && follows) {
+            // It was judged when it was stored; its time is over, so it opens and closes nothing.
+            let mut nothing = Vec::new();
+            if let Err(reason) = self.apply(frame, context, &mut nothing) {
+                tracing::debug!(host = %self.who.id, seq = frame.seq, reason = reason.as_str_name(), "stored frame does not decode any more");
+            }
+        }
     }
 
     /// Takes the frame's sample into the latest values, unless it is there already.

@@ -44,7 +44,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 pub const MAX_CONNECTIONS: usize = 1_024;
 
 /// Serves every connection that is accepted, until `stop` is cancelled or no more come. Returns when the
-/// last one has ended, at most [`SHUTDOWN_GRACE`] after `stop`.
+/// last one has ended, at most 5 s after `stop`.
 pub async fn serve_all(mut incoming: Incoming, router: Router, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {

@@ -8,7 +8,6 @@ pub mod access;
 pub mod order;
 pub mod rows;
 pub mod service;
-mod suggest;
 
 #[cfg(test)]
 mod tests;

@@ -182,7 +182,7 @@ mod tests {
             let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
             assert_eq!(names, expected, "{sort}");
         }
-        let error = Order::parse("-colour").err().expect("no such field");
+        let error = Order::parse("-colour").expect_err("no such field");
         assert!(
             error.starts_with(
                 "hosts cannot be sorted by \"colour\"; fields: name, state, cpu_ratio"

@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use muster_agent::suggest;
 use muster_proto::{
     id::HostId,
     limits::MAX_OPERATOR_MESSAGE_BYTES,
@@ -20,7 +21,6 @@ use super::{
     access::{Access, Caller},
     order::Order,
     rows::{self, Asked},
-    suggest,
 };
 use crate::{
     chain,
@@ -33,6 +33,8 @@ use crate::{
 const MAX_QUESTION_BYTES: usize = 4 * 1024 * 1024;
 /// Entries of "worst now".
 const WORST: usize = 8;
+/// More keystrokes away than this is another host's name, not a slip.
+const MOST_SLIPS: usize = 2;
 /// From which share on something is worth looking at: CPU busy, memory, filesystem, disk busy, stalled.
 const WORTH: [f64; 5] = [0.80, 0.90, 0.90, 0.90, 0.20];
 
@@ -170,7 +172,7 @@ impl OperatorService {
             return Status::unavailable("part of the fleet did not answer");
         }
         let names = names.items.iter().map(String::as_str);
-        let hint = suggest::nearest(name, names)
+        let hint = suggest::nearest(name, names, MOST_SLIPS)
             .map_or_else(String::new, |near| format!(", did you mean {near}?"));
         Status::not_found(format!("no host is called {name}{hint}"))
     }
@@ -658,13 +660,11 @@ fn incident_row(incident: Incident, host: &str) -> v1::IncidentRow {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "tonic's own error type")]
 fn parse_selector(text: &str) -> Result<Selector, Status> {
     Selector::parse(text)
         .map_err(|error| Status::invalid_argument(format!("this is no selector: {error}")))
 }
 
-#[expect(clippy::result_large_err, reason = "tonic's own error type")]
 fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
     let mut patterns = Vec::new();
     for name in names {
