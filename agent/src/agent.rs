@@ -22,7 +22,7 @@ use crate::{
     sampler::{HostClock, Sampler, Tick},
     spool::{SpoolConfig, SpoolHandle},
     status,
-    telemetry::Own,
+    telemetry::{Own, OwnSpool},
     uplink::{Common, Uplink},
 };
 
@@ -168,7 +168,7 @@ impl Agent {
             spool.stop().await;
         }
         let mut buffer = common.buffer();
-        buffer.abandon_from(0);
+        buffer.abandon();
         let books = buffer.books();
         tracing::info!(
             produced = books.produced,
@@ -303,9 +303,23 @@ impl<'a> Rounds<'a> {
             ticks_missed: self.ticks_missed,
             frames_produced: books.produced,
             frames_lost: books.lost,
+            frames_lost_on_disk: [books.lost_age, books.lost_corrupt, books.lost_disk],
             frames_refused: books.rejected,
             frames_queued: books.held,
             reconnects: self.common.link().sessions.saturating_sub(1),
+            spool: self.common.spool().map(|spool| {
+                let status = spool.status();
+                OwnSpool {
+                    bytes: status.bytes,
+                    frames: books.spooled + status.frames,
+                    failures: status.failures,
+                    dropped: [
+                        status.dropped_full,
+                        status.dropped_age,
+                        status.dropped_corrupt,
+                    ],
+                }
+            }),
         }
     }
 }

@@ -557,17 +557,18 @@ impl Buffer {
         self.lost.iter().any(|gap| gap.announced_before.is_none())
     }
 
-    /// Gives up what is held from `seq` on, because the process ends; returns the samples lost.
-    pub fn abandon_from(&mut self, seq: u64) -> u64 {
-        let at = self.frames.partition_point(|frame| frame.seq < seq);
-        let open = self
-            .frames
-            .range(at..)
-            .filter(|frame| frame.settled.is_none());
-        let samples = open.map(|frame| frame.encoded.samples).sum();
+    /// Samples in the frames in memory of this range that are not settled.
+    #[must_use]
+    pub fn samples(&self, first: u64, last: u64) -> u64 {
+        let within = |frame: &&Held| frame.settled.is_none() && (first..=last).contains(&frame.seq);
+        let open = self.frames.iter().filter(within);
+        open.map(|frame| frame.encoded.samples).sum()
+    }
+
+    /// Gives up what is in memory, because the process ends. What is on disk stays held.
+    pub fn abandon(&mut self) {
         self.key_wanted = true;
-        self.give_up(at..self.frames.len());
-        samples
+        self.give_up(0..self.frames.len());
     }
 
     fn held_range(&self, first: u64, last: u64) -> std::ops::RangeInclusive<u64> {

@@ -22,7 +22,10 @@ use tokio::{
     time::{self, Instant},
 };
 
-use crate::uplink::Common;
+use crate::{
+    spool::{SpoolHandle, SpoolStatus},
+    uplink::Common,
+};
 
 /// Rounds whose durations are kept for the percentiles: 20 minutes at 10 s.
 const KEPT_ROUNDS: usize = 120;
@@ -48,6 +51,9 @@ pub struct Status {
     pub link: LinkStatus,
     /// Frames.
     pub frames: FrameStatus,
+    /// Frames on disk; absent where none are kept there.
+    #[serde(default)]
+    pub spool: Option<SpoolStatus>,
     /// Rounds of collectors.
     pub rounds: RoundStatus,
     /// What the agent costs.
@@ -88,10 +94,13 @@ pub struct FrameStatus {
     pub durable: u64,
     /// Refused by the aggregator.
     pub rejected: u64,
-    /// Given up for lack of room.
+    /// Given up before they were acknowledged.
     pub lost: u64,
     /// Waiting.
     pub queued: u64,
+    /// Of these, on disk: a restart does not lose them.
+    #[serde(default)]
+    pub spooled: u64,
     /// Memory they take, those that are kept for their chain included.
     pub bytes: u64,
 }
@@ -206,8 +215,10 @@ fn status(common: &Common, fixed: &Fixed) -> Status {
             rejected: books.rejected,
             lost: books.lost,
             queued: books.held,
+            spooled: books.spooled,
             bytes,
         },
+        spool: common.spool().map(SpoolHandle::status),
         rounds: RoundStatus {
             interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
             last_tick_ms: rounds.last_tick.map(Timestamp::as_millis),
@@ -381,6 +392,30 @@ pub fn render(status: &Status, now: Timestamp) -> String {
         "frames {} produced, {} durable, {} refused, {} lost",
         frames.produced, frames.durable, frames.rejected, frames.lost
     );
+    if let Some(spool) = &status.spool {
+        let _ = write!(
+            out,
+            "spool {}, {} of this run",
+            bytes(spool.bytes),
+            frames.spooled
+        );
+        if spool.incarnations > 0 {
+            let _ = write!(out, " and {} of earlier runs wait", spool.frames);
+        } else {
+            out.push_str(" wait");
+        }
+        if let (true, Some(oldest)) = (frames.spooled + spool.frames > 0, spool.oldest_ms) {
+            let age = now.as_millis().saturating_sub(oldest).max(0).unsigned_abs();
+            let _ = write!(out, ", oldest {} ago", span(age / 1000));
+        }
+        out.push('\n');
+        if let Some(fault) = &spool.fault {
+            let _ = writeln!(out, "  not written to: {fault}");
+            out.push_str(
+                "  frames are in memory only, and a restart loses them; it is tried every minute\n",
+            );
+        }
+    }
     let _ = write!(out, "cost {:.2} % CPU", status.cost.cpu_ratio * 100.0);
     if let Some(resident) = status.cost.resident_bytes {
         let _ = write!(out, ", {} RSS", bytes(resident));
@@ -458,8 +493,10 @@ mod tests {
                 rejected: 1,
                 lost: 2,
                 queued: 0,
+                spooled: 0,
                 bytes: 3_000,
             },
+            spool: None,
             rounds: RoundStatus {
                 interval_ms: 10_000,
                 last_tick_ms: Some(1),
@@ -486,6 +523,23 @@ mod tests {
              frames 100 produced, 97 durable, 1 refused, 2 lost\n\
              cost 0.19 % CPU, 7.8 MiB RSS, pass 3.1 ms p50 6.0 ms p99, 412 series, 0 ticks missed\n\
              collectors failing: hwmon (the agent's log says why)\n"
+        );
+        status.frames.spooled = 7;
+        status.spool = Some(SpoolStatus {
+            bytes: 3 << 20,
+            oldest_ms: Some(1_000_000),
+            incarnations: 1,
+            frames: 40,
+            fault: Some("disk full".into()),
+            ..SpoolStatus::default()
+        });
+        let text = render(&status, Timestamp::from_millis(1_000_000 + 3_720_000));
+        assert!(
+            text.contains(
+                "spool 3.0 MiB, 7 of this run and 40 of earlier runs wait, oldest 1h 2m ago\n  \
+                 not written to: disk full\n"
+            ),
+            "{text}"
         );
         status.link.connected_seconds = None;
         status.link.fault = Some("connection refused".into());

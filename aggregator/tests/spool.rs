@@ -171,10 +171,10 @@ impl Heavy {
             }],
             ..Table::default()
         };
-        for device in 0..3_000 {
+        for device in 0..9_000 {
             table.series.push(Series {
                 family: 0,
-                labels: vec![format!("disk{device:04}")],
+                labels: vec![format!("{device}")],
             });
             table.raw.push(Raw(0));
             table.present.push(true);
@@ -209,20 +209,23 @@ impl Source for Heavy {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_longer_than_memory_loses_nothing_and_news_does_not_wait_for_it() {
     let mut site = Site::new();
+    site.config.series_per_host = limits::MAX_SERIES;
     let aggregator = site.start().await;
     let host = site.enrol(&aggregator, Heavy::new().facts()).await;
     let memory = BufferLimits {
         max_bytes: MIN_BUFFER_BYTES,
         ..BufferLimits::default()
     };
-    // 30 kB a frame and an interval of a second: as much as memory holds would take half a minute.
+    // 90 kB a frame: a dozen are more than memory holds.
     let agent = Spooling::start(&host, Box::new(Heavy::new()), memory, 7);
     until("a frame is durable", async || {
         (agent.monitor.books().durable >= 1).then_some(())
     })
     .await;
     aggregator.stop().await;
-    agent.holds(9).await;
+    agent.holds(14).await;
+    let held = agent.monitor.books();
+    assert_eq!(held.lost, 0, "the oldest chain is on disk");
 
     let aggregator = site.start().await;
     let back = SystemClock.now();

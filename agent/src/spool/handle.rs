@@ -45,6 +45,7 @@ enum Command {
 struct Shared {
     status: SpoolStatus,
     ranges: Vec<v1::SpoolRange>,
+    is_open: bool,
 }
 
 /// Handle to a spool; see the head of this file. The thread ends with it, after a commit.
@@ -121,6 +122,12 @@ impl SpoolHandle {
         {
             tracing::warn!("the disk of the spool is too slow: the newest frames may not be on it");
         }
+    }
+
+    /// Whether the folder has been read. Before, nothing is known of what it holds.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        lock(&self.shared).is_open
     }
 
     /// How it stands.
@@ -208,6 +215,7 @@ impl<F: FnMut(Event)> Keeper<F> {
             (self.told)(event);
         }
         let mut shared = lock(&self.shared);
+        shared.is_open = true;
         shared.status = spool.status();
         shared.ranges = spool.ranges();
     }

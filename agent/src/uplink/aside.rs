@@ -20,6 +20,8 @@ pub(super) struct Aside {
     asked: Option<oneshot::Receiver<Batch>>,
     /// The disk has no more, as long as memory begins with this frame.
     disk_done: Option<u64>,
+    /// The disk was asked when it was known what it holds.
+    disk_known: bool,
     /// Frames in memory: the next one, and where the live chain begins.
     cursor: u64,
     until: u64,
@@ -34,6 +36,7 @@ impl Aside {
             ready: VecDeque::new(),
             asked: None,
             disk_done: None,
+            disk_known: false,
             cursor: plan.aside_from,
             until: plan.live_from,
             in_flight: VecDeque::new(),
@@ -44,11 +47,14 @@ impl Aside {
     /// Asks the disk for more, if it may have some and nothing is left to send.
     pub(super) fn ask(&mut self, spool: &SpoolHandle, buffer: &Buffer) {
         let front = buffer.first_in_memory();
-        if self.disk_done.is_some_and(|at| at != front) && buffer.first_spilled().is_some() {
-            // Memory has given more to the disk.
+        let spilled =
+            self.disk_done.is_some_and(|at| at != front) && buffer.first_spilled().is_some();
+        if spilled || !self.disk_known && spool.is_open() {
+            // Memory has given more to the disk, or the disk has only now been read.
             self.disk_done = None;
         }
         if self.ready.is_empty() && self.asked.is_none() && self.disk_done.is_none() {
+            self.disk_known = spool.is_open();
             self.asked = Some(spool.next_batch(front));
         }
     }
@@ -114,9 +120,7 @@ impl Aside {
         let message = match self.ready.pop_front() {
             Some(message) => message,
             None => {
-                if self.disk_done.is_none() {
-                    return None;
-                }
+                self.disk_done?;
                 let frame = self.in_memory(buffer)?;
                 let wire = frame.to_wire(buffer.incarnation(), v1::Lane::Backfill);
                 self.cursor = wire.seq + 1;
@@ -133,6 +137,12 @@ impl Aside {
             self.in_flight_bytes += bytes;
         }
         Some(message)
+    }
+
+    /// First and last frame in memory that were not sent.
+    pub(super) fn unsent(&self, buffer: &Buffer) -> Option<(u64, u64)> {
+        let first = self.in_memory(buffer)?.seq();
+        Some((first, self.until - 1))
     }
 
     /// Without a disk all that is older is in memory.

@@ -304,15 +304,18 @@ impl<'a> Session<'a> {
         let Some(outbound) = self.outbound.take() else {
             return;
         };
-        let mut buffer = self.common.buffer();
+        let buffer = self.common.buffer();
         let last = buffer.last_seq();
-        if self.cursor <= last && self.common.spool().is_none() {
+        let beside = self.aside.unsent(&buffer);
+        let live = (self.cursor <= last).then_some((self.cursor, last));
+        let unsent = beside.into_iter().chain(live);
+        for (first, last) in unsent.filter(|_| self.common.spool().is_none()) {
             let gap = v1::Gap {
                 incarnation: buffer.incarnation().0,
-                first: self.cursor,
+                first,
                 last,
                 reason: v1::GapReason::Unspecified.into(),
-                samples: buffer.abandon_from(self.cursor),
+                samples: buffer.samples(first, last),
             };
             if outbound.try_send(message(Up::Gap(gap))).is_err() {
                 return;
