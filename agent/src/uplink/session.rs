@@ -297,7 +297,8 @@ impl<'a> Session<'a> {
     }
 
     /// At the end of the time for a goodbye: names what was not sent, unless it is on disk for the next
-    /// incarnation to send, and says Fin, if there is room. Without room the aggregator learns of the loss by the numbers that are missing when the next incarnation comes.
+    /// incarnation to send, and says Fin, if there is room. Without room the aggregator learns of the loss by the
+    /// numbers that are missing when the next incarnation comes.
     fn last_words(&mut self) {
         self.leaving = Some((Leaving::Stopping, Instant::now() + LAST_WORDS));
         self.fin_sent = true;
