@@ -103,11 +103,12 @@ pub enum Event {
 
 /// How the spool stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SpoolStatus {
     /// Bytes on disk.
     pub bytes: u64,
-    /// Oldest sample that waits, UTC milliseconds.
-    pub oldest_ms: Option<i64>,
+    /// Age of the oldest sample on disk when the newest was taken.
+    pub oldest_seconds: Option<u64>,
     /// Earlier incarnations of which frames wait.
     pub incarnations: u64,
     /// Frames of earlier incarnations that wait.
@@ -238,7 +239,7 @@ impl<S: Storage> Spool<S> {
         let oldest = shelves().filter_map(Shelf::oldest).min();
         SpoolStatus {
             bytes: self.bytes(),
-            oldest_ms: oldest.map(Timestamp::as_millis),
+            oldest_seconds: oldest.map(|oldest| self.now.since(oldest).as_secs()),
             incarnations: self.older.len() as u64,
             frames: self.older.iter().map(Shelf::open_frames).sum(),
             ..self.status.clone()

@@ -71,6 +71,7 @@ pub async fn login(
         "default"
     };
     let context_name = context_name.unwrap_or(suggested);
+    check_place(config, context_name, &domain)?;
     let server = server.unwrap_or(&answer.operator_address);
     let material = Material {
         server,
@@ -87,6 +88,32 @@ pub async fn login(
         rfc3339(Timestamp::from_millis(answer.expires_ms)),
         tilde(&config.display().to_string()),
     ))
+}
+
+/// A context of this name must not belong to another installation: its key would be gone.
+fn check_place(config: &Path, name: &str, domain: &TrustDomain) -> Result<(), Failure> {
+    let known = context::read(config).map_err(|error| {
+        Failure::new(
+            Code::Failed,
+            format!("the contexts cannot be read ({})", chain(&error)),
+        )
+    })?;
+    match known.contexts.get(name) {
+        Some(context) if context.trust_domain != *domain => Err(Failure::new(
+            Code::Failed,
+            format!("context {name:?} belongs to another aggregator and is kept"),
+        )
+        .because(format!(
+            "it is for {} at {}, this aggregator is {domain}",
+            context.trust_domain, context.server
+        ))
+        .hint("muster login --context NAME …", "under another name")
+        .hint(
+            format!("muster context remove {name}"),
+            "if the other aggregator is gone",
+        )),
+        _ => Ok(()),
+    }
 }
 
 async fn issue(

@@ -293,11 +293,7 @@ impl Session {
             columns: CONTEXT_COLUMNS,
             rows,
             name: |row| row.name.clone(),
-            meta: v1::AnswerMeta {
-                complete: true,
-                missing: Vec::new(),
-                as_of_ms: SystemClock.now().as_millis(),
-            },
+            meta: own_meta(),
             footer: Vec::new(),
             empty: Text::plain(format!("no contexts in {}", self.file())),
         })
@@ -531,16 +527,62 @@ pub fn names(given: &[String]) -> Result<Vec<String>, Failure> {
         ));
     }
     for name in &names {
-        Pattern::parse_list(name).map_err(|error| {
-            pointed(
-                "this is no name or pattern",
-                name,
-                error.column,
-                &error.to_string(),
-            )
-        })?;
+        patterns(name)?;
     }
     Ok(names)
+}
+
+fn patterns(name: &str) -> Result<Vec<Pattern>, Failure> {
+    Pattern::parse_list(name).map_err(|error| {
+        pointed(
+            "this is no name or pattern",
+            name,
+            error.column,
+            &error.to_string(),
+        )
+    })
+}
+
+/// Checks what `--host` was given: nothing, a name, or patterns.
+///
+/// # Errors
+/// Points at the place.
+pub fn check_hosts(host: &str) -> Result<(), Failure> {
+    if host.is_empty() {
+        return Ok(());
+    }
+    patterns(host).map(|_| ())
+}
+
+/// Checks the name of the one host that is meant.
+///
+/// # Errors
+/// A pattern, which is for lists.
+pub fn check_one(name: &str) -> Result<(), Failure> {
+    match patterns(name)?.as_slice() {
+        [pattern] if pattern.as_literal().is_some() => Ok(()),
+        _ => Err(Failure::new(
+            Code::Usage,
+            format!("{name:?} is a pattern, and muster host shows one host"),
+        )
+        .hint(format!("muster hosts '{name}'"), "the hosts it stands for")),
+    }
+}
+
+/// Whether names were asked for and standard input had none. That means nothing, never everything.
+#[must_use]
+pub fn chose_nothing(given: &[String], names: &[String]) -> bool {
+    !given.is_empty() && names.is_empty()
+}
+
+/// For an answer that needed nobody's help.
+#[must_use]
+pub fn own_meta() -> v1::AnswerMeta {
+    v1::AnswerMeta {
+        complete: true,
+        missing: Vec::new(),
+        as_of_ms: SystemClock.now().as_millis(),
+    }
 }
 
 /// Checks a selector before anything is asked.

@@ -194,6 +194,19 @@ fn columns_are_chosen_and_ordered() {
     golden("hosts-unknown-column", &failure.lines());
 }
 
+/// Whatever stands above a column or names it in JSON orders by it, for the aggregator too.
+#[test]
+fn every_column_of_a_host_can_be_ordered_by() {
+    for column in hosts::COLUMNS {
+        for word in [column.key, column.title] {
+            let sort = hosts::sort(&format!("-{word}")).expect("a column");
+            crate::query::order::Order::parse(&sort).expect("an order");
+        }
+    }
+    let failure = hosts::sort("colour").expect_err("no column");
+    assert_eq!(failure.code as u8, 2);
+}
+
 #[test]
 fn an_incomplete_answer_says_so() {
     let mut response = fleet();
