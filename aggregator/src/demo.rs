@@ -343,7 +343,7 @@ async fn introduce(
 ) -> anyhow::Result<()> {
     let config = folder.join("operator").join("config.toml");
     let socket = aggregator.admin_socket();
-    let login = cli::login::login(socket, "demo", "admin", None, None, &config).await;
+    let login = cli::login::login(socket, "demo", "admin", None, None, &config, None).await;
     login.map_err(|failure| anyhow::anyhow!("{}", failure.lines()))?;
     let Addresses { http, uplink, .. } = aggregator.addresses();
     for words in [

@@ -17,7 +17,7 @@ use muster_aggregator::{
     fleet::{Counters as FleetCounters, Enrolled, Fleet, HostState, ReadContext, shard::Message},
     listen::{self, Counters, Limits},
     pki::{Authority, Doors, Request},
-    query::{About, OperatorService},
+    query::{About, HttpDoor, OperatorService},
 };
 use muster_proto::{
     id::HostId,
@@ -62,6 +62,11 @@ impl Lab {
             started: now,
             certificate_not_after: Box::new(move || Some(doors.not_after())),
             problems: Box::new(Vec::new),
+            http: HttpDoor {
+                address: "0.0.0.0:17446".to_owned(),
+                tls: true,
+                token_needed: true,
+            },
         };
         let service = OperatorService::new(fleet(), control.clone(), about, Arc::clone(&clock));
         let server = Server::builder().add_service(service.into_server());
@@ -251,9 +256,16 @@ async fn from_login_to_answers() {
     }
     let scrape = lab.muster(&["export", "prometheus-config"]).await;
     assert!(
-        printed(&scrape).contains("url: \"http://127.0.0.1:7446/sd\""),
+        printed(&scrape).contains("url: \"https://127.0.0.1:17446/sd\""),
         "{}",
         printed(&scrape)
+    );
+    assert_eq!(printed(&scrape).matches("authorization:").count(), 3);
+    let roots = lab.muster(&["export", "ca"]).await;
+    let kept = lab.config().parent().expect("a folder").join("lab/ca.pem");
+    assert_eq!(
+        roots.stdout,
+        fs::read(kept).expect("the roots of the context")
     );
 }
 

@@ -400,7 +400,7 @@ pub enum Role {
 pub enum Export {
     /// The scrape_configs block for Prometheus
     PrometheusConfig {
-        /// The aggregator's HTTP door [default: port 7446 of the context's server]
+        /// The aggregator's HTTP door [default: as the aggregator says]
         #[arg(long, value_name = "URL")]
         url: Option<String>,
         /// Only hosts for which this holds
@@ -415,13 +415,12 @@ pub enum Export {
         /// Root certificates as Prometheus finds them
         #[arg(long, value_name = "FILE", default_value = "muster-ca.pem")]
         ca: String,
-        /// Prometheus' certificate
-        #[arg(long, value_name = "FILE", default_value = "prometheus.pem")]
-        cert: String,
-        /// Prometheus' private key
-        #[arg(long, value_name = "FILE", default_value = "prometheus.key")]
-        key: String,
+        /// File with the bearer token as Prometheus finds it
+        #[arg(long, value_name = "FILE", default_value = "muster.token")]
+        credentials: String,
     },
+    /// The root certificates that the context trusts, PEM
+    Ca,
 }
 
 /// Shells with completion.

@@ -18,9 +18,10 @@ use super::{
     context::{self, Material},
     failure::{Code, Failure, chain},
     units::rfc3339,
+    user::User,
 };
 
-/// Gets a certificate and writes the context; says what was done.
+/// Gets a certificate and writes the context, as `owner` from then on; says what was done.
 ///
 /// # Errors
 /// Whatever stood in the way.
@@ -31,6 +32,7 @@ pub async fn login(
     context_name: Option<&str>,
     server: Option<&str>,
     config: &Path,
+    owner: Option<&User>,
 ) -> Result<String, Failure> {
     check_operator_name(name).map_err(|error| {
         Failure::new(
@@ -71,6 +73,14 @@ pub async fn login(
         "default"
     };
     let context_name = context_name.unwrap_or(suggested);
+    if let Some(owner) = owner {
+        owner.act_as().map_err(|error| {
+            failed(
+                &format!("the context cannot be written as {}", owner.name),
+                &error,
+            )
+        })?;
+    }
     check_place(config, context_name, &domain)?;
     let server = server.unwrap_or(&answer.operator_address);
     let material = Material {

@@ -23,6 +23,7 @@ pub mod summary;
 pub mod table;
 pub mod text;
 pub mod units;
+pub mod user;
 
 #[cfg(test)]
 mod tests;
@@ -37,11 +38,12 @@ use clap::{CommandFactory as _, Parser as _};
 use muster_proto::v1;
 
 use args::{By, Cli, Color, Command, ContextCommand, Export, Role, Severity, Shell};
-use export::Scrape;
+use export::{Door, Scrape};
 use failure::{Code, Failure};
 use output::Rendered;
 use session::Session;
 use text::{Text, Tone};
+use user::User;
 
 /// Rows of `muster top` unless `-n` says otherwise: what fits on a screen.
 const TOP_ROWS: u32 = 20;
@@ -321,13 +323,20 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                 Role::Operator => "operator",
                 Role::Admin => "admin",
             };
+            // What is named by hand is meant as it is named.
+            let owner = match std::env::var_os("MUSTER_CONFIG") {
+                Some(_) => None,
+                None => User::behind_sudo(),
+            };
+            let config = owner.as_ref().map(User::config);
             let said = login::login(
                 &login.admin_socket,
                 &name,
                 role,
                 session.global.context.as_deref(),
                 session.global.server.as_deref(),
-                &session.config,
+                config.as_ref().unwrap_or(&session.config),
+                owner.as_ref(),
             )
             .await?;
             Ok(said_lines(&said))
@@ -343,30 +352,38 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             url,
             selector,
             ca,
-            cert,
-            key,
+            credentials,
         }) => {
             session::check_selector(selector)?;
-            let (scheme, address) = match url {
-                Some(url) => Scrape::split_url(url).ok_or_else(|| {
+            let door = match url {
+                Some(url) => Door::of_url(url).ok_or_else(|| {
                     Failure::new(
                         Code::Usage,
                         format!("{url:?} is not the address of an HTTP door"),
                     )
                     .because("expected http://HOST:PORT or https://HOST:PORT")
                 })?,
-                None => session.http_door()?,
+                None => {
+                    let server = session.target()?.server;
+                    let status = session.status().await?;
+                    Door::of_status(&status, &server).ok_or_else(|| {
+                        Failure::new(
+                            Code::Failed,
+                            format!("{server} is too old to say how it is scraped"),
+                        )
+                        .hint("--url https://HOST:7446", "name its HTTP door")
+                    })?
+                }
             };
             let scrape = Scrape {
-                scheme,
-                address,
+                door,
                 ca: ca.clone(),
-                cert: cert.clone(),
-                key: key.clone(),
+                credentials: credentials.clone(),
                 selector: selector.clone(),
             };
             Ok(Rendered::text(scrape.yaml()))
         }
+        Command::Export(Export::Ca) => session.roots().map(Rendered::text),
         Command::Completion { shell } => {
             let shell = match shell {
                 Shell::Bash => clap_complete::Shell::Bash,

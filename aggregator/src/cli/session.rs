@@ -20,17 +20,16 @@ use tonic::transport::Channel;
 
 use super::{
     args::{ContextAdd, Global},
-    client::{Noted, Target, split_server, tilde},
+    client::{Noted, Target, tilde},
     context::{self, Config, Context},
     failure::{Code, Failure, chain},
     output::{Column, Detail, Format, List, Options, Shown, moment},
     text::{Text, Tone},
     units::{View, short},
+    user::User,
 };
 use crate::selector::{Selector, pattern::Pattern};
 
-/// Port of the HTTP door next to an operator door.
-const HTTP_PORT: u16 = 7446;
 /// Names read from standard input at most: far above any fleet.
 const MAX_STDIN_NAMES: usize = 200_000;
 
@@ -247,30 +246,27 @@ impl Session {
             .await
     }
 
-    /// Scheme and address of the HTTP door, as far as the context tells: on loopback without TLS.
+    /// The roots that the context trusts, in PEM as they are kept.
     ///
     /// # Errors
-    /// When there is no context.
-    pub fn http_door(&self) -> Result<(String, String), Failure> {
-        let server = match &self.global.server {
-            Some(server) => server.clone(),
-            None => {
-                let config = self.read()?;
-                self.choose(&config)?.1.server.clone()
-            }
-        };
-        let (name, _) = split_server(&server);
-        let loopback = name == "localhost"
-            || name
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback());
-        let scheme = if loopback { "http" } else { "https" };
-        let name = if name.contains(':') {
-            format!("[{name}]")
-        } else {
-            name.to_owned()
-        };
-        Ok((scheme.to_owned(), format!("{name}:{HTTP_PORT}")))
+    /// When there is no context, or its file cannot be read.
+    pub fn roots(&self) -> Result<String, Failure> {
+        let config = self.read()?;
+        let (name, context) = self.choose(&config)?;
+        let path = context::beside(&self.config, &context.ca);
+        fs::read_to_string(&path).map_err(|error| {
+            Failure::new(
+                Code::Failed,
+                format!(
+                    "the roots of context {name:?} cannot be read ({}: {error})",
+                    path.display()
+                ),
+            )
+            .hint(
+                "muster login --admin-socket PATH",
+                "on the aggregator's host, to get them anew",
+            )
+        })
     }
 
     /// The contexts as a list.
@@ -606,12 +602,14 @@ fn pointed(what: &str, text: &str, column: usize, error: &str) -> Failure {
         .because(format!("{}^", " ".repeat(column.saturating_sub(1))))
 }
 
-/// The user's name as an operator may be called; empty when the environment does not tell.
+/// The user's name as an operator may be called; empty when neither the environment nor the system tells.
 #[must_use]
 pub fn user_name() -> String {
-    let name = env::var("SUDO_USER")
-        .or_else(|_| env::var("USER"))
-        .or_else(|_| env::var("LOGNAME"))
+    let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    let name = set("SUDO_USER")
+        .or_else(|| set("USER"))
+        .or_else(|| set("LOGNAME"))
+        .or_else(|| User::own().map(|user| user.name))
         .unwrap_or_default();
     name.to_lowercase()
         .chars()

@@ -48,6 +48,19 @@ pub struct About {
     pub certificate_not_after: Box<dyn Fn() -> Option<Timestamp> + Send + Sync>,
     /// What is wrong with it, in words for people; empty when nothing is.
     pub problems: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// How it is scraped.
+    pub http: HttpDoor,
+}
+
+/// The door for scrapes and discovery, as those who configure Prometheus need to know it.
+#[derive(Debug, Clone)]
+pub struct HttpDoor {
+    /// `host:port` as configured for readers, else as bound.
+    pub address: String,
+    /// Whether it speaks TLS.
+    pub tls: bool,
+    /// Whether readers present a bearer token.
+    pub token_needed: bool,
 }
 
 /// Answers operators.
@@ -196,6 +209,9 @@ impl OperatorService {
             frames_lost: totals.frames_lost,
             problems: (self.about.problems)(),
             fleet_name: self.about.fleet_name.clone(),
+            http_address: self.about.http.address.clone(),
+            http_tls: self.about.http.tls,
+            http_token_needed: self.about.http.token_needed,
         }
     }
 

@@ -103,7 +103,7 @@ impl Installation {
             .join("muster-aggregator");
         ensure!(
             program.exists(),
-            "{} is not there: build with --bins --examples",
+            "{} is not there: build muster-aggregator first",
             program.display()
         );
         let mut command = Command::new(program);
