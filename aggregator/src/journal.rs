@@ -266,6 +266,7 @@ impl<S: Storage> Writer<S> {
                 };
             }
             let Some(durable) = self.commit() else {
+                tracing::warn!("stopped with frames that the log could not take; agents keep them");
                 return;
             };
             credits.clear();

@@ -432,11 +432,21 @@ impl Opening<'_> {
         limits: &Limits,
     ) {
         let (doors, journal) = (Arc::clone(&self.doors), Arc::clone(&self.journal));
+        let http = &self.config.http;
         let about = query::About {
             fleet_name: self.config.fleet_name.clone(),
             started: self.clock.now(),
             certificate_not_after: Box::new(move || Some(doors.not_after())),
             problems: Box::new(move || journal.problem().into_iter().collect()),
+            http: query::HttpDoor {
+                address: if http.external_address.is_empty() {
+                    self.addresses.http.to_string()
+                } else {
+                    http.external_address.clone()
+                },
+                tls: http.tls,
+                token_needed: http.token.is_some(),
+            },
         };
         let service = query::OperatorService::new(
             self.fleet.clone(),
