@@ -179,6 +179,10 @@ impl Inner {
                 }
             }
             Known::No => return Err(Refusal::Deny(v1::DenyReason::Removed)),
+            Known::Refused(error) => {
+                tracing::warn!(%host, %error, "what the agent says of its host is not acceptable");
+                return Err(Refusal::Deny(v1::DenyReason::ProtocolViolation));
+            }
             // The fleet knows the hosts that were there at its start.
             Known::Unavailable => {}
         }

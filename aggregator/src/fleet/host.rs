@@ -830,6 +830,7 @@ impl HostState {
             // A clock was wrong when that sample was taken, ours or the host's, and is not any more: what is
             // right now must not wait until then.
             self.kept.last_tick = None;
+            self.kept.detection.forget_time();
         }
         if self.kept.last_tick >= Some(frame.tick) {
             // Out of order: it completes the books and the decoder, and tells nothing about now.
