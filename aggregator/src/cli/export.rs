@@ -124,6 +124,8 @@ impl Scrape {
         }
         if self.door.token {
             let _ = writeln!(out, "{indent}authorization:");
+            // The default everywhere but in the discovery of Prometheus 2.42, which then sends none.
+            let _ = writeln!(out, "{indent}  type: Bearer");
             let _ = writeln!(
                 out,
                 "{indent}  credentials_file: {}",
