@@ -7,15 +7,21 @@
 use std::{
     future::Future,
     io,
+    net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use muster_proto::tls;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time,
 };
 
 use super::fault::Fault;
@@ -39,17 +45,26 @@ pub trait Connector: Send + Sync {
 /// Gives the TLS configuration for the next connection: certificates change while the agent runs.
 pub type TlsSource = Box<dyn Fn() -> Result<Arc<rustls::ClientConfig>, Fault> + Send + Sync>;
 
+/// Longest for one of several addresses: those after one that swallows everything must have their turn.
+pub(crate) const PER_ADDRESS: Duration = Duration::from_secs(3);
+
 /// TCP and TLS to one address.
 pub struct TlsConnector {
     address: String,
     tls: TlsSource,
+    /// Attempts that failed: the next begins with another of the name's addresses.
+    failures: AtomicUsize,
 }
 
 impl TlsConnector {
     /// Connects to `address` (`host:port`).
     #[must_use]
     pub fn new(address: String, tls: TlsSource) -> Self {
-        Self { address, tls }
+        Self {
+            address,
+            tls,
+            failures: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -61,9 +76,13 @@ impl Connector for TlsConnector {
     fn connect(&self) -> Connecting<'_> {
         Box::pin(async move {
             let config = (self.tls)()?;
-            let tcp = dial(&self.address).await?;
+            // Counted beforehand: the caller may drop this at its deadline.
+            let failures = self.failures.fetch_add(1, Ordering::Relaxed);
+            let tcp = dial(&self.address, failures).await?;
             tcp.set_nodelay(true).map_err(Fault::Tcp)?;
-            handshake(config, tcp).await
+            let stream = handshake(config, tcp).await?;
+            self.failures.store(failures, Ordering::Relaxed);
+            Ok(stream)
         })
     }
 }
@@ -83,18 +102,34 @@ pub async fn handshake(
     Ok(Box::new(stream))
 }
 
-async fn dial(address: &str) -> Result<TcpStream, Fault> {
+async fn dial(address: &str, failures: usize) -> Result<TcpStream, Fault> {
     let addresses = tokio::net::lookup_host(address)
         .await
         .map_err(Fault::Resolve)?;
+    first_that_answers(addresses.collect(), failures, |address| {
+        TcpStream::connect(address)
+    })
+    .await
+    .map_err(Fault::Tcp)
+}
+
+/// Tries the addresses one after the other, beginning with another after each failure.
+async fn first_that_answers<T, F: Future<Output = io::Result<T>>>(
+    mut addresses: Vec<SocketAddr>,
+    failures: usize,
+    connect: impl Fn(SocketAddr) -> F,
+) -> io::Result<T> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let count = addresses.len().max(1);
+    addresses.rotate_left(failures % count);
     for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
+        match time::timeout(PER_ADDRESS, connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
         }
     }
-    Err(Fault::Tcp(last))
+    Err(last)
 }
 
 /// What a [`Watched`] stream broke with: the first error of TLS, else the last of the socket.
@@ -184,5 +219,31 @@ impl AsyncWrite for Watched {
 
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_swallows_everything_costs_three_seconds_and_then_its_place() {
+        let address = |last| SocketAddr::from(([192, 0, 2, last], 1));
+        let all = vec![address(1), address(2), address(3)];
+        let connect = |to: SocketAddr| async move {
+            if to == address(3) {
+                Ok(to)
+            } else {
+                std::future::pending().await
+            }
+        };
+        for (failures, seconds) in [(0, 6), (1, 3), (2, 0), (3, 6)] {
+            let began = time::Instant::now();
+            let answered = first_that_answers(all.clone(), failures, connect).await;
+            assert_eq!(answered.ok(), Some(address(3)));
+            assert_eq!(began.elapsed().as_secs(), seconds, "{failures}");
+        }
+        let none = first_that_answers(Vec::new(), 5, connect).await;
+        assert!(none.is_err());
     }
 }
