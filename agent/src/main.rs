@@ -39,6 +39,9 @@ const EXIT_CONFIG: u8 = 78;
 /// sysexits.h EX_UNAVAILABLE: the host is not enrolled.
 const EXIT_NOT_ENROLLED: u8 = 69;
 
+/// Threads for a resolver or a disk that hangs; each question of the link takes one, with a deadline.
+const BLOCKING_THREADS: usize = 8;
+
 /// In the folder of the state: locked by the agent that uses it.
 const LOCK: &str = "lock";
 
@@ -201,6 +204,7 @@ fn print(bytes: &[u8]) -> anyhow::Result<bool> {
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .context("cannot start the runtime")
 }

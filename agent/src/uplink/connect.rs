@@ -46,12 +46,15 @@ pub trait Connector: Send + Sync {
 pub type TlsSource = Box<dyn Fn() -> Result<Arc<rustls::ClientConfig>, Fault> + Send + Sync>;
 
 /// Longest for one of several addresses: those after one that swallows everything must have their turn.
-pub(crate) const PER_ADDRESS: Duration = Duration::from_secs(3);
+const PER_ADDRESS: Duration = Duration::from_secs(3);
+
+/// Longest for the disk to give the identity.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// TCP and TLS to one address.
 pub struct TlsConnector {
     address: String,
-    tls: TlsSource,
+    tls: Arc<TlsSource>,
     /// Attempts that failed: the next begins with another of the name's addresses.
     failures: AtomicUsize,
 }
@@ -62,8 +65,22 @@ impl TlsConnector {
     pub fn new(address: String, tls: TlsSource) -> Self {
         Self {
             address,
-            tls,
+            tls: Arc::new(tls),
             failures: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl TlsConnector {
+    /// Reads what is on disk in a thread of its own: a disk that hangs must not stop the samples, which are
+    /// taken on this one.
+    async fn config(&self) -> Result<Arc<rustls::ClientConfig>, Fault> {
+        let tls = Arc::clone(&self.tls);
+        let read = tokio::task::spawn_blocking(move || tls());
+        match time::timeout(DISK_PATIENCE, read).await {
+            Ok(Ok(config)) => config,
+            Ok(Err(broken)) => Err(Fault::Identity(broken.to_string())),
+            Err(_) => Err(Fault::Disk(DISK_PATIENCE)),
         }
     }
 }
@@ -75,7 +92,7 @@ impl Connector for TlsConnector {
 
     fn connect(&self) -> Connecting<'_> {
         Box::pin(async move {
-            let config = (self.tls)()?;
+            let config = self.config().await?;
             // Counted beforehand: the caller may drop this at its deadline.
             let failures = self.failures.fetch_add(1, Ordering::Relaxed);
             let tcp = dial(&self.address, failures).await?;
@@ -114,7 +131,7 @@ async fn dial(address: &str, failures: usize) -> Result<TcpStream, Fault> {
 }
 
 /// Tries the addresses one after the other, beginning with another after each failure.
-async fn first_that_answers<T, F: Future<Output = io::Result<T>>>(
+pub(crate) async fn first_that_answers<T, F: Future<Output = io::Result<T>>>(
     mut addresses: Vec<SocketAddr>,
     failures: usize,
     connect: impl Fn(SocketAddr) -> F,
@@ -225,6 +242,33 @@ impl AsyncWrite for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_stops_nothing_else() {
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Mutex::new(wait);
+        let tls = move || {
+            // Until the test lets go.
+            let _ = wait.lock().expect("not poisoned").recv();
+            Err(Fault::Closed)
+        };
+        let connector = TlsConnector::new("192.0.2.1:1".into(), Box::new(tls));
+        let mut connecting = connector.connect();
+        // On a runtime of one thread this comes back only if the disk is read on another.
+        let polled = at_once(&mut connecting).await;
+        assert!(polled.is_none());
+        drop(release);
+        assert!(matches!(connecting.await, Err(Fault::Closed)));
+    }
+
+    /// What a future has now, without waiting for it.
+    async fn at_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        std::future::poll_fn(|cx| match Pin::new(&mut *future).poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
+    }
 
     #[tokio::test(start_paused = true)]
     async fn an_address_that_swallows_everything_costs_three_seconds_and_then_its_place() {
