@@ -1,6 +1,6 @@
 //! The configuration file: TOML to a [`Config`] that cannot be wrong, and the only home of its defaults.
 //!
-//! How files are read, overlaid and complained about is [`settings`](crate::settings); here is the list of keys.
+//! How files are read, overlaid and complained about is [`settings`]; here is the list of keys.
 
 use std::{
     collections::BTreeMap,

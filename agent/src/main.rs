@@ -532,7 +532,7 @@ fn print_status(path: Option<&Path>, output: Shape) -> anyhow::Result<bool> {
         anyhow::Error::new(error).context(Hint(hint))
     })?;
     match output {
-        Shape::Table => print(status::render(&status, SystemClock.now()).as_bytes()),
+        Shape::Table => print(status::render(&status).as_bytes()),
         Shape::Json => {
             let mut text = serde_json::to_string_pretty(&status).context("cannot print")?;
             text.push('\n');

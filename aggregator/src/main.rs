@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use muster_agent::{settings, telemetry};
 use muster_aggregator::{
     chain,
@@ -75,12 +75,24 @@ enum Token {
         labels: Vec<(String, String)>,
     },
     /// List tokens, newest first
-    List,
+    List {
+        /// Form of the list
+        #[arg(short, long, value_enum, default_value_t = Form::Table)]
+        output: Form,
+    },
     /// Withdraw a token
     Revoke {
         /// Its id: the eight characters after mj1-
         id: String,
     },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Form {
+    /// For people
+    Table,
+    /// For programs, in the style of `muster -o json`
+    Json,
 }
 
 fn main() -> ExitCode {
@@ -181,7 +193,7 @@ fn serve(config: &Config) -> anyhow::Result<()> {
             version = env!("CARGO_PKG_VERSION"),
             "ready"
         );
-        let watchdog = serve::notify_ready();
+        let watchdog = serve::notify_ready(aggregator.fleet().clone());
         let outcome = tokio::select! {
             () = stop => Ok(()),
             error = aggregator.failed() => Err(error),
@@ -216,7 +228,25 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
                 config.enrolment.port()
             );
         }
-        Token::List => {
+        Token::List { output: Form::Json } => {
+            let rows = runtime.block_on(setup::token_list(state))?;
+            let document = serde_json::json!({
+                "apiVersion": "muster/v1",
+                "items": rows.iter().map(|row| serde_json::json!({
+                    "id": row.id,
+                    "state": word(row.state),
+                    "used": row.used,
+                    "uses": row.uses,
+                    "created": date(row.created),
+                    "expires": date(row.expires),
+                    "labels": row.labels,
+                })).collect::<Vec<_>>(),
+            });
+            say!("{document:#}");
+        }
+        Token::List {
+            output: Form::Table,
+        } => {
             say!("ID        STATE    USED  EXPIRES               LABELS");
             for row in runtime.block_on(setup::token_list(state))? {
                 let labels: Vec<String> = row

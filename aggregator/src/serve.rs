@@ -248,6 +248,7 @@ impl Aggregator {
         let ended = tokio::select! {
             Some(ended) = self.doors.join_next() => ended,
             Some(ended) = self.rest.join_next() => ended,
+            what = self.started.failed() => return anyhow::anyhow!("{what} ended, which it should not"),
         };
         match ended {
             Ok((name, Ok(()))) => anyhow::anyhow!("{name} ended, which it should not"),
@@ -431,11 +432,21 @@ impl Opening<'_> {
         limits: &Limits,
     ) {
         let (doors, journal) = (Arc::clone(&self.doors), Arc::clone(&self.journal));
+        let http = &self.config.http;
         let about = query::About {
             fleet_name: self.config.fleet_name.clone(),
             started: self.clock.now(),
             certificate_not_after: Box::new(move || Some(doors.not_after())),
             problems: Box::new(move || journal.problem().into_iter().collect()),
+            http: query::HttpDoor {
+                address: if http.external_address.is_empty() {
+                    self.addresses.http.to_string()
+                } else {
+                    http.external_address.clone()
+                },
+                tls: http.tls,
+                token_needed: http.token.is_some(),
+            },
         };
         let service = query::OperatorService::new(
             self.fleet.clone(),
@@ -530,10 +541,11 @@ pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Tells systemd that the doors are open, then keeps its watchdog content; never completes.
+/// Tells systemd that the doors are open, then keeps its watchdog content while every shard answers; never
+/// completes.
 ///
 /// Outside systemd it only waits.
-pub async fn notify_ready() {
+pub async fn notify_ready(fleet: Fleet) {
     notify(&[sd_notify::NotifyState::Ready]);
     let Some(timeout) = sd_notify::watchdog_enabled() else {
         return std::future::pending().await;
@@ -541,7 +553,10 @@ pub async fn notify_ready() {
     let mut ticks = time::interval(timeout / 2);
     loop {
         ticks.tick().await;
-        notify(&[sd_notify::NotifyState::Watchdog]);
+        // A shard that hangs must be ended from outside: systemd does, when it hears nothing.
+        if fleet.is_alive().await {
+            notify(&[sd_notify::NotifyState::Watchdog]);
+        }
     }
 }
 

@@ -2,16 +2,34 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    fs::Permissions,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
-use muster_aggregator::fleet::{Liveness, Silence};
+use muster_aggregator::{
+    fleet::{Liveness, Silence, shard::Message},
+    journal::{Entry, Journal, Record, Stored},
+    serve::Aggregator,
+};
 use muster_proto::{
+    id::{HostId, Incarnation},
     limits,
+    log::{DiskStorage, Fault, FaultyStorage, Log, LogConfig},
     time::{Clock as _, SystemClock},
     v1::{self, agent_message},
 };
 use support::{Frames, Raw, Site, books, liveness, look, page, until};
-use tokio::time::{self, Instant};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{self, Instant},
+};
 
 /// A stop is bounded: three seconds for the agents, two for the doors, and the last checkpoint.
 const STOP: Duration = Duration::from_secs(15);
@@ -473,4 +491,326 @@ fn facts(hostname: &str) -> v1::HostFacts {
         hostname: hostname.to_owned(),
         ..v1::HostFacts::default()
     }
+}
+
+/// A disk of a few megabytes that goes when this is dropped. Only root can make one.
+struct SmallDisk {
+    at: PathBuf,
+}
+
+impl SmallDisk {
+    /// `None`, and said, where that is not possible.
+    fn mount(at: &Path, test: &str) -> Option<Self> {
+        std::fs::create_dir(at).expect("a folder");
+        let options = ["-t", "tmpfs", "-o", "size=8m,mode=0700", "tmpfs"];
+        let mounted = Command::new("mount").args(options).arg(at).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self { at: at.to_owned() });
+        }
+        eprintln!("SKIPPED {test}: a small disk can only be mounted by root");
+        None
+    }
+
+    fn read_only(&self) {
+        let options = ["-o", "remount,ro"];
+        let done = Command::new("mount").args(options).arg(&self.at).status();
+        assert!(done.expect("mount").success());
+    }
+
+    /// Takes all the room there is.
+    fn fill(&self) {
+        let mut ballast = std::fs::File::create(self.ballast()).expect("made");
+        while ballast.write(&[1; 4096]).is_ok_and(|written| written > 0) {}
+    }
+
+    fn give_back(&self) {
+        std::fs::remove_file(self.ballast()).expect("removed");
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.at.join("ballast")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let left = Command::new("umount").arg(&self.at).status();
+        if !left.is_ok_and(|status| status.success()) {
+            eprintln!("{} is still mounted", self.at.display());
+        }
+    }
+}
+
+async fn failures(aggregator: &Aggregator) -> u64 {
+    let (status, body) = page(aggregator, "/metrics").await;
+    assert_eq!(status, 200, "a full disk stops no reader");
+    let name = "muster_aggregator_log_commit_failures_total ";
+    let line = body.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|count| count.parse().ok()).expect("a count")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_full_disk_nothing_is_acknowledged_until_there_is_room_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path().join("disk");
+    let Some(disk) = SmallDisk::mount(&at, "full disk") else {
+        return;
+    };
+    let mut site = Site::with_state(folder, at.join("state"));
+    let aggregator = site.start().await;
+    let agent = site.agent(&aggregator, 1).await;
+    agent.durable(2).await;
+    disk.fill();
+    until("the log cannot be written", async || {
+        (failures(&aggregator).await > 0).then_some(())
+    })
+    .await;
+    let stuck = agent.monitor.books();
+    until("three samples wait", async || {
+        let now = agent.monitor.books();
+        assert_eq!(now.durable, stuck.durable, "acknowledged and not on disk");
+        (now.produced >= stuck.produced + 3).then_some(())
+    })
+    .await;
+    // Readers go on, with values that are not yet on disk.
+    let path = format!("/metrics/hosts/{}", agent.name);
+    assert_eq!(page(&aggregator, &path).await.0, 200);
+    disk.give_back();
+    agent.durable(stuck.produced + 3).await;
+
+    // A stop does not wait for a disk that stays full.
+    disk.fill();
+    let failed = failures(&aggregator).await;
+    until("the log cannot be written again", async || {
+        (failures(&aggregator).await > failed).then_some(())
+    })
+    .await;
+    time::timeout(STOP, aggregator.stop())
+        .await
+        .expect("a stop is bounded");
+    disk.give_back();
+    let acknowledged = agent.monitor.books().durable;
+    let stored = site.stored();
+    assert!(stored.count(agent.host) >= acknowledged);
+
+    let again = site.start().await;
+    agent.durable(acknowledged + 3).await;
+    let host = agent.host;
+    let last = agent.stop().await;
+    assert_eq!(
+        (last.durable, last.rejected + last.lost),
+        (last.produced, 0)
+    );
+    time::timeout(STOP, again.stop())
+        .await
+        .expect("a stop is bounded");
+    let stored = site.stored();
+    assert_eq!((stored.count(host), stored.duplicates), (last.produced, 0));
+}
+
+/// A disk that refuses at each step of the writing, in turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_step_of_writing_fails_only_what_is_on_disk_is_told_durable() {
+    let mut cases = JoinSet::new();
+    for fault in [Fault::InputOutput, Fault::NoSpace, Fault::TornWrite] {
+        for step in 0..12 {
+            cases.spawn(write_on_a_disk_that_fails(fault, step));
+        }
+    }
+    while let Some(case) = cases.join_next().await {
+        case.expect("the case holds");
+    }
+}
+
+async fn write_on_a_disk_that_fails(fault: Fault, step: u64) {
+    let disk = FaultyStorage::new();
+    let (log, _) = Log::open(disk.clone(), LogConfig::aggregator()).expect("a log");
+    let (shard, mut told) = mpsc::channel(64);
+    let (journal, thread) = Journal::start(log, vec![shard], 1 << 30, 0).expect("a thread");
+    disk.fail(step, fault, true);
+    let mut seen = BTreeSet::new();
+    let mut last = 0;
+    while journal.health().problem().is_none() {
+        last += 1;
+        assert!(journal.try_write(entry(last)));
+        until("it is told durable, or the disk fails", async || {
+            Some(()).filter(|()| journal.health().problem().is_some() || !told.is_empty())
+        })
+        .await;
+        take(&mut told, &mut seen);
+    }
+    assert_eq!(seen, (1..last).collect(), "{fault:?} at {step}");
+    disk.heal();
+    until("the disk is well and the rest is told", async || {
+        Some(()).filter(|()| !told.is_empty())
+    })
+    .await;
+    take(&mut told, &mut seen);
+    assert_eq!(seen, (1..=last).collect(), "{fault:?} at {step}");
+    // The plug is pulled: what was told is there, once.
+    disk.crash(step);
+    drop(journal);
+    let ended = tokio::task::spawn_blocking(move || thread.join()).await;
+    assert!(ended.is_ok_and(|ended| ended.is_ok()));
+    let (log, _) = Log::open(disk, LogConfig::aggregator()).expect("a log");
+    let kept: Vec<u64> = log
+        .read_from(0)
+        .map(|record| {
+            let record = record.expect("undamaged");
+            match Record::decode(&record.payload).expect("ours") {
+                (_, Record::Fin { last_seq, .. }) => last_seq,
+                other => unreachable!("{other:?}"),
+            }
+        })
+        .collect();
+    assert_eq!(kept, (1..=last).collect::<Vec<_>>(), "{fault:?} at {step}");
+}
+
+/// A small record with a number in it.
+fn entry(seq: u64) -> Entry {
+    let host = HostId::from_bytes([3; 16]);
+    let record = Record::Fin {
+        incarnation: Incarnation(1),
+        last_seq: seq,
+        reason: 0,
+    };
+    Entry {
+        shard: 0,
+        key: Some(Stored {
+            host,
+            incarnation: Incarnation(1),
+            seq,
+        }),
+        bytes: record.encode(host).expect("encodes"),
+        credit: None,
+    }
+}
+
+fn take(told: &mut mpsc::Receiver<Message>, seen: &mut BTreeSet<u64>) {
+    while let Ok(message) = told.try_recv() {
+        match message {
+            Message::Stored(stored) => seen.extend(stored.iter().map(|stored| stored.seq)),
+            _ => unreachable!("only that is told"),
+        }
+    }
+}
+
+/// The real program, and what it says when it cannot start.
+struct Program {
+    folder: tempfile::TempDir,
+    config: PathBuf,
+}
+
+impl Program {
+    fn with(extra: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = folder.path().join("aggregator.toml");
+        let text = format!(
+            "state_dir = {:?}\nruntime_dir = {:?}\nuplink.listen = \"127.0.0.1:0\"\n\
+             enrolment.listen = \"127.0.0.1:0\"\noperator.listen = \"127.0.0.1:0\"\n\
+             http.listen = \"127.0.0.1:0\"\n",
+            folder.path().join("state"),
+            folder.path()
+        );
+        // What is given stands instead of the line with the same key.
+        let key = extra.split('=').next().unwrap_or("?");
+        let lines = text.lines().filter(|line| !line.starts_with(key));
+        let text: Vec<&str> = lines.chain([extra]).collect();
+        std::fs::write(&config, text.join("\n")).expect("written");
+        Self { folder, config }
+    }
+
+    /// Exit code and standard error; the program must end by itself.
+    fn run(&self, verb: &[&str]) -> (Option<i32>, String) {
+        let output = Command::new(env!("CARGO_BIN_EXE_muster-aggregator"))
+            .args(verb)
+            .env("MUSTER_AGGREGATOR_CONFIG", &self.config)
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    }
+
+    fn init(&self) {
+        let (code, said) = self.run(&["init"]);
+        assert_eq!(code, Some(0), "{said}");
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    fn fails(&self, verb: &[&str], code: i32, words: &[&str]) {
+        let (found, said) = self.run(verb);
+        assert_eq!(found, Some(code), "{said}");
+        for word in words {
+            assert!(said.contains(word), "{said:?} does not say {word:?}");
+        }
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}
+
+#[test]
+fn a_start_that_cannot_be_says_why_and_what_to_do() {
+    let other_program = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = other_program.local_addr().expect("bound").to_string();
+    for door in ["uplink", "operator", "http"] {
+        let program = Program::with(&format!("{door}.listen = \"{taken}\""));
+        program.init();
+        let why = "another program listens there: stop it or configure another port";
+        program.fails(&["serve"], 1, &[&format!("cannot listen on {taken}"), why]);
+    }
+
+    let program = Program::with("log.level = \"warn\"");
+    program.fails(
+        &["serve"],
+        1,
+        &["no authority", "state", "muster-aggregator init"],
+    );
+    program.init();
+    program.fails(&["init"], 1, &["already", "never overwritten"]);
+    let key = program.state().join("ca/agent.key");
+    let good = std::fs::read(&key).expect("a key");
+    std::fs::write(&key, "no key").expect("written");
+    program.fails(&["serve"], 1, &["agent.key"]);
+    std::fs::write(&key, good).expect("written");
+    std::fs::set_permissions(&key, Permissions::from_mode(0o644)).expect("changed");
+    program.fails(&["serve"], 1, &["others can read the key", "chmod 600"]);
+    std::fs::remove_file(&key).expect("removed");
+    program.fails(&["serve"], 1, &["cannot read", "agent.key"]);
+
+    let program = Program::with("uplnk.listen = \"127.0.0.1:1\"");
+    program.fails(&["serve"], 78, &["aggregator.toml", "uplnk", "uplink"]);
+
+    let program = Program::with("state_dir = \"/proc/self/state\"");
+    program.fails(&["init"], 1, &["/proc/self/state"]);
+}
+
+#[test]
+fn a_state_folder_that_cannot_be_written_is_named() {
+    let program = Program::with("log.level = \"warn\"");
+    let at = program.folder.path().join("state");
+    let Some(disk) = SmallDisk::mount(&at, "read-only state") else {
+        return;
+    };
+    program.init();
+    disk.read_only();
+    let state = at.display().to_string();
+    program.fails(&["serve"], 1, &[&state, "ead-only"]);
+    let at = at.join("further");
+    let program = Program::with(&format!("state_dir = {at:?}"));
+    program.fails(&["init"], 1, &[&at.display().to_string(), "ead-only"]);
+}
+
+#[test]
+fn a_state_in_use_is_not_opened_twice() {
+    let program = Program::with("log.level = \"warn\"");
+    program.init();
+    let log = DiskStorage::open(program.state().join("log")).expect("made");
+    program.fails(
+        &["serve"],
+        1,
+        &["in use by another process", "stop it first"],
+    );
+    drop(log);
 }

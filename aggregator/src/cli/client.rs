@@ -174,8 +174,9 @@ impl Target {
             },
             DialError::Timeout(_) => chain(error),
         };
-        Failure::new(Code::Unreachable, format!("cannot reach {server} ({why})"))
-            .because(self.origin())
+        let failure = Failure::new(Code::Unreachable, format!("cannot reach {server} ({why})"))
+            .because(self.origin());
+        self.ask_for_door(failure)
             .hint(
                 "muster doctor",
                 "check name, route, TLS and clock step by step",
@@ -195,15 +196,26 @@ impl Target {
         } else {
             chain(error)
         };
-        Failure::new(
+        let failure = Failure::new(
             Code::Unreachable,
             format!("no TLS with {} ({why})", self.server),
         )
-        .because(self.origin())
-        .hint(
+        .because(self.origin());
+        self.ask_for_door(failure).hint(
             "muster doctor",
             "check name, route, TLS and clock step by step",
         )
+    }
+
+    /// An aggregator has several doors, and all but one are the wrong ones.
+    fn ask_for_door(&self, failure: Failure) -> Failure {
+        let (_, port) = split_server(&self.server);
+        if port == OPERATOR_PORT {
+            return failure;
+        }
+        failure.because(format!(
+            "is {port} the port of an operator door? it usually is {OPERATOR_PORT}"
+        ))
     }
 
     /// What to say when one side did not accept the other's certificate.
@@ -211,12 +223,12 @@ impl Target {
     pub fn fault_failure(&self, fault: &TlsFault) -> Failure {
         let ours = matches!(fault, TlsFault::Refused(_) | TlsFault::CertificateRequired);
         if ours {
-            return Failure::new(
+            let failure = Failure::new(
                 Code::Denied,
                 format!("{} does not accept your certificate ({fault})", self.server),
             )
-            .because(self.origin())
-            .hint(
+            .because(self.origin());
+            return self.ask_for_door(failure).hint(
                 "muster login --admin-socket PATH",
                 "on the aggregator's host, for a new certificate",
             );
@@ -230,8 +242,8 @@ impl Target {
                 self.server
             )
         };
-        Failure::new(Code::Unreachable, what)
-            .because(self.origin())
+        let failure = Failure::new(Code::Unreachable, what).because(self.origin());
+        self.ask_for_door(failure)
             .hint(
                 "muster doctor",
                 "check name, route, TLS and clock step by step",
@@ -251,12 +263,12 @@ impl Target {
         let message = status.message();
         // What the aggregator itself answers has no cause on this side.
         if let Some(cause) = std::error::Error::source(status) {
-            return Failure::new(
+            let failure = Failure::new(
                 Code::Unreachable,
                 format!("{} did not answer ({})", self.server, chain(cause)),
             )
-            .because(self.origin())
-            .hint(
+            .because(self.origin());
+            return self.ask_for_door(failure).hint(
                 "muster doctor",
                 "check name, route, TLS and clock step by step",
             );

@@ -339,9 +339,14 @@ async fn ask(mut walk: Walk, target: &Target, channel: Channel, timeout: Duratio
                 .why
                 .first()
                 .map_or(String::new(), |why| format!(": {why}"));
-            let fix = failure.tries.first().map_or(String::new(), |hint| {
-                format!("{} {}", hint.command, hint.what)
-            });
+            // This is the doctor: sending there goes round in a circle.
+            let mut tries = failure.tries.iter();
+            let hint =
+                tries.find(|hint| !["muster doctor", "muster whoami"].contains(&&*hint.command));
+            let fix = hint.map_or_else(
+                || "see the aggregator's log: journalctl -u muster-aggregator".to_owned(),
+                |hint| format!("{} {}", hint.command, hint.what).trim().to_owned(),
+            );
             walk.add("you", Verdict::Fail, format!("{}{why}", failure.what), fix);
             return walk.stop();
         }
@@ -359,17 +364,21 @@ async fn ask(mut walk: Walk, target: &Target, channel: Channel, timeout: Duratio
     let received = SystemClock.now();
     you(&mut walk, &status);
     clock(&mut walk, &status, sent, received);
-    aggregator(&mut walk, &status);
     let summary = client.get_summary(v1::GetSummaryRequest::default());
     match tokio::time::timeout(timeout, summary).await {
-        Ok(Ok(summary)) => fleet(&mut walk, &summary.into_inner(), &status.version),
-        Ok(Err(error)) => walk.add("hosts", Verdict::Fail, error.message(), ""),
-        Err(_) => walk.add(
-            "hosts",
-            Verdict::Fail,
-            chain(&DialError::Timeout(timeout)),
-            "",
-        ),
+        Ok(Ok(summary)) => {
+            let summary = summary.into_inner();
+            aggregator(&mut walk, &status, Some(&summary));
+            fleet(&mut walk, &summary, &status.version);
+        }
+        failed => {
+            aggregator(&mut walk, &status, None);
+            let why = match failed {
+                Ok(Err(error)) => error.message().to_owned(),
+                _ => chain(&DialError::Timeout(timeout)),
+            };
+            walk.add("hosts", Verdict::Fail, why, "");
+        }
     }
     walk.stop()
 }
@@ -422,13 +431,22 @@ fn clock(walk: &mut Walk, status: &v1::Status, sent: Timestamp, received: Timest
     }
 }
 
-fn aggregator(walk: &mut Walk, status: &v1::Status) {
-    let dropped = status.frames_rejected + status.frames_lost;
-    let detail = format!(
-        "{}, {} hosts, {dropped} frames dropped",
-        status.version, status.hosts
-    );
+fn aggregator(walk: &mut Walk, status: &v1::Status, summary: Option<&v1::Summary>) {
+    let total = hosts(u32::try_from(status.hosts).unwrap_or(u32::MAX));
+    let mut detail = format!("{}, {total}", status.version);
+    let dropped = summary.map(|summary| summary.frames_dropped);
+    if let Some(dropped) = dropped {
+        detail.push_str(&format!(", {dropped} frames dropped"));
+    }
+    let most = summary.filter(|summary| summary.most_dropped > 0);
     match status.problems.split_first() {
+        None if most.is_some() => {
+            let fix = most.map_or_else(String::new, |most| {
+                let (host, frames) = (&most.most_dropped_host, most.most_dropped);
+                format!("most on {host} ({frames}): muster host {host}, and its agent's log")
+            });
+            walk.add("aggregator", Verdict::Warn, detail, fix);
+        }
         None => walk.add("aggregator", Verdict::Ok, detail, ""),
         Some((first, rest)) => {
             let more = if rest.is_empty() {

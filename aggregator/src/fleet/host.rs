@@ -1,6 +1,6 @@
 //! What is known of one host: its latest values, its books, how it stands.
 //!
-//! A host is a fold over what it sent. [`Host::receive`] judges a frame, [`Host::stored`] notes that it
+//! A host is a fold over what it sent. [`HostState::receive`] judges a frame, [`HostState::stored`] notes that it
 //! is on disk; both are idempotent by (incarnation, sequence number), so frames may come again after a
 //! reconnection and from the log after a restart.
 
@@ -526,11 +526,15 @@ impl HostState {
         out: &mut Vec<Transition>,
     ) -> Verdict {
         let key = (frame.incarnation, frame.seq);
+        if frame.seq == 0 || frame.seq > MAX_SEQ {
+            return Verdict::Violation;
+        }
+        if !context.replayed {
+            // Refused or not, it is a sign of life.
+            self.heard = Some(context.now);
+        }
         let ledger = self.ledger_mut(frame.incarnation);
         ledger.produced = ledger.produced.max(frame.seq);
-        if frame.seq == 0 {
-            return Verdict::Rejected(v1::RejectReason::Malformed);
-        }
         if ledger.durable.contains(frame.seq) || ledger.in_flight.contains(frame.seq) {
             if !context.replayed {
                 self.duplicates += 1;
@@ -548,6 +552,11 @@ impl HostState {
             return Verdict::Violation;
         }
         if !context.replayed {
+            let refused = ledger.rejected.contains(frame.seq);
+            if refused && !self.decodes_next(frame) {
+                // The answer was lost; it is the same now.
+                return Verdict::Rejected(v1::RejectReason::Unspecified);
+            }
             if crc32c::crc32c(&frame.payload) != frame.crc32c {
                 return self.reject(frame, v1::RejectReason::Checksum);
             }
@@ -556,7 +565,11 @@ impl HostState {
             }
         }
         if let Err(reason) = self.apply(frame, context, out) {
-            return self.reject(frame, reason);
+            if !context.replayed {
+                return self.reject(frame, reason);
+            }
+            // It is on disk and was acknowledged, whether its values can be told any more or not.
+            tracing::debug!(host = %self.who.id, seq = frame.seq, reason = reason.as_str_name(), "stored frame does not decode without what was before it");
         }
         if self.checksums.len() == RECENT_CHECKSUMS {
             self.checksums.pop_front();
@@ -567,7 +580,6 @@ impl HostState {
         if context.replayed {
             self.stored(frame.incarnation, frame.seq);
         } else {
-            self.heard = Some(context.now);
             let ledger = self.ledger_mut(frame.incarnation);
             ledger.in_flight.insert(frame.seq);
         }
@@ -604,34 +616,35 @@ impl HostState {
         self.ledger_mut(incarnation).in_flight.remove(seq);
     }
 
-    /// Notes that frames will never come. Only numbers that did not come count; returns how many.
-    pub fn gap(&mut self, incarnation: Incarnation, first: u64, last: u64) -> u64 {
+    /// Notes that frames will never come. Only numbers that did not come count.
+    ///
+    /// Gives how many, or `None` for a claim that cannot be true: numbers far beyond those that were given,
+    /// or more holes than are kept track of.
+    pub fn gap(&mut self, incarnation: Incarnation, first: u64, last: u64) -> Option<u64> {
         let ledger = self.ledger_mut(incarnation);
-        // A gap can only name numbers near those that were given: a claim of 2^64 is no claim.
-        let plausible = ledger.produced.saturating_add(MAX_GAP_AHEAD);
-        if first == 0 || first > last || last > plausible {
-            return 0;
+        let plausible = ledger.produced.saturating_add(MAX_GAP_AHEAD).min(MAX_SEQ);
+        if first == 0 || first > last || last > plausible || ledger.settled.len() > MAX_HOLES {
+            return None;
         }
         let mut named = 0;
         let mut from = ledger.settled.first_missing(first);
         while from <= last {
-            let until = ledger
-                .settled
-                .next_present(from)
-                .map_or(last, |next| last.min(next - 1));
+            let next = ledger.settled.next_present(from);
+            let until = next.map_or(last, |next| last.min(next - 1));
             ledger.lost.insert_range(from, until);
             ledger.settled.insert_range(from, until);
             named += until - from + 1;
             from = ledger.settled.first_missing(until);
         }
         ledger.produced = ledger.produced.max(last);
-        named
+        Some(named)
     }
 
     /// The clean end of an incarnation.
     pub fn fin(&mut self, incarnation: Incarnation, last_seq: u64, reason: v1::FinReason) {
         let ledger = self.ledger_mut(incarnation);
-        if last_seq <= ledger.produced.saturating_add(MAX_GAP_AHEAD) {
+        let plausible = ledger.produced.saturating_add(MAX_GAP_AHEAD).min(MAX_SEQ);
+        if last_seq <= plausible {
             ledger.produced = ledger.produced.max(last_seq);
         }
         let current = self
@@ -659,14 +672,19 @@ impl HostState {
             goodbye: self.kept.goodbye,
         };
         let liveness = super::liveness::judge(&voice, now, listening_since);
-        if self.kept.liveness == Some(liveness) {
+        let before = self.kept.liveness;
+        if before == Some(liveness) {
             return None;
         }
-        // A host that was late for a moment has been live all along, over a restart of the aggregator too.
-        let silent = matches!(liveness, Liveness::Silent(_));
-        if silent {
+        let silent = |liveness| matches!(liveness, Some(Liveness::Silent(_)));
+        if self.heard.is_none() && silent(before) && liveness == Liveness::Late {
+            // It was silent when this aggregator started and nothing was heard since: it still is.
+            return None;
+        }
+        if silent(Some(liveness)) {
             self.kept.live_since = None;
         }
+        // A host that was late for a moment has been live all along, over a restart of the aggregator too.
         self.kept.state_since = match liveness {
             Liveness::Live => *self.kept.live_since.get_or_insert(wall),
             _ => wall,
@@ -703,6 +721,14 @@ impl HostState {
         ledgers.push((incarnation, Ledger::default()));
         let last = ledgers.len() - 1;
         &mut ledgers[last].1
+    }
+
+    /// Whether the frame is the next of its chain, or begins one after what was decoded.
+    fn decodes_next(&self, frame: &FrameIn) -> bool {
+        let same = self.kept.decoding == Some(frame.incarnation);
+        let after = !same || frame.seq > self.decoder.decoded_to();
+        let follows = same && self.decoder.accepts(frame.seq, &frame.payload);
+        after && (follows || muster_proto::codec::is_key_frame(&frame.payload))
     }
 
     /// Takes a frame that is stored already into the decoder, where that lost its state: the agent sends it
@@ -746,8 +772,10 @@ impl HostState {
         );
         if let Err(error) = decoded {
             tracing::debug!(host = %self.who.id, seq = frame.seq, %error, "frame refused");
-            self.before.clear();
-            self.rates.clear();
+            if self.decoder.decoded_to() == 0 {
+                self.before.clear();
+                self.rates.clear();
+            }
             return Err(match error {
                 DecodeError::NoKeyFrame { .. } => v1::RejectReason::NoKeyFrame,
                 DecodeError::TooMany("series") => v1::RejectReason::Quota,
@@ -760,6 +788,12 @@ impl HostState {
         self.before.resize(self.decoder.slots().len(), None);
         self.rates.resize(self.decoder.slots().len(), f32::NAN);
         self.take_events(context.changes);
+        let ahead = |tick: Timestamp| tick > frame.received.plus(limits::MAX_FUTURE);
+        if self.kept.last_tick.is_some_and(ahead) {
+            // A clock was wrong when that sample was taken, ours or the host's, and is not any more: what is
+            // right now must not wait until then.
+            self.kept.last_tick = None;
+        }
         if self.kept.last_tick >= Some(frame.tick) {
             // Out of order: it completes the books and the decoder, and tells nothing about now.
             return Ok(());
@@ -1013,6 +1047,9 @@ const MAX_HOLES: usize = 256;
 fn from_seconds(seconds: f64) -> Timestamp {
     Timestamp::from_millis((seconds * 1000.0) as i64)
 }
+
+/// Highest number a frame may have: a frame each millisecond for 8,900 years.
+const MAX_SEQ: u64 = 1 << 48;
 
 /// How far beyond what is known a host may say that numbers were given: a week of ticks at 1 s.
 const MAX_GAP_AHEAD: u64 = 7 * 24 * 3600;

@@ -12,4 +12,4 @@ pub mod service;
 #[cfg(test)]
 mod tests;
 
-pub use service::{About, OperatorService};
+pub use service::{About, HttpDoor, OperatorService};

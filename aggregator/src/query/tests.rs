@@ -13,7 +13,7 @@ use muster_proto::{
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Code, Request};
 
-use super::{About, OperatorService, access::ACCESS, rows::Asked};
+use super::{About, HttpDoor, OperatorService, access::ACCESS, rows::Asked};
 use crate::{
     control::{Control, NewIncident, OperatorRole},
     detect::{DetectConfig, Engine},
@@ -75,6 +75,11 @@ impl Lab {
             started: NOW,
             certificate_not_after: Box::new(|| Some(NOW.plus(Duration::from_secs(86_400)))),
             problems: Box::new(|| vec!["the disk is nearly full".to_owned()]),
+            http: HttpDoor {
+                address: "127.0.0.1:7446".to_owned(),
+                tls: false,
+                token_needed: false,
+            },
         };
         let lab = Self {
             service: OperatorService::new(

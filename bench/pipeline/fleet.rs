@@ -1,8 +1,7 @@
 //! What a fleet costs its aggregator: a real aggregator process and made-up agents in another, over mTLS.
 //!
 //! ```text
-//! cargo build --release -p muster-aggregator --bins --examples
-//! target/release/examples/fleet --hosts 1000 --interval 10 --seconds 60
+//! bench/fleet --hosts 1000 --interval 10 --seconds 60
 //! ```
 //!
 //! The last line of the output is one JSON object. Ends with an error when a frame was dropped.

@@ -1,9 +1,8 @@
 //! kill -9, again and again, under load, and after each the books.
 //!
 //! ```text
-//! cargo build --release -p muster-aggregator --bins --examples
-//! target/release/examples/faults list
-//! target/release/examples/faults kill-aggregator --times 50
+//! bench/faults list
+//! bench/faults kill-aggregator --times 50
 //! ```
 //!
 //! After each kill the log on disk is copied and read as the next start will read it: every frame that an
@@ -11,9 +10,7 @@
 //! given are exactly those stored, refused or given up. The last line is one JSON object; the exit status
 //! says whether every promise was kept.
 
-#[path = "../fleet/installation.rs"]
 mod installation;
-#[path = "../fleet/load.rs"]
 mod load;
 
 use std::{
@@ -119,7 +116,11 @@ fn main() -> anyhow::Result<()> {
             Scenario::KillAggregator => run.kill_aggregator()?,
             _ => run.kill_agents()?,
         }
-        eprintln!("{time} of {}: {:?}", options.times, run.outcome);
+        let (lost, silent) = (run.outcome.acked_lost, run.outcome.false_silent);
+        eprintln!(
+            "{time} of {}: {lost} lost, {silent} falsely silent",
+            options.times
+        );
     }
     let outcome = run.finish()?;
     println!("{}", serde_json::to_string(&outcome)?);

@@ -80,10 +80,18 @@ impl Installation {
         self.enrolment
     }
 
-    /// A token with which so many hosts may join.
+    /// A token with which so many hosts may join; the door for them is open when this returns.
     pub(crate) fn token(&self, uses: u32) -> anyhow::Result<String> {
         let uses = uses.to_string();
         let token = self.run(&["token", "create", "--uses", &uses, "--ttl", "2h"])?;
+        let began = Instant::now();
+        while TcpStream::connect(self.enrolment).is_err() {
+            ensure!(
+                began.elapsed() < PATIENCE,
+                "the enrolment door stays closed"
+            );
+            thread::sleep(LOOK_EVERY);
+        }
         Ok(token.trim().to_owned())
     }
 
@@ -95,7 +103,7 @@ impl Installation {
             .join("muster-aggregator");
         ensure!(
             program.exists(),
-            "{} is not there: build with --bins --examples",
+            "{} is not there: build muster-aggregator first",
             program.display()
         );
         let mut command = Command::new(program);
