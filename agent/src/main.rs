@@ -27,6 +27,7 @@ use muster_agent::{
 use muster_proto::{
     time::{Clock as _, SystemClock},
     v1::FinReason,
+    words,
 };
 use sd_notify::NotifyState;
 use tokio::{
@@ -99,6 +100,7 @@ enum Command {
 #[derive(Args)]
 struct Enrol {
     /// The aggregator: host or host:port of its enrolment door
+    #[arg(value_parser = door)]
     address: String,
     /// Read the join token from a file; - is standard input. Without it the token is taken from
     /// MUSTER_TOKEN or asked for
@@ -335,7 +337,7 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = FinReason>> {
         }
         tell_systemd(&[NotifyState::Stopping]);
         let reason = goodbye::reason().await;
-        tracing::info!(reason = reason.as_str_name(), "agent stops");
+        tracing::info!(reason = words::goodbye(reason), "agent stops");
         reason
     })
 }
@@ -429,6 +431,11 @@ fn check_config(path: Option<&Path>) -> anyhow::Result<bool> {
 
 fn load(path: Option<&Path>) -> anyhow::Result<Config> {
     Config::load(path).context("the configuration cannot be used")
+}
+
+/// Refused as wrong usage, before anything is dialled or a token is asked for.
+fn door(address: &str) -> Result<String, enrol::AddressError> {
+    enrol::check_address(address).map(|()| address.to_owned())
 }
 
 fn enrol(path: Option<&Path>, flags: Enrol) -> anyhow::Result<bool> {

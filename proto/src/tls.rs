@@ -9,6 +9,7 @@
 //! What went wrong in a handshake is told by [`fault`], for messages that help.
 
 use std::{
+    cell::RefCell,
     error::Error as StdError,
     io,
     sync::{
@@ -357,6 +358,18 @@ fn server(
     Ok(config)
 }
 
+thread_local! {
+    static REFUSED: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Whom the certificate claims to name that a door on this thread refused last, and forgets it. Nothing of it is
+/// proved: for the log, where it tells a machine of another fleet from an attack. rustls passes on why a chain was
+/// refused but not whose it was; to be asked right after a handshake failed.
+#[must_use]
+pub fn refused_certificate() -> Option<String> {
+    REFUSED.take()
+}
+
 /// Verifies a client's chain against one issuer, then whom it names.
 #[derive(Debug)]
 struct DoorKeeper {
@@ -399,7 +412,10 @@ impl ClientCertVerifier for DoorKeeper {
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self
             .chain
-            .verify_client_cert(end_entity, intermediates, now)?;
+            .verify_client_cert(end_entity, intermediates, now)
+            .inspect_err(|_| {
+                REFUSED.set(peer_id(end_entity).ok().map(|peer| peer.id.to_string()))
+            })?;
         let peer = peer_id(end_entity).map_err(|error| refuse(TlsFault::Nameless(error)))?;
         check_domain(&peer.id, &self.domain).map_err(refuse)?;
         if !self.door.admits(&peer.id) {

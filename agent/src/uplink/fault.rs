@@ -8,7 +8,7 @@ use std::{io, time::Duration};
 
 use muster_proto::{
     tls::{self, TlsFault},
-    v1,
+    v1, words,
 };
 
 use super::backoff::Ended;
@@ -60,7 +60,7 @@ pub enum Fault {
     #[error("no acknowledgement for {} s while frames are outstanding", .0.as_secs())]
     NoProgress(Duration),
     /// The aggregator does not want this agent.
-    #[error("the aggregator refused this host: {}", describe_denial(*.0))]
+    #[error("the aggregator refused this host: {}", words::denied(*.0))]
     Denied(v1::DenyReason),
     /// The disk does not give the identity.
     #[error("the disk with this host's identity does not answer within {} s", .0.as_secs())]
@@ -226,18 +226,6 @@ fn tls_hint(fault: &TlsFault) -> &'static str {
         _ => {
             "is this the aggregator this host enrolled with? if its authority was made anew, enrol again"
         }
-    }
-}
-
-fn describe_denial(reason: v1::DenyReason) -> &'static str {
-    match reason {
-        v1::DenyReason::Unspecified => "no reason given",
-        v1::DenyReason::Protocol => "it does not speak this agent's protocol version",
-        v1::DenyReason::Removed => "an operator removed it from the fleet",
-        v1::DenyReason::AlreadyConnected => "another machine with the same identity is connected",
-        v1::DenyReason::StaleCopy => "its identity looks like an old copy of another host's",
-        v1::DenyReason::Expired => "its certificate has expired",
-        v1::DenyReason::ProtocolViolation => "it sent something the protocol does not allow",
     }
 }
 

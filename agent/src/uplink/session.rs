@@ -14,6 +14,7 @@ use muster_proto::{
     time::{Timestamp, duration_millis},
     tls::EARLIEST_CREDIBLE,
     v1::{self, agent_message::Message as Up, aggregator_message::Message as Down},
+    words,
 };
 use tokio::{
     sync::mpsc,
@@ -516,7 +517,7 @@ impl<'a> Session<'a> {
                 if self.rejections <= LOGGED_REJECTIONS {
                     tracing::warn!(
                         seq = rejected.seq,
-                        reason = rejected.reason().as_str_name(),
+                        reason = words::rejected(rejected.reason()),
                         samples = rejected.samples,
                         "the aggregator refused a frame"
                     );
