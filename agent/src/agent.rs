@@ -201,22 +201,6 @@ impl Agent {
     }
 }
 
-/// Without a spool the agent goes on with memory, as it does when the disk fails later.
-fn start_spool(config: SpoolConfig, common: &Arc<Common>) {
-    // The thread must not keep alive what ends it.
-    let listener = Arc::downgrade(common);
-    let incarnation = common.buffer().incarnation();
-    let told = move |event| {
-        if let Some(common) = listener.upgrade() {
-            common.told(event);
-        }
-    };
-    match SpoolHandle::start(config, incarnation, told) {
-        Ok(spool) => common.set_spool(spool),
-        Err(error) => tracing::warn!(%error, "no spool: a restart loses what is in memory"),
-    }
-}
-
 /// When an extra round is due.
 struct Urgent {
     told: Option<Arc<Notify>>,
@@ -250,6 +234,22 @@ impl Urgent {
     fn done(&mut self) {
         self.waiting = false;
         self.last_round = time::Instant::now();
+    }
+}
+
+/// Without a spool the agent goes on with memory, as it does when the disk fails later.
+fn start_spool(config: SpoolConfig, common: &Arc<Common>) {
+    // The thread must not keep alive what ends it.
+    let listener = Arc::downgrade(common);
+    let incarnation = common.buffer().incarnation();
+    let told = move |event| {
+        if let Some(common) = listener.upgrade() {
+            common.told(event);
+        }
+    };
+    match SpoolHandle::start(config, incarnation, told) {
+        Ok(spool) => common.set_spool(spool),
+        Err(error) => tracing::warn!(%error, "no spool: a restart loses what is in memory"),
     }
 }
 

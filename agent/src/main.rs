@@ -2,7 +2,6 @@
 
 use std::{
     fmt::{self, Write as _},
-    fs::{File, TryLockError},
     io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -19,6 +18,7 @@ use muster_agent::{
     goodbye,
     host::{self, HostRoot},
     identity::{Identity, IdentityError},
+    lock::{self, LockError},
     sample,
     settings::Faults,
     status::{self, StatusError},
@@ -42,9 +42,6 @@ const EXIT_NOT_ENROLLED: u8 = 69;
 
 /// Threads for a resolver or a disk that hangs; each question of the link takes one, with a deadline.
 const BLOCKING_THREADS: usize = 8;
-
-/// In the folder of the state: locked by the agent that uses it.
-const LOCK: &str = "lock";
 
 /// Time between passes of `sample --repeat`, and between its first, silent pass and the one that is shown:
 /// services are told over the bus and take a moment.
@@ -227,10 +224,16 @@ fn run(path: Option<&Path>, log_format: Option<LogShape>) -> ExitCode {
         None => {}
     }
     // Held until the end of the process: two agents with one identity would push each other out.
-    let _lock = match lock(&config.state_dir) {
+    let _lock = match lock::take(&config.state_dir) {
         Ok(lock) => lock,
         Err(error) => {
-            complain(&error);
+            let hint = match &error {
+                LockError::Taken(_) => {
+                    "stop it first: systemctl stop muster-agent; or give this one a state_dir of its own"
+                }
+                LockError::Io { .. } => "run the agent as the user that owns this folder",
+            };
+            complain(&anyhow::Error::new(error).context(Hint(hint)));
             return ExitCode::FAILURE;
         }
     };
@@ -250,34 +253,6 @@ fn run(path: Option<&Path>, log_format: Option<LogShape>) -> ExitCode {
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE
-        }
-    }
-}
-
-/// Takes the folder of the identity for this process alone. A folder that is not there holds no identity,
-/// which is said better later.
-fn lock(state_dir: &Path) -> anyhow::Result<Option<File>> {
-    let path = state_dir.join(LOCK);
-    let file = match File::options().create(true).append(true).open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => {
-            return Err(error)
-                .with_context(|| format!("cannot open {}", path.display()))
-                .context(Hint("run the agent as the user that owns this folder"));
-        }
-    };
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Err(anyhow::anyhow!(
-            "another agent runs with the identity in {}",
-            state_dir.display()
-        )
-        .context(Hint(
-            "stop it first: systemctl stop muster-agent; or give this one a state_dir of its own",
-        ))),
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("cannot lock {}", path.display()))
         }
     }
 }
