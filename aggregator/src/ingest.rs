@@ -33,7 +33,7 @@ use crate::{
     directory::{Directory, Known},
     fleet::{
         Fleet,
-        host::{FrameIn, Session},
+        host::{FrameIn, Lane, Session},
         shard::{Connection, Credit, Message, ToAgent},
     },
     listen::Peer,
@@ -358,7 +358,7 @@ impl Inner {
         Ok(FrameIn {
             incarnation: Incarnation(frame.incarnation),
             seq: frame.seq,
-            live: frame.lane != i32::from(v1::Lane::Backfill),
+            lane: Lane::of_wire(frame.lane()),
             tick: Timestamp::from_millis(frame.tick_ms),
             received: self.clock.now(),
             crc32c: frame.crc32c,
