@@ -5,7 +5,7 @@ use std::sync::Arc;
 use muster_proto::{id::HostId, time::Clock, v1};
 
 use crate::{
-    control::{Control, Facts, Host},
+    control::{CertificateRefusal, Control, Facts, Host, Presented},
     fleet::Enrolled,
 };
 
@@ -23,6 +23,17 @@ pub enum Known {
     Yes(Box<Enrolled>),
     /// It is not, or an operator removed it.
     No,
+    /// The store cannot be asked; the fleet's own memory decides.
+    Unavailable,
+}
+
+/// Whether a certificate may speak for its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admitted {
+    /// It may.
+    Yes,
+    /// It may not.
+    No(CertificateRefusal),
     /// The store cannot be asked; the fleet's own memory decides.
     Unavailable,
 }
@@ -52,6 +63,26 @@ impl Directory {
             Err(error) => {
                 tracing::warn!(host = %id, error = crate::chain(&error), "the control store cannot be read");
                 Known::Unavailable
+            }
+        }
+    }
+
+    /// Judges the certificate of a connection, and puts one that was renewed in use.
+    pub async fn admit(&self, presented: &Presented) -> Admitted {
+        let host = presented.host_id;
+        let judged = self
+            .control
+            .admit_host(presented.clone(), self.clock.now())
+            .await;
+        match judged {
+            Ok(Ok(())) => Admitted::Yes,
+            Ok(Err(refusal)) => {
+                tracing::warn!(%host, serial = presented.serial, why = %refusal, "certificate refused");
+                Admitted::No(refusal)
+            }
+            Err(error) => {
+                tracing::warn!(%host, error = crate::chain(&error), "the control store cannot be asked");
+                Admitted::Unavailable
             }
         }
     }

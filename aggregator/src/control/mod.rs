@@ -5,6 +5,7 @@
 //! after the commit, so what was answered is on disk. Reads use a second connection and go on when writing has
 //! become impossible. Another process may work on the same file (`muster-aggregator token create` does).
 
+mod certificates;
 mod db;
 mod hosts;
 mod incidents;
@@ -13,6 +14,7 @@ mod tokens;
 
 use std::path::PathBuf;
 
+pub use certificates::{CertificateRefusal, Presented, RENEWAL_GRACE};
 pub use db::Control;
 pub use hosts::{Facts, Host, Labels};
 pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, Transition};

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use muster_proto::time::Timestamp;
 use rusqlite::{OptionalExtension as _, params};
 
-use super::{Control, ControlError, db::audit};
+use super::{Control, ControlError, certificates::note, db::audit};
 use crate::pki::Issued;
 
 /// What an operator may do; each may also do what those before it may.
@@ -83,7 +83,7 @@ impl Control {
         now: Timestamp,
     ) -> Result<(), ControlError> {
         let (actor, name) = (actor.to_owned(), name.to_owned());
-        let (serial, not_after) = (issued.serial.clone(), issued.not_after);
+        let given = issued.clone();
         let epoch = self.epoch;
         self.write(move |connection| {
             connection.execute(
@@ -91,20 +91,15 @@ impl Control {
                  ON CONFLICT (name) DO UPDATE SET role = excluded.role",
                 params![name, role.word(), now.as_millis(), epoch],
             )?;
-            connection.execute(
-                "INSERT INTO certificates (serial, holder, spki_hash, issued_ms, not_after_ms, epoch)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![
-                    serial,
-                    format!("operator/{name}"),
-                    fingerprint,
-                    now.as_millis(),
-                    not_after.as_millis(),
-                    epoch
-                ],
-            )?;
-            let outcome = format!("role {role}, serial {serial}");
-            audit(connection, epoch, now, [&actor, "issue operator", &name, &outcome])
+            let holder = format!("operator/{name}");
+            note(connection, epoch, &holder, fingerprint, &given, now)?;
+            let outcome = format!("role {role}, serial {}", given.serial);
+            audit(
+                connection,
+                epoch,
+                now,
+                [&actor, "issue operator", &name, &outcome],
+            )
         })
         .await
     }

@@ -12,6 +12,7 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{
     Control, ControlError, Facts, Labels,
+    certificates::note,
     db::audit,
     hosts::{free_name, json},
 };
@@ -376,7 +377,14 @@ fn join(
             epoch
         ],
     )?;
-    note_certificate(connection, epoch, request, host_id, &issued, now)?;
+    note(
+        connection,
+        epoch,
+        &format!("agent/{host_id}"),
+        request.fingerprint,
+        &issued,
+        now,
+    )?;
     Ok(Ok(Enrolled {
         host_id,
         name,
@@ -396,7 +404,9 @@ fn again(
 ) -> Result<Enrolled, ControlError> {
     let issued = issue(host_id).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
     connection.execute(
-        "UPDATE hosts SET cert_serial = ?2, cert_not_after_ms = ?3 WHERE host_id = ?1 AND epoch = ?4",
+        "UPDATE hosts SET cert_serial = ?2, cert_not_after_ms = ?3,
+                          next_serial = NULL, next_not_after_ms = NULL
+         WHERE host_id = ?1 AND epoch = ?4",
         params![
             host_id.to_string(),
             issued.serial,
@@ -404,7 +414,14 @@ fn again(
             epoch
         ],
     )?;
-    note_certificate(connection, epoch, request, host_id, &issued, now)?;
+    note(
+        connection,
+        epoch,
+        &format!("agent/{host_id}"),
+        request.fingerprint,
+        &issued,
+        now,
+    )?;
     let known = super::hosts::find(connection, host_id)?;
     Ok(Enrolled {
         host_id,
@@ -412,29 +429,6 @@ fn again(
         issued,
         again: true,
     })
-}
-
-fn note_certificate(
-    connection: &Connection,
-    epoch: i64,
-    request: &EnrolRequest,
-    host_id: HostId,
-    issued: &Issued,
-    now: Timestamp,
-) -> Result<(), ControlError> {
-    connection.execute(
-        "INSERT INTO certificates (serial, holder, spki_hash, issued_ms, not_after_ms, epoch)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        params![
-            issued.serial,
-            format!("agent/{host_id}"),
-            request.fingerprint,
-            now.as_millis(),
-            issued.not_after.as_millis(),
-            epoch
-        ],
-    )?;
-    Ok(())
 }
 
 fn find(
