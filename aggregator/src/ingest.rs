@@ -236,6 +236,11 @@ impl Inner {
             .await
             .map_err(|_| stopping())?
             .map_err(Refusal::Deny)?;
+        // Removed between the first look and now: then the fleet was told before it was told of this stream.
+        if matches!(self.directory.host(host).await, Known::No) {
+            self.fleet.forget(host).await;
+            return Err(Refusal::Deny(v1::DenyReason::Removed));
+        }
         let welcome = self.welcome(&hello, have);
         // Nothing else was sent yet, so there is room.
         let _ = to_agent

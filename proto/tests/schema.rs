@@ -101,14 +101,18 @@ const RECEIVED_BY_AGENTS: &[(&str, &str)] = &[
 const METHODS: &[&str] = &[
     "Admin.IssueOperator",
     "Enrolment.Enrol",
+    "Operator.BanHost",
+    "Operator.EvictHost",
     "Operator.GetHost",
     "Operator.GetIncident",
     "Operator.GetStatus",
     "Operator.GetSummary",
     "Operator.ListAnomalies",
+    "Operator.ListAudit",
     "Operator.ListHosts",
     "Operator.ListIncidents",
     "Operator.ListServices",
+    "Operator.RevokeOperator",
     "Uplink.Renew",
     "Uplink.Session",
 ];

@@ -23,6 +23,7 @@ const FILE: &str = "control.db";
 const MIGRATIONS: &[&str] = &[
     include_str!("migrations/001_begin.sql"),
     include_str!("migrations/002_renewal.sql"),
+    include_str!("migrations/003_denied.sql"),
 ];
 
 /// How long to wait for another process that writes (`token create`).

@@ -10,6 +10,7 @@ mod db;
 mod hosts;
 mod incidents;
 mod operators;
+mod revoke;
 mod tokens;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub use db::Control;
 pub use hosts::{Facts, Host, Labels};
 pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, Transition};
 pub use operators::{OperatorRole, RoleError};
+pub use revoke::{Removal, Removed};
 pub use tokens::{
     DEFAULT_TOKEN_TTL, EnrolRefusal, EnrolRequest, Enrolled, MAX_TOKEN_TTL, TokenOptions, TokenRow,
     TokenState,

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use muster_proto::time::Timestamp;
 use rusqlite::{OptionalExtension as _, params};
 
-use super::{Control, ControlError, certificates::note, db::audit};
+use super::{Control, ControlError, certificates::note, db::audit, revoke};
 use crate::pki::Issued;
 
 /// What an operator may do; each may also do what those before it may.
@@ -67,6 +67,25 @@ impl Control {
                 .transpose()
         })
         .await
+    }
+
+    /// As [`Control::operator_role`], and none for a certificate that was withdrawn.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn operator_admitted(
+        &self,
+        name: &str,
+        serial: Option<&str>,
+    ) -> Result<Option<OperatorRole>, ControlError> {
+        if let Some(serial) = serial.map(str::to_owned)
+            && self
+                .read(move |connection| revoke::serial_denied(connection, &serial))
+                .await?
+        {
+            return Ok(None);
+        }
+        self.operator_role(name).await
     }
 
     /// Notes a certificate given to an operator, and the role that goes with the name from now on.

@@ -15,6 +15,7 @@ use super::{
     certificates::note,
     db::audit,
     hosts::{free_name, json},
+    revoke,
 };
 use crate::pki::{Issued, PkiError};
 
@@ -134,6 +135,14 @@ pub enum EnrolRefusal {
     /// Too many wrong secrets were tried.
     #[error("this token is locked after too many wrong attempts: make a new one")]
     Locked,
+    /// An operator banned the machine.
+    #[error("an operator banned this machine: tokens are refused to it")]
+    Banned,
+    /// It joined with this token, and an operator removed it since.
+    #[error(
+        "an operator removed this host: join again with a new token, after removing its state folder"
+    )]
+    Removed,
 }
 
 const SELECT: &str = "SELECT id, secret_hash, uses, labels, created_ms, expires_ms, revoked_ms, \
@@ -331,6 +340,9 @@ fn join(
         )?;
         return Ok(Err(EnrolRefusal::Unknown));
     }
+    if revoke::machine_denied(connection, &request.facts.machine_id_hash)? {
+        return Ok(Err(EnrolRefusal::Banned));
+    }
     let before: Option<String> = connection
         .query_row(
             "SELECT host_id FROM token_uses WHERE token_id = ?1 AND spki_hash = ?2",
@@ -343,6 +355,10 @@ fn join(
         (TokenState::Revoked, _) => return Ok(Err(EnrolRefusal::Revoked)),
         (_, Some(id)) => {
             let host_id = id.parse().map_err(|_| ControlError::Row("token_uses"))?;
+            let known = super::hosts::find(connection, host_id)?;
+            if known.is_none_or(|host| host.removed.is_some()) {
+                return Ok(Err(EnrolRefusal::Removed));
+            }
             return again(connection, epoch, request, host_id, issue, now).map(Ok);
         }
         (TokenState::Used, None) => return Ok(Err(EnrolRefusal::Used)),
