@@ -182,6 +182,12 @@ impl Monitor {
         self.common.link().connected_since.is_some()
     }
 
+    /// The life of the agent under which its frames are numbered.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        self.common.buffer().incarnation()
+    }
+
     /// What became of the frames so far.
     #[must_use]
     pub fn books(&self) -> Books {

@@ -23,7 +23,10 @@ use muster_proto::{
 };
 use rcgen::{CertificateParams, KeyPair};
 use rustls_pki_types::CertificateDer;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::Endpoint;
 
@@ -34,6 +37,10 @@ pub const DEFAULT_PORT: u16 = 7444;
 
 /// Name of the environment variable that may hold the token.
 pub const TOKEN_VARIABLE: &str = "MUSTER_TOKEN";
+
+/// How long a closed door is knocked at, and how often.
+const DOOR_OPENS: Duration = Duration::from_secs(3);
+const DOOR_KNOCK: Duration = Duration::from_millis(200);
 
 /// Bound on connecting, and again on the answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -181,7 +188,7 @@ async fn connect(address: &str, token: &Token) -> Result<TlsStream<TcpStream>, E
         address: address.to_owned(),
         source,
     };
-    let tcp = timeout(PATIENCE, TcpStream::connect(address))
+    let tcp = timeout(PATIENCE, dial(address))
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(unreachable)?;
@@ -202,6 +209,23 @@ async fn connect(address: &str, token: &Token) -> Result<TlsStream<TcpStream>, E
             source: error,
         },
     })
+}
+
+/// Connects. The door opens within a second after a token was made, so a refusal is tried again for a little
+/// longer than that: whoever makes a token and uses it at once is not turned away.
+async fn dial(address: &str) -> io::Result<TcpStream> {
+    let began = Instant::now();
+    loop {
+        match TcpStream::connect(address).await {
+            Err(error)
+                if error.kind() == io::ErrorKind::ConnectionRefused
+                    && began.elapsed() < DOOR_OPENS =>
+            {
+                sleep(DOOR_KNOCK).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// The installation as the verified leaf names it.

@@ -21,6 +21,7 @@ pub mod sampler;
 pub mod settings;
 pub mod simulate;
 pub mod status;
+pub mod suggest;
 pub mod telemetry;
 pub mod uplink;
 

@@ -13,12 +13,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use muster_agent::{
     Agent, AgentConfig, Credentials, LiveHost, LogHandle, Monitor,
     collect::{self, Collection},
-    config::{Config, ConfigError, DEFAULT_PATH},
+    config::{Config, DEFAULT_PATH},
     enrol::{self, TokenSource},
     goodbye,
     host::{self, HostRoot},
     identity::{Identity, IdentityError},
     sample,
+    settings::Faults,
     status::{self, StatusError},
     telemetry::{LogFormat, start_log},
 };
@@ -358,7 +359,7 @@ fn tell_systemd(states: &[NotifyState<'_>]) {
 
 // ---- the other commands ------------------------------------------------------------------------------
 
-fn report(faults: &ConfigError) {
+fn report(faults: &Faults) {
     eprintln!("error: the configuration cannot be used");
     for fault in &faults.0 {
         eprintln!("  {fault}");
@@ -448,7 +449,7 @@ fn print_status(path: Option<&Path>, output: Shape) -> anyhow::Result<()> {
         anyhow::Error::new(error).context(Hint(hint))
     })?;
     match output {
-        Shape::Table => print(status::render(&status, SystemClock.now()).as_bytes()),
+        Shape::Table => print(status::render(&status).as_bytes()),
         Shape::Json => {
             let mut text = serde_json::to_string_pretty(&status).context("cannot print")?;
             text.push('\n');

@@ -33,10 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a running agent stands.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "camelCase")]
 pub struct Status {
     /// `muster/v1`; fields are only ever added.
-    #[serde(rename = "apiVersion")]
     pub api_version: String,
     /// Version of the agent.
     pub version: String,
@@ -56,6 +55,7 @@ pub struct Status {
 
 /// The connection to the aggregator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct LinkStatus {
     /// Where the agent connects to.
     pub address: String,
@@ -74,13 +74,16 @@ pub struct LinkStatus {
     /// Bytes of messages sent, before TLS.
     pub sent_bytes: u64,
     /// By how much ticks were moved to the aggregator's clock at the last correction.
-    pub clock_correction_ms: i64,
-    /// End of the host certificate's life, UTC milliseconds, where known.
-    pub certificate_expires_ms: Option<i64>,
+    pub clock_correction_seconds: f64,
+    /// End of the host certificate's life, RFC 3339, where known.
+    pub certificate_expires: Option<String>,
+    /// Time until then; negative when it is over.
+    pub certificate_left_seconds: Option<i64>,
 }
 
 /// What became of the frames since the start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct FrameStatus {
     /// Numbered.
     pub produced: u64,
@@ -98,15 +101,16 @@ pub struct FrameStatus {
 
 /// The rounds of collectors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct RoundStatus {
     /// Time between ticks.
-    pub interval_ms: u64,
-    /// The last tick, UTC milliseconds.
-    pub last_tick_ms: Option<i64>,
-    /// Median of the last rounds.
-    pub took_ms_p50: f64,
+    pub interval_seconds: f64,
+    /// The last tick, RFC 3339.
+    pub last_tick: Option<String>,
+    /// Median duration of the last rounds.
+    pub took_seconds_p50: f64,
     /// 99th percentile of the last rounds.
-    pub took_ms_p99: f64,
+    pub took_seconds_p99: f64,
     /// Series in the last round.
     pub series: u64,
     /// Ticks at which nothing was taken.
@@ -117,6 +121,7 @@ pub struct RoundStatus {
 
 /// What the agent takes from its host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct CostStatus {
     /// CPU time of the process over the time it runs; 1 is one CPU.
     pub cpu_ratio: f64,
@@ -153,14 +158,12 @@ impl RoundStats {
         self.failing = failing;
     }
 
-    /// The duration that this share of the last rounds stayed within, in milliseconds.
-    fn percentile_ms(&self, percent: usize) -> f64 {
+    /// The duration in seconds that this share of the last rounds stayed within.
+    fn percentile(&self, percent: usize) -> f64 {
         let mut sorted: Vec<_> = self.took.iter().collect();
         sorted.sort();
         let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
-        sorted
-            .get(at)
-            .map_or(0.0, |took| took.as_secs_f64() * 1000.0)
+        sorted.get(at).map_or(0.0, |took| took.as_secs_f64())
     }
 }
 
@@ -173,6 +176,7 @@ pub(crate) struct Fixed {
 
 fn status(common: &Common, fixed: &Fixed) -> Status {
     let now = Instant::now();
+    let wall = common.clock.now();
     let uptime = now - fixed.started;
     let books = common.buffer().books();
     let bytes = common.buffer().bytes() as u64;
@@ -188,8 +192,12 @@ fn status(common: &Common, fixed: &Fixed) -> Status {
             reconnects: link.sessions.saturating_sub(1),
             last_acknowledged_seconds: link.last_ack.map(|at| (now - at).as_secs_f64()),
             sent_bytes: link.sent_bytes,
-            clock_correction_ms: link.clock_correction_ms,
-            certificate_expires_ms: link.certificate_expires.map(Timestamp::as_millis),
+            clock_correction_seconds: Timestamp::from_millis(link.clock_correction_ms)
+                .as_seconds_f64(),
+            certificate_expires: link.certificate_expires.map(|at| at.to_string()),
+            certificate_left_seconds: link
+                .certificate_expires
+                .map(|at| at.millis_since(wall).div_euclid(1000)),
         }
     };
     let interval = common.interval();
@@ -209,10 +217,10 @@ fn status(common: &Common, fixed: &Fixed) -> Status {
             bytes,
         },
         rounds: RoundStatus {
-            interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
-            last_tick_ms: rounds.last_tick.map(Timestamp::as_millis),
-            took_ms_p50: rounds.percentile_ms(50),
-            took_ms_p99: rounds.percentile_ms(99),
+            interval_seconds: interval.as_secs_f64(),
+            last_tick: rounds.last_tick.map(|at| at.to_string()),
+            took_seconds_p50: rounds.percentile(50),
+            took_seconds_p99: rounds.percentile(99),
             series: rounds.series,
             ticks_missed: rounds.ticks_missed,
             failing: rounds.failing.iter().map(ToString::to_string).collect(),
@@ -330,9 +338,9 @@ pub fn fetch(socket: &Path) -> Result<Status, StatusError> {
     serde_json::from_slice(&document).map_err(|error| StatusError::Answer(error.into()))
 }
 
-/// The status for people. `now` gives the certificate's remaining days.
+/// The status for people.
 #[must_use]
-pub fn render(status: &Status, now: Timestamp) -> String {
+pub fn render(status: &Status) -> String {
     let mut out = String::new();
     let link = &status.link;
     // Writing to a String does not fail.
@@ -345,8 +353,8 @@ pub fn render(status: &Status, now: Timestamp) -> String {
         ),
         None => write!(out, "not connected to {} (uplink)", link.address),
     };
-    if let Some(expires) = link.certificate_expires_ms {
-        let days = (expires - now.as_millis()).div_euclid(86_400_000);
+    if let Some(left) = link.certificate_left_seconds {
+        let days = left.div_euclid(86_400);
         let _ = write!(out, ", certificate {days} d left");
     }
     out.push('\n');
@@ -389,7 +397,10 @@ pub fn render(status: &Status, now: Timestamp) -> String {
     let _ = writeln!(
         out,
         ", pass {:.1} ms p50 {:.1} ms p99, {} series, {} ticks missed",
-        rounds.took_ms_p50, rounds.took_ms_p99, rounds.series, rounds.ticks_missed
+        rounds.took_seconds_p50 * 1000.0,
+        rounds.took_seconds_p99 * 1000.0,
+        rounds.series,
+        rounds.ticks_missed
     );
     if rounds.failing.is_empty() {
         out.push_str("collectors all ok\n");
@@ -449,8 +460,9 @@ mod tests {
                 reconnects: 2,
                 last_acknowledged_seconds: Some(0.42),
                 sent_bytes: 2_150_000,
-                clock_correction_ms: 0,
-                certificate_expires_ms: Some(61 * 86_400_000 + 5),
+                clock_correction_seconds: 0.0,
+                certificate_expires: Some("1970-03-03T00:00:00Z".into()),
+                certificate_left_seconds: Some(61 * 86_400 + 5),
             },
             frames: FrameStatus {
                 produced: 100,
@@ -461,10 +473,10 @@ mod tests {
                 bytes: 3_000,
             },
             rounds: RoundStatus {
-                interval_ms: 10_000,
-                last_tick_ms: Some(1),
-                took_ms_p50: 3.1,
-                took_ms_p99: 6.0,
+                interval_seconds: 10.0,
+                last_tick: Some("1970-01-01T00:00:10Z".into()),
+                took_seconds_p50: 0.003_1,
+                took_seconds_p99: 0.006,
                 series: 412,
                 ticks_missed: 0,
                 failing: vec!["hwmon".into()],
@@ -480,7 +492,7 @@ mod tests {
     fn people_read_one_screen() {
         let mut status = example();
         assert_eq!(
-            render(&status, Timestamp::from_millis(0)),
+            render(&status),
             "connected to muster.example:7443 (uplink) for 3d 4h, certificate 61 d left\n\
              sent 2.1 MiB, queue 0, last acknowledged 0.4 s ago, reconnects 2\n\
              frames 100 produced, 97 durable, 1 refused, 2 lost\n\
@@ -491,7 +503,7 @@ mod tests {
         status.link.fault = Some("connection refused".into());
         status.link.hint = Some("look".into());
         status.link.retry_in_seconds = Some(61);
-        let text = render(&status, Timestamp::from_millis(0));
+        let text = render(&status);
         assert!(
             text.starts_with(
                 "not connected to muster.example:7443 (uplink), certificate 61 d left\n  \
@@ -501,18 +513,38 @@ mod tests {
         );
     }
 
+    /// As in the operators' command line: camel case, seconds and RFC 3339, whatever is added.
+    #[test]
+    fn programs_read_one_style() {
+        fn keys(value: &serde_json::Value, found: &mut Vec<String>) {
+            if let serde_json::Value::Object(map) = value {
+                for (key, value) in map {
+                    found.push(key.clone());
+                    keys(value, found);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        let document = serde_json::to_value(example()).expect("JSON");
+        keys(&document, &mut found);
+        assert_eq!(document["rounds"]["intervalSeconds"], 10.0);
+        for key in found {
+            assert!(!key.contains('_') && !key.ends_with("Ms"), "{key}");
+        }
+    }
+
     #[test]
     fn percentiles_come_from_the_last_rounds() {
         let mut rounds = RoundStats::default();
-        assert_eq!(rounds.percentile_ms(50), 0.0);
+        assert_eq!(rounds.percentile(50), 0.0);
         for ms in 1..=300 {
             let at = Timestamp::from_millis(0);
             rounds.note(at, Duration::from_millis(ms), 1, 0, Vec::new());
         }
         assert_eq!(rounds.took.len(), KEPT_ROUNDS);
         assert_eq!(
-            (rounds.percentile_ms(50), rounds.percentile_ms(99)),
-            (240.0, 299.0)
+            (rounds.percentile(50), rounds.percentile(99)),
+            (0.24, 0.299)
         );
     }
 

@@ -18,6 +18,8 @@ use tracing_subscriber::{
     reload,
 };
 
+use crate::settings::{Section, word};
+
 /// What the agent counts about its own work since it started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Own {
@@ -61,6 +63,17 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// What is left out.
     pub level: LogLevel,
+}
+
+impl LogConfig {
+    /// Reads the keys of the section `log`, which both programs have.
+    pub fn keys(&mut self, log: &mut Section<'_, '_>) {
+        let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+        log.value("format", &mut self.format, |value| word(value, &formats));
+        log.value("level", &mut self.level, |value| {
+            word(value, &LogLevel::NAMES)
+        });
+    }
 }
 
 /// Shape of a line of the log.

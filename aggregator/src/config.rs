@@ -1,25 +1,35 @@
 //! The aggregator's configuration: defaults, the file, and the checks of both.
 //!
-//! Every key has a default that works, so an empty file is a configuration. All faults are reported at
-//! once, with their places. A [`Config`] cannot be wrong.
+//! Every key has a default that works, so an empty file is a configuration. How files are read, overlaid and
+//! complained about is [`muster_agent::settings`]; here is the list of keys, and what they must fulfil
+//! together. A [`Config`] cannot be wrong.
 
 use std::{
-    fs, io,
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use muster_agent::{
-    settings::{Document, Fault, Faults},
-    telemetry::{LogConfig, LogFormat, LogLevel},
+    settings::{self, Faults, Reader, Section, directory, string, text, texts, truth, word},
+    telemetry::LogConfig,
 };
 use muster_proto::limits;
-use serde::{Deserialize, Serialize};
+use toml::de::DeValue;
 
 use crate::detect::DetectConfig;
 
 /// Where the file is looked for without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/muster/aggregator.toml";
+
+/// Folder beside the main file with files that are applied after it.
+const OVERLAYS: &str = "aggregator.d";
+
+/// Shortest bearer token: 128 bits in base 64 have 22 characters.
+const MIN_TOKEN: usize = 22;
+
+/// Largest size a key takes: beyond any disk, and exact as a float.
+const MAX_SIZE_BYTES: u64 = 1 << 50;
 
 /// What the aggregator runs with.
 #[derive(Debug, Clone)]
@@ -69,104 +79,33 @@ pub struct HttpConfig {
     pub instance: String,
 }
 
-/// The file as it stands. Its default names every key.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Raw {
-    fleet_name: String,
-    state_dir: PathBuf,
-    runtime_dir: PathBuf,
-    uplink: RawDoor,
-    enrolment: RawDoor,
-    operator: RawDoor,
-    http: RawHttp,
-    storage: RawStorage,
-    limits: RawLimits,
-    detect: RawDetect,
-    log: RawLog,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawDoor {
-    listen: String,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawHttp {
-    listen: String,
-    tls: bool,
-    token_file: PathBuf,
-    hosts: Vec<String>,
-    external_address: String,
-    instance: String,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawStorage {
-    log_max_size: String,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawLimits {
-    series_per_host: i64,
-    credit_per_host: String,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawDetect {
-    filesystem_warning_ratio: f64,
-    filesystem_critical_ratio: f64,
-    filesystem_available: String,
-    anomaly_threshold: f64,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct RawLog {
-    level: String,
-    format: String,
-}
-
-impl Default for Raw {
+impl Default for Config {
     fn default() -> Self {
-        let door = |port| RawDoor {
-            listen: format!("0.0.0.0:{port}"),
-        };
+        let everywhere = |port| SocketAddr::from(([0, 0, 0, 0], port));
         Self {
             fleet_name: "fleet".into(),
             state_dir: "/var/lib/muster".into(),
             runtime_dir: "/run/muster".into(),
-            uplink: door(7443),
-            enrolment: door(7444),
-            operator: door(7445),
-            http: RawHttp::default(),
-            storage: RawStorage::default(),
-            limits: RawLimits::default(),
-            detect: RawDetect::default(),
-            log: RawLog::default(),
+            uplink: everywhere(7443),
+            enrolment: everywhere(7444),
+            operator: everywhere(7445),
+            http: HttpConfig::default(),
+            log_max_bytes: 2 << 30,
+            series_per_host: limits::DEFAULT_SERIES_QUOTA,
+            credit_bytes: 1 << 20,
+            exempt_loopback: false,
+            detect: DetectConfig::default(),
+            log: LogConfig::default(),
         }
     }
 }
 
-impl Default for RawDoor {
+impl Default for HttpConfig {
     fn default() -> Self {
         Self {
-            listen: "0.0.0.0:0".into(),
-        }
-    }
-}
-
-impl Default for RawHttp {
-    fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:7446".into(),
+            listen: ([127, 0, 0, 1], 7446).into(),
             tls: false,
-            token_file: PathBuf::new(),
+            token: None,
             hosts: Vec::new(),
             external_address: String::new(),
             instance: "host".into(),
@@ -174,242 +113,174 @@ impl Default for RawHttp {
     }
 }
 
-impl Default for RawStorage {
-    fn default() -> Self {
-        Self {
-            log_max_size: "2GiB".into(),
-        }
-    }
-}
-
-impl Default for RawLimits {
-    fn default() -> Self {
-        Self {
-            series_per_host: i64::try_from(limits::DEFAULT_SERIES_QUOTA).unwrap_or(i64::MAX),
-            credit_per_host: "1MiB".into(),
-        }
-    }
-}
-
-impl Default for RawDetect {
-    fn default() -> Self {
-        let detect = DetectConfig::default();
-        Self {
-            filesystem_warning_ratio: detect.filesystem_warning_ratio,
-            filesystem_critical_ratio: detect.filesystem_critical_ratio,
-            filesystem_available: "50GiB".into(),
-            anomaly_threshold: detect.anomaly_threshold,
-        }
-    }
-}
-
-impl Default for RawLog {
-    fn default() -> Self {
-        Self {
-            level: "info".into(),
-            format: "text".into(),
-        }
-    }
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        let (config, _) = parse(Path::new(DEFAULT_PATH), "");
-        config
-    }
-}
-
-/// Reads the file. Without a path, [`DEFAULT_PATH`] if it exists, else the defaults.
+/// Reads the file and its overlays. Without a path, [`DEFAULT_PATH`] if it exists, else the defaults.
 ///
 /// # Errors
 /// Everything that is wrong, each with its place.
 pub fn load(path: Option<&Path>) -> Result<Config, Faults> {
-    let file = path.unwrap_or(Path::new(DEFAULT_PATH));
-    let text = match fs::read_to_string(file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_none() => String::new(),
-        Err(error) => {
-            return Err(Faults(vec![Fault {
-                file: file.to_owned(),
-                line: None,
-                column: None,
-                problem: format!("cannot be read: {error}"),
-            }]));
-        }
-    };
-    let (config, document) = parse(file, &text);
-    document.finish().map(|()| config)
+    let mut reader = Reader::new(path.unwrap_or(Path::new(DEFAULT_PATH)));
+    let mut draft = Draft::default();
+    reader.files(path.is_none(), OVERLAYS, |root| draft.keys(root));
+    let config = draft.check(&mut reader);
+    reader.finish().map(|()| config)
 }
 
-fn parse(file: &Path, text: &str) -> (Config, Document) {
-    let (raw, mut document) = Document::read::<Raw>(file, text, &[]);
-    let any: SocketAddr = ([0, 0, 0, 0], 0).into();
-    let mut address = |key: &str, listen: &str| match listen.parse() {
-        Ok(address) => address,
-        Err(_) => {
-            document.fault(
-                key,
+/// A configuration of which not all files were read.
+#[derive(Debug, Default)]
+struct Draft {
+    config: Config,
+    /// Read at the end: a later file may name another.
+    token_file: Option<PathBuf>,
+}
+
+impl Draft {
+    /// Every key there is.
+    fn keys(&mut self, root: &mut Section<'_, '_>) {
+        let config = &mut self.config;
+        root.value("fleet_name", &mut config.fleet_name, string);
+        root.value("state_dir", &mut config.state_dir, directory);
+        root.value("runtime_dir", &mut config.runtime_dir, directory);
+        for (door, address) in [
+            ("uplink", &mut config.uplink),
+            ("enrolment", &mut config.enrolment),
+            ("operator", &mut config.operator),
+        ] {
+            root.section(door, |section| section.value("listen", address, listen));
+        }
+        root.section("http", |section| {
+            http(section, &mut config.http, &mut self.token_file);
+        });
+        root.section("storage", |storage| {
+            storage.value("log_max_size", &mut config.log_max_bytes, |value| {
+                settings::bytes(value, 64 << 20..=MAX_SIZE_BYTES)
+            });
+        });
+        root.section("limits", |section| {
+            section.value("series_per_host", &mut config.series_per_host, |value| {
+                settings::whole(value, 1..=limits::MAX_SERIES)
+            });
+            section.value("credit_per_host", &mut config.credit_bytes, |value| {
+                settings::bytes(value, limits::MAX_PAYLOAD_BYTES as u64..=64 << 20)
+            });
+        });
+        root.section("detect", |section| detect(section, &mut config.detect));
+        root.section("log", |log| config.log.keys(log));
+    }
+
+    /// What must hold of all files together.
+    fn check(mut self, reader: &mut Reader) -> Config {
+        let http = &mut self.config.http;
+        let protected = http.tls && self.token_file.is_some();
+        if !http.listen.ip().is_loopback() && !protected {
+            reader.fault(
+                "http.listen",
+                "beyond loopback the page needs tls = true and a token_file; without them anyone who reaches the port reads the fleet",
+            );
+        }
+        if let Some(file) = &self.token_file {
+            match token(file) {
+                Ok(token) => http.token = Some(token),
+                Err(why) => reader.fault("http.token_file", why),
+            }
+        }
+        let detect = &self.config.detect;
+        if detect.filesystem_warning_ratio > detect.filesystem_critical_ratio {
+            reader.fault(
+                "detect.filesystem_warning_ratio",
                 format_args!(
-                    "{listen:?} is no address to listen on: write \"0.0.0.0:7443\" or \"[::]:7443\""
+                    "{} is above filesystem_critical_ratio, {}",
+                    detect.filesystem_warning_ratio, detect.filesystem_critical_ratio
                 ),
             );
-            any
         }
-    };
-    let uplink = address("uplink.listen", &raw.uplink.listen);
-    let enrolment = address("enrolment.listen", &raw.enrolment.listen);
-    let operator = address("operator.listen", &raw.operator.listen);
-    let http_listen = address("http.listen", &raw.http.listen);
-    let series = usize::try_from(raw.limits.series_per_host).unwrap_or(0);
-    if series == 0 || series > limits::MAX_SERIES {
-        let bound = limits::MAX_SERIES;
-        document.fault(
-            "limits.series_per_host",
-            format_args!(
-                "{} is out of bounds: 1 to {bound}",
-                raw.limits.series_per_host
-            ),
-        );
+        self.config
     }
-    let http = http(&raw.http, http_listen, &mut document);
-    let format = match raw.log.format.as_str() {
-        "text" => LogFormat::Text,
-        "json" => LogFormat::Json,
-        other => {
-            document.fault(
-                "log.format",
-                format_args!("{other:?} is neither \"text\" nor \"json\""),
-            );
-            LogFormat::Text
+}
+
+fn http(section: &mut Section<'_, '_>, http: &mut HttpConfig, token_file: &mut Option<PathBuf>) {
+    section.value("listen", &mut http.listen, listen);
+    section.value("tls", &mut http.tls, truth);
+    section.value("token_file", token_file, |value| {
+        let path = Some(text(value)?).filter(|path| !path.is_empty());
+        Ok(path.map(PathBuf::from))
+    });
+    section.value("hosts", &mut http.hosts, texts);
+    section.value("external_address", &mut http.external_address, |value| {
+        if text(value)?.is_empty() {
+            return Ok(String::new());
         }
-    };
-    let level = LogLevel::NAMES
-        .iter()
-        .find(|(name, _)| *name == raw.log.level);
-    if level.is_none() {
-        document.fault(
-            "log.level",
-            format_args!(
-                "{:?} is none of error, warn, info, debug, trace",
-                raw.log.level
-            ),
-        );
-    }
-    for (key, folder) in [
-        ("state_dir", &raw.state_dir),
-        ("runtime_dir", &raw.runtime_dir),
+        settings::address(value)
+    });
+    section.value("instance", &mut http.instance, |value| {
+        let forms = ["host", "host:9100"].map(|form| (form, form));
+        word(value, &forms).map(ToOwned::to_owned)
+    });
+}
+
+fn detect(section: &mut Section<'_, '_>, detect: &mut DetectConfig) {
+    for (key, ratio) in [
+        (
+            "filesystem_warning_ratio",
+            &mut detect.filesystem_warning_ratio,
+        ),
+        (
+            "filesystem_critical_ratio",
+            &mut detect.filesystem_critical_ratio,
+        ),
     ] {
-        if !folder.is_absolute() {
-            document.fault(key, format_args!("{} must begin with /", folder.display()));
-        }
+        section.value(key, ratio, |value| settings::positive(value, 1.0));
     }
-    let config = Config {
-        uplink,
-        enrolment,
-        operator,
-        http,
-        log_max_bytes: document.bytes(
-            "storage.log_max_size",
-            &raw.storage.log_max_size,
-            64 << 20..=1 << 50,
-        ),
-        series_per_host: series,
-        credit_bytes: document.bytes(
-            "limits.credit_per_host",
-            &raw.limits.credit_per_host,
-            limits::MAX_PAYLOAD_BYTES as u64..=64 << 20,
-        ),
-        exempt_loopback: false,
-        detect: detect(&raw.detect, &mut document),
-        log: LogConfig {
-            format,
-            level: level.map_or(LogLevel::Info, |(_, level)| *level),
-        },
-        fleet_name: raw.fleet_name,
-        state_dir: raw.state_dir,
-        runtime_dir: raw.runtime_dir,
-    };
-    (config, document)
+    let available = &mut detect.filesystem_available_bytes;
+    section.value("filesystem_available", available, |value| {
+        let bytes = settings::bytes(value, 0..=MAX_SIZE_BYTES)?;
+        #[expect(clippy::cast_precision_loss, reason = "at most 2^50")]
+        let bytes = bytes as f64;
+        Ok(bytes)
+    });
+    let threshold = &mut detect.anomaly_threshold;
+    section.value("anomaly_threshold", threshold, |value| {
+        settings::positive(value, f64::INFINITY)
+    });
 }
 
-fn http(raw: &RawHttp, listen: SocketAddr, document: &mut Document) -> HttpConfig {
-    let mut token = None;
-    if !raw.token_file.as_os_str().is_empty() {
-        match fs::read_to_string(&raw.token_file) {
-            Ok(text) if text.trim().len() >= MIN_TOKEN => token = Some(text.trim().to_owned()),
-            Ok(_) => document.fault(
-                "http.token_file",
-                format_args!(
-                    "{} holds less than {MIN_TOKEN} characters, which can be guessed",
-                    raw.token_file.display()
-                ),
-            ),
-            Err(error) => document.fault(
-                "http.token_file",
-                format_args!("{} cannot be read: {error}", raw.token_file.display()),
-            ),
-        }
-    }
-    if !listen.ip().is_loopback() && !(raw.tls && !raw.token_file.as_os_str().is_empty()) {
-        document.fault(
-            "http.listen",
-            "beyond loopback the page needs tls = true and a token_file; without them anyone who reaches the port reads the fleet",
-        );
-    }
-    if !["host", "host:9100"].contains(&raw.instance.as_str()) {
-        document.fault(
-            "http.instance",
-            format_args!("{:?} is neither \"host\" nor \"host:9100\"", raw.instance),
-        );
-    }
-    HttpConfig {
-        listen,
-        tls: raw.tls,
-        token,
-        hosts: raw.hosts.clone(),
-        external_address: raw.external_address.clone(),
-        instance: raw.instance.clone(),
-    }
+fn listen(value: &DeValue<'_>) -> Result<SocketAddr, String> {
+    let given = text(value)?;
+    given.parse().map_err(|_| {
+        format!("{given:?} is no address to listen on: write \"0.0.0.0:7443\" or \"[::]:7443\"")
+    })
 }
 
-/// Shortest bearer token: 128 bits in base 64 have 22 characters.
-const MIN_TOKEN: usize = 22;
-
-fn detect(raw: &RawDetect, document: &mut Document) -> DetectConfig {
-    let (warning, critical) = (raw.filesystem_warning_ratio, raw.filesystem_critical_ratio);
-    if !(warning > 0.0 && warning <= critical && critical <= 1.0) {
-        document.fault(
-            "detect.filesystem_warning_ratio",
-            format_args!("{warning} and filesystem_critical_ratio {critical} must be above 0, rising, and at most 1"),
-        );
+/// The bearer token in a file.
+fn token(file: &Path) -> Result<String, String> {
+    let shown = file.display();
+    let text =
+        fs::read_to_string(file).map_err(|error| format!("{shown} cannot be read: {error}"))?;
+    let token = text.trim();
+    if token.len() < MIN_TOKEN {
+        return Err(format!(
+            "{shown} holds less than {MIN_TOKEN} characters, which can be guessed"
+        ));
     }
-    if !(raw.anomaly_threshold.is_finite() && raw.anomaly_threshold > 0.0) {
-        document.fault("detect.anomaly_threshold", "must be above 0");
-    }
-    #[expect(clippy::cast_precision_loss, reason = "bytes below 2^53")]
-    let available = document.bytes(
-        "detect.filesystem_available",
-        &raw.filesystem_available,
-        0..=1 << 50,
-    ) as f64;
-    DetectConfig {
-        filesystem_warning_ratio: warning,
-        filesystem_critical_ratio: critical,
-        filesystem_available_bytes: available,
-        anomaly_threshold: raw.anomaly_threshold,
-    }
+    Ok(token.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn applied(text: &str) -> (Config, Vec<String>) {
+        let file = Path::new("aggregator.toml");
+        let (mut draft, mut reader) = (Draft::default(), Reader::new(file));
+        reader.text(file, text, |root| draft.keys(root));
+        let config = draft.check(&mut reader);
+        let faults = reader.finish().err().map_or_else(Vec::new, |faults| {
+            faults.0.iter().map(ToString::to_string).collect()
+        });
+        (config, faults)
+    }
+
     fn faults(text: &str) -> Vec<String> {
-        let (_, document) = parse(Path::new("aggregator.toml"), text);
-        match document.finish() {
-            Ok(()) => Vec::new(),
-            Err(Faults(faults)) => faults.iter().map(ToString::to_string).collect(),
-        }
+        applied(text).1
     }
 
     #[test]
@@ -424,6 +295,9 @@ mod tests {
     fn the_example_is_the_default() {
         let text = include_str!("../../packaging/aggregator.toml");
         assert_eq!(faults(text), [""; 0]);
+        // As it stands, with tables whose keys are all commented out.
+        let (config, _) = applied(text);
+        assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
         // With every commented key made live it still loads, and says what is said without it.
         let live: String = text
             .lines()
@@ -434,31 +308,61 @@ mod tests {
             })
             .fold(String::new(), |all, line| all + line + "\n");
         assert_ne!(live, text);
-        let (config, document) = parse(Path::new("aggregator.toml"), &live);
-        assert_eq!(document.finish(), Ok(()));
+        let (config, faults) = applied(&live);
+        assert_eq!(faults, [""; 0]);
         assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
     }
 
     #[test]
     fn faults_are_found_together() {
         let found = faults(
-            "fleet_nam = \"x\"\n[http]\nlisten = \"0.0.0.0:7446\"\n[storage]\nlog_max_size = 5\n",
+            "fleet_nam = \"x\"\nstate_dir = \"var\"\n[http]\nlisten = \"0.0.0.0:7446\"\ninstance = \"h\"\ntoken_file = \"no/such/file\"\n[storage]\nlog_max_size = 5\n[log]\nlevel = \"loud\"\n[uplink]\nlisten = \"7443\"\n[detect]\nfilesystem_warning_ratio = 0.98\nanomaly_threshold = 0\n",
         );
+        let expected = [
+            "1:1: fleet_nam: there is no such key; did you mean \"fleet_name\"?",
+            "2:13: state_dir: expected an absolute path",
+            "5:12: http.instance: expected one of \"host\", \"host:9100\", found \"h\"",
+            "8:16: storage.log_max_size: expected a size from \"64MiB\" to \"1024TiB\"",
+            "10:9: log.level: expected one of \"error\", \"warn\",",
+            "12:10: uplink.listen: \"7443\" is no address to listen on",
+            "15:21: detect.anomaly_threshold: expected a number above 0",
+            "4:10: http.listen: beyond loopback the page needs tls = true",
+            "6:14: http.token_file: no/such/file cannot be read",
+            "14:28: detect.filesystem_warning_ratio: 0.98 is above filesystem_critical_ratio, 0.97",
+        ];
+        assert_eq!(found.len(), expected.len(), "{found:#?}");
+        for (found, expected) in found.iter().zip(expected) {
+            let expected = format!("aggregator.toml:{expected}");
+            assert!(found.starts_with(&expected), "{found}\n{expected}");
+        }
+    }
+
+    #[test]
+    fn overlays_are_checked_together_with_the_main_file() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("aggregator.d")).expect("created");
+        let token = "t".repeat(MIN_TOKEN);
+        let token_file = path("token");
+        let main = path("aggregator.toml");
+        fs::write(
+            &main,
+            "fleet_name = \"a\"\n[http]\nlisten = \"0.0.0.0:7446\"\n",
+        )
+        .expect("written");
+        let Faults(faults) = load(Some(&main)).expect_err("an open page without a token");
+        assert_eq!((faults.len(), faults[0].at), (1, Some((3, 10))));
+        let overlay =
+            format!("fleet_name = \"b\"\nhttp = {{ tls = true, token_file = {token_file:?} }}");
+        fs::write(path("aggregator.d/http.toml"), overlay).expect("written");
+        fs::write(&token_file, &token[1..]).expect("written");
+        let Faults(faults) = load(Some(&main)).expect_err("a token that can be guessed");
+        assert_eq!(faults[0].file, path("aggregator.d/http.toml"));
+        fs::write(&token_file, &token).expect("written");
+        let config = load(Some(&main)).expect("right");
         assert_eq!(
-            found,
-            [
-                "aggregator.toml:1:1: unknown key fleet_nam; did you mean fleet_name?",
-                "aggregator.toml:5:1: storage.log_max_size: expected string, found integer",
-            ]
-        );
-        let found = faults(
-            "state_dir = \"var\"\n[http]\nlisten = \"0.0.0.0:7446\"\ninstance = \"h\"\n[log]\nlevel = \"loud\"\n[uplink]\nlisten = \"7443\"\n",
-        );
-        assert_eq!(found.len(), 5, "{found:#?}");
-        assert!(
-            found
-                .iter()
-                .any(|fault| fault.contains(":3:1: http.listen: beyond loopback"))
+            (config.fleet_name.as_str(), config.http.token),
+            ("b", Some(token))
         );
     }
 }

@@ -4,6 +4,8 @@
 //! Everything lives in one process and one temporary folder, which is gone afterwards.
 
 use std::{
+    fs::File,
+    io,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -39,6 +41,7 @@ use crate::{
     cli,
     config::Config,
     control::TokenOptions,
+    say,
     serve::{self, Addresses, Aggregator},
     setup,
 };
@@ -95,7 +98,7 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         },
         ..LogConfig::default()
     })?;
-    let folder = Folder::make()?;
+    let folder = Folder::make(&std::env::temp_dir())?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -103,31 +106,67 @@ pub fn run(options: Options) -> anyhow::Result<()> {
         .block_on(show(&options, folder.path()))
 }
 
-/// A temporary folder that goes when it is dropped.
-struct Folder(PathBuf);
+/// Folders of demos begin with this.
+const FOLDER: &str = "muster-demo-";
+/// The file in each that its demo keeps locked; the system lets go of it however the demo ends.
+const LOCK: &str = "lock";
+
+/// A temporary folder that goes when it is dropped. What a demo that was killed left behind goes when the
+/// next one starts.
+struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
 
 impl Folder {
-    fn make() -> anyhow::Result<Self> {
+    fn make(parent: &Path) -> anyhow::Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
 
-        let name = format!("muster-demo-{:016x}", fastrand::u64(..));
-        let path = std::env::temp_dir().join(name);
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .with_context(|| format!("cannot make the folder {}", path.display()))?;
-        Ok(Self(path))
+        sweep(parent);
+        let path = parent.join(format!("{FOLDER}{:016x}", fastrand::u64(..)));
+        let make = || -> io::Result<File> {
+            std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+            // Locked before it gets its name: a lock that nobody holds is a dead demo's.
+            let new = path.join("lock.new");
+            let lock = File::create(&new)?;
+            lock.lock()?;
+            std::fs::rename(new, path.join(LOCK))?;
+            Ok(lock)
+        };
+        let lock = make().with_context(|| format!("cannot make the folder {}", path.display()))?;
+        Ok(Self { path, _lock: lock })
     }
 
     fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            eprintln!("{} is left behind: {error}", self.0.display());
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            eprintln!("{} is left behind: {error}", self.path.display());
+        }
+    }
+}
+
+/// Removes what dead demos of this user left behind. Nothing depends on it, so it fails silently.
+fn sweep(parent: &Path) {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let me = rustix::process::geteuid().as_raw();
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let named = entry.file_name().to_string_lossy().starts_with(FOLDER);
+        // A link is not followed, nor is another user's folder touched.
+        let mine = entry
+            .metadata()
+            .is_ok_and(|metadata| metadata.is_dir() && metadata.uid() == me);
+        if !named || !mine {
+            continue;
+        }
+        let path = entry.path();
+        if File::open(path.join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok()) {
+            let _ = std::fs::remove_dir_all(path);
         }
     }
 }
@@ -227,7 +266,6 @@ async fn start_agents(
     agents: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     let Addresses { enrolment, .. } = aggregator.addresses();
-    wait_for(enrolment).await;
     let places = Arc::new(Semaphore::new(JOINING));
     let mut joining = JoinSet::new();
     for number in 0..=u64::from(options.hosts) {
@@ -280,17 +318,6 @@ async fn join(
     Ok(Agent::new(config, credentials, source))
 }
 
-/// The enrolment door opens within a second of the token's making.
-async fn wait_for(address: SocketAddr) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < deadline {
-        if tokio::net::TcpStream::connect(address).await.is_ok() {
-            return;
-        }
-        time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// Waits until every host has sent two samples, so that there are rates to show.
 async fn first_samples(aggregator: &Aggregator, hosts: u64) {
     let deadline = Instant::now() + FIRST_SAMPLES;
@@ -315,7 +342,7 @@ async fn introduce(
 ) -> anyhow::Result<()> {
     let config = folder.join("operator").join("config.toml");
     let socket = aggregator.admin_socket();
-    let login = cli::login::login(socket, "demo", "admin", None, None, &config).await;
+    let login = cli::login::login(socket, "demo", "admin", None, None, &config, None).await;
     login.map_err(|failure| anyhow::anyhow!("{}", failure.lines()))?;
     let Addresses { http, uplink, .. } = aggregator.addresses();
     for words in [
@@ -325,30 +352,25 @@ async fn introduce(
         cli::run_words(words, &config)
             .await
             .map_err(|failure| anyhow::anyhow!("{}", failure.lines()))?;
-        println!();
+        say!("");
     }
     let http = format!("http://{http}");
     let config = config.display();
-    println!("This host's agent streams to {uplink} over mutually authenticated TLS 1.3.");
-    println!("Try, in another terminal:");
-    println!("  export MUSTER_CONFIG={config}");
-    println!(
-        "  muster host {}        (from a checkout: cargo run -q --bin muster -- host NAME)",
-        hostname()
-    );
-    println!("  muster top --by cpu ; muster services --failed ; muster doctor");
-    println!(
-        "  curl -s {http}/metrics/hosts/{}     what node_exporter would serve",
-        hostname()
-    );
-    println!("  curl -s {http}/sd                    what Prometheus discovers");
-    println!("  muster export prometheus-config");
+    say!("This host's agent streams to {uplink} over mutually authenticated TLS 1.3.");
+    say!("Try, in another terminal (from a checkout, cargo run -q --bin muster -- is muster):");
+    say!("  export MUSTER_CONFIG={config}");
+    let host = hostname();
+    say!("  muster host {host}");
+    say!("  muster top --by cpu ; muster services --failed ; muster doctor");
+    say!("  curl -s {http}/metrics/hosts/{host}  # what node_exporter would serve");
+    say!("  curl -s {http}/sd  # what Prometheus discovers");
+    say!("  muster export prometheus-config --url {http}");
     if options.hosts == 0 {
-        println!("With made-up hosts beside this one: muster-aggregator demo --hosts 200");
+        say!("With made-up hosts beside this one: muster-aggregator demo --hosts 200");
     }
     match options.duration {
-        Some(duration) => println!("Ends in {}.", settings::show_duration(duration)),
-        None => println!("Ctrl-C ends it and leaves nothing behind."),
+        Some(duration) => say!("Ends in {}.", settings::show_duration(duration)),
+        None => say!("Ctrl-C ends it and leaves nothing behind."),
     }
     Ok(())
 }
@@ -358,4 +380,27 @@ fn hostname() -> String {
         .nodename()
         .to_string_lossy()
         .into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dead_demo_is_swept_and_a_living_one_is_not() {
+        let parent = tempfile::tempdir().expect("a temporary folder");
+        let living = Folder::make(parent.path()).expect("a folder");
+        let dead = parent.path().join("muster-demo-dead");
+        let foreign = parent.path().join("muster-demo-without-lock");
+        for folder in [&dead, &foreign] {
+            std::fs::create_dir_all(folder.join("agents")).expect("a folder");
+        }
+        std::fs::write(dead.join(LOCK), "").expect("a file");
+        let next = Folder::make(parent.path()).expect("a folder");
+        assert!(!dead.exists());
+        assert!(foreign.exists() && living.path().exists() && next.path().exists());
+        let gone = living.path().to_owned();
+        drop(living);
+        assert!(!gone.exists());
+    }
 }

@@ -26,7 +26,7 @@ use muster_proto::{
     v1::{self, agent_message, aggregator_message, uplink_server::Uplink},
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -39,7 +39,7 @@ use crate::{
     fleet::{
         Fleet,
         host::{FrameIn, Session},
-        shard::{Connection, Message, ToAgent},
+        shard::{Connection, Credit, Message, ToAgent},
     },
     listen::Peer,
     pki::{self, Authority},
@@ -120,14 +120,15 @@ impl UplinkService {
 }
 
 impl Inner {
-    fn welcome(&self, hello: &v1::Hello, have: Vec<v1::Have>) -> v1::Welcome {
+    /// What every Welcome says; what is stored here is added by the shard.
+    fn welcome(&self, hello: &v1::Hello) -> v1::Welcome {
         let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
         let newer = hello.bundle_version < self.welcome.bundle.version;
         v1::Welcome {
             server_wall_ms: self.clock.now().as_millis(),
             ratchet: Vec::new(),
             credit_bytes: self.welcome.credit_bytes,
-            have,
+            have: Vec::new(),
             epoch: self.welcome.epoch,
             min_interval_ms: millis(limits::MIN_INTERVAL),
             max_interval_ms: millis(limits::MAX_INTERVAL),
@@ -227,12 +228,13 @@ impl Inner {
             holds,
             to_agent: to_agent.clone(),
             close: close.clone(),
+            welcome: Box::new(self.welcome(&hello)),
             reply,
         };
         if !self.fleet.tell(host, attach).await {
             return Err(stopping());
         }
-        let have = answer
+        answer
             .await
             .map_err(|_| stopping())?
             .map_err(Refusal::Deny)?;
@@ -241,17 +243,13 @@ impl Inner {
             self.fleet.forget(host).await;
             return Err(Refusal::Deny(v1::DenyReason::Removed));
         }
-        let welcome = self.welcome(&hello, have);
-        // Nothing else was sent yet, so there is room.
-        let _ = to_agent
-            .send(message(aggregator_message::Message::Welcome(welcome)))
-            .await;
         Ok(Opened {
             host,
             connection,
             idle: (interval * IDLE_INTERVALS).max(IDLE_FLOOR),
             until: Instant::now() + presented.not_after.since(self.clock.now()),
             close,
+            credit: Arc::new(Semaphore::new(self.credit())),
         })
     }
 }
@@ -265,6 +263,8 @@ struct Opened {
     until: Instant,
     /// Cancelled by the shard when it lets go of the stream.
     close: CancellationToken,
+    /// Bytes that may still be on their way to the disk; beyond, nothing is read.
+    credit: Arc<Semaphore>,
 }
 
 /// Why a stream is not opened, or ends.
@@ -299,13 +299,13 @@ impl Uplink for UplinkService {
             let opened = match service.open(&presented, &mut inbound, &to_agent).await {
                 Ok(opened) => opened,
                 Err(refusal) => {
-                    refuse(host, refusal, &to_agent).await;
+                    refuse(host, refusal, &to_agent);
                     return;
                 }
             };
             let ended = service.receive(&opened, &mut inbound, &to_agent).await;
             if let Err(refusal) = ended {
-                refuse(host, refusal, &to_agent).await;
+                refuse(host, refusal, &to_agent);
             }
             let detach = Message::Detach {
                 host,
@@ -434,13 +434,29 @@ impl Inner {
             };
             let host = opened.host;
             let for_shard = match agent_message.message {
-                Some(agent_message::Message::Frame(frame)) => Message::Frame {
+                Some(agent_message::Message::Frame(frame)) => {
+                    let frame = self.frame(frame)?;
+                    let credit = tokio::select! {
+                        credit = credit_for(&opened.credit, frame.payload.len()) => credit,
+                        () = opened.close.cancelled() => return Ok(()),
+                    };
+                    Message::Frame {
+                        host,
+                        connection: opened.connection,
+                        frame,
+                        credit,
+                    }
+                }
+                Some(agent_message::Message::Gap(gap)) => Message::Gap {
                     host,
                     connection: opened.connection,
-                    frame: self.frame(frame)?,
+                    gap,
                 },
-                Some(agent_message::Message::Gap(gap)) => Message::Gap { host, gap },
-                Some(agent_message::Message::Fin(fin)) => Message::Fin { host, fin },
+                Some(agent_message::Message::Fin(fin)) => Message::Fin {
+                    host,
+                    connection: opened.connection,
+                    fin,
+                },
                 Some(agent_message::Message::Hello(_)) => {
                     return Err(Refusal::Deny(v1::DenyReason::ProtocolViolation));
                 }
@@ -451,6 +467,13 @@ impl Inner {
                 return Ok(());
             }
         }
+    }
+
+    /// What an agent may have on its way to the disk. A frame of the largest size always fits.
+    fn credit(&self) -> usize {
+        usize::try_from(self.welcome.credit_bytes)
+            .unwrap_or(usize::MAX)
+            .clamp(limits::MAX_PAYLOAD_BYTES, Semaphore::MAX_PERMITS)
     }
 
     fn frame(&self, frame: v1::Frame) -> Result<FrameIn, Refusal> {
@@ -469,17 +492,22 @@ impl Inner {
     }
 }
 
-async fn refuse(host: HostId, refusal: Refusal, to_agent: &ToAgent) {
+/// Waits until so many bytes of the agent's credit are free. One that keeps to its credit never waits.
+async fn credit_for(credit: &Arc<Semaphore>, bytes: usize) -> Credit {
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    // The semaphore is never closed.
+    Arc::clone(credit).acquire_many_owned(bytes).await.ok()
+}
+
+fn refuse(host: HostId, refusal: Refusal, to_agent: &ToAgent) {
     match refusal {
         Refusal::Deny(reason) => {
             tracing::warn!(%host, reason = reason.as_str_name(), "agent denied");
             let deny = v1::Deny {
                 reason: reason.into(),
             };
-            // The agent may be gone already.
-            let _ = to_agent
-                .send(message(aggregator_message::Message::Deny(deny)))
-                .await;
+            // The agent may be gone already, or not read; then the end of the stream must do.
+            let _ = to_agent.try_send(message(aggregator_message::Message::Deny(deny)));
         }
         Refusal::Status(status) => {
             tracing::debug!(%host, code = ?status.code(), message = status.message(), "stream ended");

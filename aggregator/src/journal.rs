@@ -11,7 +11,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 
 use crate::fleet::{
     host::{FrameIn, Session},
-    shard::Message,
+    shard::{Credit, Message},
 };
 
 /// Kind of all records, in the log's own header. The variants stand in the record.
@@ -116,6 +116,8 @@ pub struct Entry {
     pub key: Option<Stored>,
     /// The encoded record.
     pub bytes: Vec<u8>,
+    /// Given back when the record is on disk.
+    pub credit: Credit,
 }
 
 /// How the log is doing.
@@ -134,6 +136,10 @@ pub struct JournalHealth {
     pub written_bytes: AtomicU64,
     /// Size of all segments.
     pub disk_bytes: AtomicU64,
+    /// Highest record that a checkpoint on disk contains.
+    covered: AtomicU64,
+    /// A failing disk is not waited for any more.
+    stopping: AtomicBool,
     problem: std::sync::Mutex<Option<String>>,
 }
 
@@ -146,6 +152,16 @@ impl JournalHealth {
     /// Highest record number that is on disk and told to the shards.
     pub fn durable(&self) -> u64 {
         self.durable.load(Ordering::Acquire)
+    }
+
+    /// A checkpoint contains everything up to this record.
+    pub fn set_covered(&self, record: u64) {
+        self.covered.store(record, Ordering::Release);
+    }
+
+    /// The process stops: a disk that fails is given up.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
     }
 
     /// Why nothing can be stored, if so.
@@ -172,11 +188,12 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Starts the thread. It ends when all handles are gone and the queue is written.
+    /// Starts the thread. `covered` is the highest record that the checkpoint on disk contains. It ends when all handles are gone and the queue is written.
     pub fn start<S>(
         log: Log<S>,
         shards: Vec<mpsc::Sender<Message>>,
         keep_bytes: u64,
+        covered: u64,
     ) -> std::io::Result<(Self, thread::JoinHandle<()>)>
     where
         S: Storage + Send + 'static,
@@ -184,6 +201,7 @@ impl Journal {
     {
         let (queue, inbox) = mpsc::channel(QUEUE);
         let health = Arc::new(JournalHealth::default());
+        health.covered.store(covered, Ordering::Release);
         health.durable.store(log.durable(), Ordering::Release);
         health
             .disk_bytes
@@ -233,11 +251,13 @@ struct Writer<S: Storage> {
 impl<S: Storage> Writer<S> {
     fn run(mut self, mut inbox: mpsc::Receiver<Entry>) {
         let mut group: Vec<(usize, Stored)> = Vec::new();
+        let mut credits: Vec<Credit> = Vec::new();
         while let Some(first) = inbox.blocking_recv() {
             let mut bytes = 0;
             let mut next = Some(first);
-            while let Some(entry) = next {
+            while let Some(mut entry) = next {
                 bytes += entry.bytes.len();
+                credits.push(entry.credit.take());
                 self.append(entry, &mut group);
                 next = if bytes < GROUP_BYTES {
                     inbox.try_recv().ok()
@@ -245,7 +265,11 @@ impl<S: Storage> Writer<S> {
                     None
                 };
             }
-            let durable = self.commit();
+            let Some(durable) = self.commit() else {
+                tracing::warn!("stopped with frames that the log could not take; agents keep them");
+                return;
+            };
+            credits.clear();
             self.health
                 .queued_bytes
                 .fetch_sub(bytes as u64, Ordering::Relaxed);
@@ -275,7 +299,9 @@ impl<S: Storage> Writer<S> {
 
     /// Commits, however long the disk takes to be well again: the group stays in memory, the queue
     /// fills, and when it is full the shards send agents away. Nothing is acknowledged meanwhile.
-    fn commit(&mut self) -> u64 {
+    ///
+    /// `None` when the process stops first: what was not acknowledged, the agents still have.
+    fn commit(&mut self) -> Option<u64> {
         loop {
             let began = Instant::now();
             let committed = self.log.commit();
@@ -288,9 +314,12 @@ impl<S: Storage> Writer<S> {
                         tracing::info!("the log can be written again");
                         self.health.set_problem(None);
                     }
-                    return durable;
+                    return Some(durable);
                 }
                 Err(error) => self.failed(&error),
+            }
+            if self.health.stopping.load(Ordering::Relaxed) {
+                return None;
             }
             thread::sleep(RETRY);
         }
@@ -299,10 +328,11 @@ impl<S: Storage> Writer<S> {
     fn failed(&self, error: &LogError) {
         self.health.failures.fetch_add(1, Ordering::Relaxed);
         let text = crate::chain(error);
-        if self.health.problem().as_deref() != Some(&text) {
+        if self.health.problem().is_none() {
             tracing::error!(
                 error = text,
-                "nothing is acknowledged until the log can be written; agents keep their frames"
+                "nothing is acknowledged until the log can be written; agents keep their frames. \
+                 Free space on its disk, or lower storage.log_max_size"
             );
         }
         self.health.set_problem(Some(text));
@@ -325,8 +355,10 @@ impl<S: Storage> Writer<S> {
         if self.log.bytes_on_disk() <= self.keep_bytes {
             return;
         }
+        // What no checkpoint contains yet is needed for the next start, however much it is.
+        let covered = self.health.covered.load(Ordering::Acquire) + 1;
         let second = self.log.segments().nth(1).map(|segment| segment.first);
-        if let Some(second) = second
+        if let Some(second) = second.filter(|second| *second <= covered)
             && let Err(error) = self.log.release_before(second)
         {
             tracing::warn!(

@@ -32,3 +32,18 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     }
     text
 }
+
+/// Prints a line to standard output. Whoever reads it may have had enough (`| head`): that is no failure.
+pub fn print_line(line: std::fmt::Arguments<'_>) {
+    use std::io::Write as _;
+
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// [`print_line`] with the words of `println!`.
+#[macro_export]
+macro_rules! say {
+    ($($words:tt)*) => {
+        $crate::print_line(format_args!($($words)*))
+    };
+}

@@ -1,15 +1,20 @@
 //! `muster-aggregator`: flags, configuration, and one call into the library for each command.
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use muster_agent::{settings, telemetry};
 use muster_aggregator::{
     chain,
     config::{self, Config, DEFAULT_PATH},
     control::{TokenOptions, TokenState},
-    demo, serve, setup,
+    demo, say, serve, setup,
 };
 use muster_proto::time::Timestamp;
 
@@ -20,6 +25,14 @@ const EX_CONFIG: u8 = 78;
 #[derive(Parser)]
 #[command(name = "muster-aggregator", version, max_term_width = 100)]
 struct Cli {
+    /// Configuration file; without it, the default one if it exists
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "MUSTER_AGGREGATOR_CONFIG"
+    )]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -30,38 +43,21 @@ enum Command {
     Demo(demo::Options),
     /// Make the authority and the state of a new aggregator
     Init {
-        #[command(flatten)]
-        file: File,
         /// DNS name or address under which browsers, scrapers and operators reach this aggregator
         /// (several times for several)
         #[arg(long = "name", value_name = "NAME")]
         names: Vec<String>,
     },
     /// Run the service; systemd starts this
-    Serve {
-        #[command(flatten)]
-        file: File,
-    },
+    Serve,
     /// Join tokens; works with and without a running aggregator
-    Token {
-        #[command(flatten)]
-        file: File,
-        #[command(subcommand)]
-        verb: Token,
-    },
+    #[command(subcommand)]
+    Token(Token),
     /// Check a configuration file and say everything that is wrong with it
     CheckConfig {
-        /// The file
-        #[arg(default_value = DEFAULT_PATH)]
-        file: PathBuf,
+        /// The file; without it, that of --config, or the default one
+        file: Option<PathBuf>,
     },
-}
-
-#[derive(Args)]
-struct File {
-    /// Configuration file; without it, the default one if it exists
-    #[arg(long, value_name = "FILE", env = "MUSTER_AGGREGATOR_CONFIG")]
-    config: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -79,7 +75,11 @@ enum Token {
         labels: Vec<(String, String)>,
     },
     /// List tokens, newest first
-    List,
+    List {
+        /// Form of the list
+        #[arg(short, long, value_enum, default_value_t = Form::Table)]
+        output: Form,
+    },
     /// Withdraw a token
     Revoke {
         /// Its id: the eight characters after mj1-
@@ -87,28 +87,41 @@ enum Token {
     },
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Form {
+    /// For people
+    Table,
+    /// For programs, in the style of `muster -o json`
+    Json,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let file = cli.config.as_deref();
     match cli.command {
         Command::Demo(options) => finish(demo::run(options)),
-        Command::Init { file, names } => with_config(&file, |config| init(config, &names)),
-        Command::Serve { file } => with_config(&file, serve),
-        Command::Token { file, verb } => with_config(&file, |config| token(config, verb)),
-        Command::CheckConfig { file } => match config::load(Some(&file)) {
-            Ok(_) => {
-                println!("{}: ok", file.display());
-                ExitCode::SUCCESS
+        Command::Init { names } => with_config(file, |config| init(config, &names)),
+        Command::Serve => with_config(file, serve),
+        Command::Token(verb) => with_config(file, |config| token(config, verb)),
+        Command::CheckConfig { file: named } => {
+            let file = named.as_deref().or(file);
+            let file = file.unwrap_or(Path::new(DEFAULT_PATH));
+            match config::load(Some(file)) {
+                Ok(_) => {
+                    say!("{}: ok", file.display());
+                    ExitCode::SUCCESS
+                }
+                Err(faults) => {
+                    eprintln!("{faults}");
+                    ExitCode::FAILURE
+                }
             }
-            Err(faults) => {
-                eprintln!("{faults}");
-                ExitCode::FAILURE
-            }
-        },
+        }
     }
 }
 
-fn with_config(file: &File, run: impl FnOnce(&Config) -> anyhow::Result<()>) -> ExitCode {
-    match config::load(file.config.as_deref()) {
+fn with_config(file: Option<&Path>, run: impl FnOnce(&Config) -> anyhow::Result<()>) -> ExitCode {
+    match config::load(file) {
         Ok(config) => finish(run(&config)),
         Err(faults) => {
             eprintln!("{faults}");
@@ -137,26 +150,33 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 fn init(config: &Config, names: &[String]) -> anyhow::Result<()> {
     let state = &config.state_dir;
     let authority = setup::init(state, names)?;
-    let host = names.first().map_or("THIS-MACHINE", String::as_str);
-    println!(
+    let host = names.first().cloned().unwrap_or_else(|| {
+        rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned()
+    });
+    say!(
         "authority {} made in {}",
         authority.trust_domain(),
         state.display()
     );
-    println!(
+    say!(
         "keep a copy of {}/ca somewhere safe: whoever has it is this fleet",
         state.display()
     );
-    println!();
-    println!("next, on this machine:");
-    println!("  muster-aggregator serve            or: systemctl start muster-aggregator");
-    println!(
+    say!("");
+    say!("next, on this machine:");
+    say!(
+        "  the service starts by itself where the package installed it; else: muster-aggregator serve"
+    );
+    say!(
         "  muster login --admin-socket {}/admin.sock    an operator's certificate for you",
         config.runtime_dir.display()
     );
-    println!("  muster-aggregator token create     a join token, good for one host and 15 minutes");
-    println!("then on each host, which asks for the token:");
-    println!("  muster-agent enrol {host}:{}", config.enrolment.port());
+    say!("  muster-aggregator token create     a join token, good for one host and 15 minutes");
+    say!("then on each host, which asks for the token:");
+    say!("  muster-agent enrol {host}:{}", config.enrolment.port());
     Ok(())
 }
 
@@ -173,7 +193,7 @@ fn serve(config: &Config) -> anyhow::Result<()> {
             version = env!("CARGO_PKG_VERSION"),
             "ready"
         );
-        let watchdog = serve::notify_ready();
+        let watchdog = serve::notify_ready(aggregator.fleet().clone());
         let outcome = tokio::select! {
             () = stop => Ok(()),
             error = aggregator.failed() => Err(error),
@@ -197,7 +217,7 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
                 labels: labels.into_iter().collect::<BTreeMap<_, _>>(),
             };
             let token = runtime.block_on(setup::token_create(state, options))?;
-            println!("{token}");
+            say!("{token}");
             eprintln!(
                 "shown this once; good for {uses} {} within {}",
                 if uses == 1 { "host" } else { "hosts" },
@@ -208,15 +228,33 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
                 config.enrolment.port()
             );
         }
-        Token::List => {
-            println!("ID        STATE    USED  EXPIRES               LABELS");
+        Token::List { output: Form::Json } => {
+            let rows = runtime.block_on(setup::token_list(state))?;
+            let document = serde_json::json!({
+                "apiVersion": "muster/v1",
+                "items": rows.iter().map(|row| serde_json::json!({
+                    "id": row.id,
+                    "state": word(row.state),
+                    "used": row.used,
+                    "uses": row.uses,
+                    "created": date(row.created),
+                    "expires": date(row.expires),
+                    "labels": row.labels,
+                })).collect::<Vec<_>>(),
+            });
+            say!("{document:#}");
+        }
+        Token::List {
+            output: Form::Table,
+        } => {
+            say!("ID        STATE    USED  EXPIRES               LABELS");
             for row in runtime.block_on(setup::token_list(state))? {
                 let labels: Vec<String> = row
                     .labels
                     .iter()
                     .map(|(key, value)| format!("{key}={value}"))
                     .collect();
-                println!(
+                say!(
                     "{}  {:<7}  {:>4}  {}  {}",
                     row.id,
                     word(row.state),
@@ -231,7 +269,7 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
                 runtime.block_on(setup::token_revoke(state, &id))?,
                 "no token {id} that could still be used; muster-aggregator token list shows all"
             );
-            println!("token {id} lets nobody in any more");
+            say!("token {id} lets nobody in any more");
         }
     }
     Ok(())

@@ -5,7 +5,7 @@
 //! not. Stopping is bounded: agents are asked to leave, what they sent is written and acknowledged, the
 //! state is put into a checkpoint.
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use muster_proto::{
@@ -140,6 +140,12 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let control = Control::open(&config.state_dir)?;
     let directory = Directory::new(control.clone(), Arc::clone(&clock));
     let hosts = directory.hosts().await?;
+    fs::create_dir_all(&config.runtime_dir).with_context(|| {
+        format!(
+            "cannot make runtime_dir {} for the admin socket",
+            config.runtime_dir.display()
+        )
+    })?;
     let bound = Bound::at(config).await?;
     let addresses = bound.addresses()?;
 
@@ -242,6 +248,7 @@ impl Aggregator {
         let ended = tokio::select! {
             Some(ended) = self.doors.join_next() => ended,
             Some(ended) = self.rest.join_next() => ended,
+            what = self.started.failed() => return anyhow::anyhow!("{what} ended, which it should not"),
         };
         match ended {
             Ok((name, Ok(()))) => anyhow::anyhow!("{name} ended, which it should not"),
@@ -429,11 +436,21 @@ impl Opening<'_> {
         limits: &Limits,
     ) {
         let (doors, journal) = (Arc::clone(&self.doors), Arc::clone(&self.journal));
+        let http = &self.config.http;
         let about = query::About {
             fleet_name: self.config.fleet_name.clone(),
             started: self.clock.now(),
             certificate_not_after: Box::new(move || Some(doors.not_after())),
             problems: Box::new(move || journal.problem().into_iter().collect()),
+            http: query::HttpDoor {
+                address: if http.external_address.is_empty() {
+                    self.addresses.http.to_string()
+                } else {
+                    http.external_address.clone()
+                },
+                tls: http.tls,
+                token_needed: http.token.is_some(),
+            },
         };
         let service = query::OperatorService::new(
             self.fleet.clone(),
@@ -528,10 +545,11 @@ pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Tells systemd that the doors are open, then keeps its watchdog content; never completes.
+/// Tells systemd that the doors are open, then keeps its watchdog content while every shard answers; never
+/// completes.
 ///
 /// Outside systemd it only waits.
-pub async fn notify_ready() {
+pub async fn notify_ready(fleet: Fleet) {
     notify(&[sd_notify::NotifyState::Ready]);
     let Some(timeout) = sd_notify::watchdog_enabled() else {
         return std::future::pending().await;
@@ -539,7 +557,10 @@ pub async fn notify_ready() {
     let mut ticks = time::interval(timeout / 2);
     loop {
         ticks.tick().await;
-        notify(&[sd_notify::NotifyState::Watchdog]);
+        // A shard that hangs must be ended from outside: systemd does, when it hears nothing.
+        if fleet.is_alive().await {
+            notify(&[sd_notify::NotifyState::Watchdog]);
+        }
     }
 }
 

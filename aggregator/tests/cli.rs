@@ -5,7 +5,7 @@ use std::{
     fs,
     net::{SocketAddr, TcpListener as StdListener},
     path::{Path, PathBuf},
-    process::Output,
+    process::{Output, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -17,7 +17,7 @@ use muster_aggregator::{
     fleet::{Counters as FleetCounters, Enrolled, Fleet, HostState, ReadContext, shard::Message},
     listen::{self, Counters, Limits},
     pki::{Authority, Doors, Request},
-    query::{About, OperatorService},
+    query::{About, HttpDoor, OperatorService},
 };
 use muster_proto::{
     id::HostId,
@@ -62,6 +62,11 @@ impl Lab {
             started: now,
             certificate_not_after: Box::new(move || Some(doors.not_after())),
             problems: Box::new(Vec::new),
+            http: HttpDoor {
+                address: "0.0.0.0:17446".to_owned(),
+                tls: true,
+                token_needed: true,
+            },
         };
         let service = OperatorService::new(fleet(), control.clone(), about, Arc::clone(&clock));
         let server = Server::builder().add_service(service.into_server());
@@ -144,6 +149,7 @@ fn fleet() -> Fleet {
 async fn muster(config: &Path, arguments: &[&str]) -> Output {
     let run = Command::new(env!("CARGO_BIN_EXE_muster"))
         .args(arguments)
+        .stdin(Stdio::null())
         .env_clear()
         .env("MUSTER_CONFIG", config)
         .env("TZ", "UTC")
@@ -209,6 +215,21 @@ async fn from_login_to_answers() {
         let value: serde_json::Value = serde_json::from_slice(&answer.stdout).expect("JSON");
         assert_eq!(value["items"], serde_json::json!([]), "{list}");
     }
+    for list in ["services", "anomalies", "incidents"] {
+        let answer = lab.muster(&[list, "--host", "web-*,db-01"]).await;
+        assert_eq!(code(&answer), 0, "{list}: {}", errors(&answer));
+    }
+    for sort in [
+        "CPU",
+        "-cpuRatio",
+        "-NET IN",
+        "net",
+        "servicesFailed",
+        "-ID",
+    ] {
+        let answer = lab.muster(&["hosts", "-S", sort]).await;
+        assert_eq!(code(&answer), 0, "{sort}: {}", errors(&answer));
+    }
     let host = lab.muster(&["host", "web-01", "-o", "table"]).await;
     assert!(
         printed(&host).starts_with("web-01  joined"),
@@ -235,9 +256,16 @@ async fn from_login_to_answers() {
     }
     let scrape = lab.muster(&["export", "prometheus-config"]).await;
     assert!(
-        printed(&scrape).contains("url: \"http://127.0.0.1:7446/sd\""),
+        printed(&scrape).contains("url: \"https://127.0.0.1:17446/sd\""),
         "{}",
         printed(&scrape)
+    );
+    assert_eq!(printed(&scrape).matches("authorization:").count(), 3);
+    let roots = lab.muster(&["export", "ca"]).await;
+    let kept = lab.config().parent().expect("a folder").join("lab/ca.pem");
+    assert_eq!(
+        roots.stdout,
+        fs::read(kept).expect("the roots of the context")
     );
 }
 
@@ -257,6 +285,13 @@ async fn what_is_not_there_is_3_and_wrong_usage_is_2() {
             3,
             "no host is called nosuch",
         ),
+        (
+            &["services", "--host", "nosuch-*"],
+            3,
+            "no host is called nosuch-*",
+        ),
+        (&["host", "web-*"], 2, "try: muster hosts 'web-*'"),
+        (&["incidents", "--host", "web-[1"], 2, "a closing bracket"),
         (&["incident", "I-7"], 3, "there is no incident I-7"),
         (
             &["hosts", "-l", "env="],
@@ -267,7 +302,7 @@ async fn what_is_not_there_is_3_and_wrong_usage_is_2() {
         (
             &["hosts", "-S", "colour"],
             2,
-            "hosts cannot be sorted by \"colour\"",
+            "there is no column \"colour\"",
         ),
         (
             &["hosts", "-c", "colour"],
@@ -278,6 +313,7 @@ async fn what_is_not_there_is_3_and_wrong_usage_is_2() {
         (&["host"], 2, "required"),
         (&["hsots"], 2, "similar subcommand"),
         (&["hosts", "-w"], 2, "--watch redraws a terminal"),
+        (&["version", "-w1"], 2, "--watch is for answers that change"),
         (
             &["--context", "nosuch", "hosts"],
             2,
@@ -301,6 +337,30 @@ async fn what_is_not_there_is_3_and_wrong_usage_is_2() {
 }
 
 #[tokio::test]
+async fn a_named_host_that_does_not_exist_is_told() {
+    let lab = Lab::new().await;
+    lab.login().await;
+    let some = lab.muster(&["hosts", "web-01,wbe-02", "-o", "name"]).await;
+    assert_eq!((code(&some), printed(&some)), (6, "web-01\n".to_owned()));
+    assert_eq!(errors(&some), "incomplete: no host is called wbe-02\n");
+    // A host that is there and not selected is no mistake.
+    let names = ["hosts", "web-*", "db-01", "-l", "name=web-01"];
+    let selected = lab.muster(&names).await;
+    assert_eq!((code(&selected), errors(&selected)), (0, String::new()));
+}
+
+#[tokio::test]
+async fn no_names_on_standard_input_are_no_hosts() {
+    let lab = Lab::new().await;
+    lab.login().await;
+    // The tests' standard input is empty.
+    for noun in ["hosts", "services"] {
+        let output = lab.muster(&[noun, "@-", "-o", "name"]).await;
+        assert_eq!((code(&output), printed(&output)), (0, String::new()));
+    }
+}
+
+#[tokio::test]
 async fn another_installation_at_the_address_is_5() {
     let lab = Lab::new().await;
     lab.login().await;
@@ -316,6 +376,30 @@ async fn another_installation_at_the_address_is_5() {
 }
 
 #[tokio::test]
+async fn a_login_keeps_the_context_of_another_installation() {
+    let (lab, other) = (Lab::new().await, Lab::new().await);
+    lab.login().await;
+    let before = fs::read(lab.config()).expect("a configuration");
+    let socket = other.folder.path().join("admin.sock");
+    let socket = socket.to_str().expect("a path in UTF-8");
+    let login = ["login", "--admin-socket", socket, "--name", "jo"];
+    let refused = lab.muster(&login).await;
+    let told = errors(&refused);
+    assert_eq!(code(&refused), 1, "{told}");
+    for words in [
+        lab.authority.trust_domain().as_str(),
+        other.authority.trust_domain().as_str(),
+        "try: muster login --context NAME",
+    ] {
+        assert!(told.contains(words), "{told}");
+    }
+    assert_eq!(fs::read(lab.config()).expect("a configuration"), before);
+    let elsewhere = [&login[..], &["--context", "other"]].concat();
+    let done = lab.muster(&elsewhere).await;
+    assert_eq!(code(&done), 0, "{}", errors(&done));
+}
+
+#[tokio::test]
 async fn who_is_not_let_in_is_4() {
     let lab = Lab::new().await;
     let now = SystemClock.now();
@@ -324,12 +408,17 @@ async fn who_is_not_let_in_is_4() {
         .serialize_request(&key)
         .expect("a request");
     let request = Request::check(csr.der()).expect("acceptable");
-    // A certificate for a name that the store gives no role, and one of another kind.
+    // A name that the store gives no role, a certificate of another kind, and one whose life is over.
     let unknown = lab.authority.issue_operator(&request, "eve", now);
     let agent = lab
         .authority
         .issue_agent(&request, HostId::from_bytes([1; 16]), now);
+    let week = Duration::from_secs(7 * 86_400);
+    let old = lab
+        .authority
+        .issue_operator(&request, "jo", now.minus(week));
     for (issued, told) in [
+        (old, "your certificate for \"lab\" ended"),
         (unknown, "eve has no role, ListHosts needs viewer"),
         (agent, "does not accept your certificate"),
     ] {
@@ -337,7 +426,7 @@ async fn who_is_not_let_in_is_4() {
             server: &lab.door.to_string(),
             trust_domain: lab.authority.trust_domain(),
             fleet: "lab",
-            roots: &[lab.authority.root().clone()],
+            roots: std::slice::from_ref(lab.authority.root()),
             chain: &issued.expect("issued").chain,
             key_pem: &key.serialize_pem(),
         };
@@ -452,6 +541,7 @@ async fn what_needs_no_aggregator_works_without_one() {
     for (arguments, told) in [
         (&["version"][..], "muster 0."),
         (&["--help"], "Exit codes:"),
+        (&["help", "hosts"], "Names or patterns"),
         (&["man"], ".TH muster"),
         (&["completion", "bash"], "complete -F _muster"),
         (&["completion", "zsh"], "#compdef muster"),

@@ -394,13 +394,13 @@ async fn what_is_refused_is_counted_and_a_key_frame_begins_anew() {
     assert_eq!(aggregator.offer(&agent.frames[6]), Verdict::Store);
     assert_eq!(aggregator.offer(&agent.frames[7]), Verdict::Store);
     aggregator.commit();
-    assert_eq!(aggregator.host.gap(agent.incarnation, 2, 6), 2);
+    assert_eq!(aggregator.host.gap(agent.incarnation, 2, 6), Some(2));
     let books = aggregator.host.books();
     let figures = (books.produced, books.stored, books.rejected, books.lost);
     assert_eq!(figures, (8, 3, 3, 2));
     // Claims about what is stored, or about numbers that nobody gave, change nothing.
-    assert_eq!(aggregator.host.gap(agent.incarnation, 1, 8), 0);
-    assert_eq!(aggregator.host.gap(agent.incarnation, 9, u64::MAX), 0);
+    assert_eq!(aggregator.host.gap(agent.incarnation, 1, 8), Some(0));
+    assert_eq!(aggregator.host.gap(agent.incarnation, 9, u64::MAX), None);
     assert_eq!(aggregator.host.books(), books);
 }
 
@@ -427,4 +427,112 @@ async fn rates_begin_anew_with_a_boot() {
     agent.sample(500, None);
     aggregator.offer(&agent.frames[2]);
     assert_eq!(rate(&aggregator), None);
+}
+
+#[tokio::test]
+async fn a_decoder_that_lost_its_state_gets_it_from_what_is_sent_again() {
+    let (mut agent, mut aggregator) = (Agent::new(1), Aggregator::new());
+    aggregator.begin(agent.hello());
+    for grow in 1..=6 {
+        agent.sample(grow, Some(grow));
+    }
+    for frame in &agent.frames[..3] {
+        assert_eq!(aggregator.offer(frame), Verdict::Store);
+    }
+    aggregator.commit();
+    let mut damaged = agent.frames[3].clone();
+    damaged.payload = vec![1, 0, 0xff].into();
+    damaged.crc32c = crc32c::crc32c(&damaged.payload);
+    let malformed = Verdict::Rejected(v1::RejectReason::Malformed);
+    assert_eq!(aggregator.offer(&damaged), malformed);
+
+    let next = reconnect(&mut agent, &mut aggregator);
+    assert_eq!(next, 0, "from the key frame on");
+    let verdicts: Vec<Verdict> = agent
+        .frames
+        .iter()
+        .map(|frame| aggregator.offer(frame))
+        .collect();
+    assert_eq!(verdicts[..3], [Verdict::Duplicate; 3]);
+    assert_eq!(verdicts[3..], [Verdict::Store; 3]);
+    aggregator.commit();
+    assert_eq!(held(&aggregator.host), agent.latest());
+    let books = aggregator.host.books();
+    assert_eq!((books.produced, books.stored, books.rejected), (6, 6, 0));
+}
+
+#[tokio::test]
+async fn what_is_on_disk_stays_stored_when_what_was_before_it_is_lost() {
+    let (mut agent, mut aggregator) = (Agent::new(1), Aggregator::new());
+    aggregator.begin(agent.hello());
+    for _ in 0..9 {
+        agent.sample(5, Some(1));
+    }
+    for frame in &agent.frames {
+        aggregator.offer(frame);
+    }
+    aggregator.commit();
+    // The session and the first three frames, the key frame among them, are in a damaged segment.
+    aggregator.log.drain(..4);
+    aggregator.crash();
+    let books = aggregator.host.books();
+    assert_eq!((books.stored, books.rejected), (6, 0));
+    // From the next key frame on (number 7) values are known again.
+    assert_eq!(held(&aggregator.host), agent.latest());
+}
+
+#[tokio::test]
+async fn impossible_numbers_are_violations_and_change_no_books() {
+    let (mut agent, mut aggregator) = (Agent::new(1), Aggregator::new());
+    aggregator.begin(agent.hello());
+    agent.sample(5, Some(1));
+    let mut huge = agent.frames[0].clone();
+    huge.seq = u64::MAX;
+    assert_eq!(aggregator.offer(&huge), Verdict::Violation);
+    assert_eq!(aggregator.host.gap(agent.incarnation, 1, u64::MAX), None);
+    assert_eq!(aggregator.host.books().produced, 0);
+    assert_eq!(aggregator.offer(&agent.frames[0]), Verdict::Store);
+    // One hole each: more than are kept track of ends it.
+    let floods = (0..1000).map(|at| {
+        aggregator
+            .host
+            .gap(agent.incarnation, 2 * at + 3, 2 * at + 3)
+    });
+    let refused = floods.filter(Option::is_none).count();
+    assert!(refused > 700, "{refused}");
+}
+
+#[tokio::test]
+async fn a_tick_from_a_clock_that_was_wrong_does_not_stick() {
+    let (mut agent, mut aggregator) = (Agent::new(1), Aggregator::new());
+    aggregator.begin(agent.hello());
+    for _ in 0..3 {
+        agent.sample(500, None);
+    }
+    let day = Duration::from_secs(86_400);
+    let mut early = agent.frames[0].clone();
+    (early.tick, early.received) = (early.tick.plus(day), early.received.plus(day));
+    aggregator.offer(&early);
+    aggregator.offer(&agent.frames[1]);
+    assert_eq!(aggregator.host.last_tick(), Some(agent.frames[1].tick));
+    aggregator.offer(&agent.frames[2]);
+    let rate = aggregator.host.derived().network_receive_bytes_per_second;
+    assert_eq!(rate, Some(100.0));
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_again() {
+    let (mut agent, mut aggregator) = (Agent::new(1), Aggregator::new());
+    aggregator.begin(agent.hello());
+    for _ in 0..7 {
+        agent.sample(5, Some(1));
+    }
+    let delta = agent.frames[2].clone();
+    let refused = Verdict::Rejected(v1::RejectReason::NoKeyFrame);
+    assert_eq!(aggregator.offer(&delta), refused);
+    assert_eq!(aggregator.offer(&agent.frames[6]), Verdict::Store);
+    assert!(matches!(aggregator.offer(&delta), Verdict::Rejected(_)));
+    aggregator.commit();
+    let books = aggregator.host.books();
+    assert_eq!((books.stored, books.rejected), (1, 1));
 }

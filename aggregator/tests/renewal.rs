@@ -91,7 +91,9 @@ impl Lab {
         let tls = TlsConnector::from(Arc::new(config))
             .connect(server_name(), tcp)
             .await?;
-        let channel = channel(tls).await.map_err(std::io::Error::other)?;
+        let channel = channel(tls, Arc::default())
+            .await
+            .map_err(std::io::Error::other)?;
         Ok(UplinkClient::new(channel))
     }
 
@@ -129,17 +131,20 @@ async fn join(aggregator: &Path, state: &Path, hostname: &str, at: Timestamp) ->
     let address = listener.local_addr().expect("bound");
     let stop = CancellationToken::new();
     tokio::spawn(door.serve(listener, stop.clone()));
-    let facts = HostFacts {
-        hostname: hostname.to_owned(),
-        machine_id_hash: hostname.as_bytes().to_vec(),
-        ..HostFacts::default()
-    };
-    let joined = enrol(&address.to_string(), &token, facts, state).await;
+    let joined = enrol(&address.to_string(), &token, facts(hostname), state).await;
     stop.cancel();
     joined.expect("joined")
 }
 
-fn hello() -> v1::AgentMessage {
+fn facts(hostname: &str) -> HostFacts {
+    HostFacts {
+        hostname: hostname.to_owned(),
+        machine_id_hash: hostname.as_bytes().to_vec(),
+        ..HostFacts::default()
+    }
+}
+
+fn hello(hostname: &str) -> v1::AgentMessage {
     let hello = v1::Hello {
         protocol: limits::PROTOCOL_VERSION,
         incarnation: 1,
@@ -147,6 +152,7 @@ fn hello() -> v1::AgentMessage {
         boot_id: vec![1; 16],
         wall_ms: SystemClock.now().as_millis(),
         interval_ms: 10_000,
+        facts: Some(facts(hostname)),
         ..v1::Hello::default()
     };
     v1::AgentMessage {
@@ -178,8 +184,12 @@ impl Opened {
 }
 
 async fn open(client: &mut UplinkClient<Channel>) -> Opened {
+    open_as(client, "web-0").await
+}
+
+async fn open_as(client: &mut UplinkClient<Channel>, hostname: &str) -> Opened {
     let (outbound, queue) = mpsc::channel(4);
-    outbound.send(hello()).await.expect("room");
+    outbound.send(hello(hostname)).await.expect("room");
     let answer = client.session(ReceiverStream::new(queue)).await;
     let mut inbound = answer.expect("a stream").into_inner();
     let first = inbound.message().await.expect("no error").expect("no end");
@@ -324,18 +334,13 @@ async fn ask_again(lab: &Lab, hostname: &str) -> Option<EnrolRefusal> {
         .create_token([0; 32], TokenOptions::default(), "test", now)
         .await
         .expect("a token");
-    let facts = HostFacts {
-        hostname: hostname.to_owned(),
-        machine_id_hash: hostname.as_bytes().to_vec(),
-        ..HostFacts::default()
-    };
     let csr = CertificateParams::default().serialize_request(&key());
     let csr = Request::check(csr.expect("a request").der()).expect("acceptable");
     let request = EnrolRequest {
         token_id: token.id().to_owned(),
         secret: token.secret().to_owned(),
         fingerprint: *csr.fingerprint(),
-        facts: facts.into(),
+        facts: facts(hostname).into(),
         labels: std::collections::BTreeMap::new(),
         from: "192.0.2.1".to_owned(),
     };
@@ -352,7 +357,7 @@ async fn a_removed_host_is_cut_off_within_a_second_and_stays_out() {
     for (number, removal) in [(0, Removal::Evict), (1, Removal::Ban)] {
         let (state, name) = (lab.host(number), format!("web-{number}"));
         let mut client = lab.connect(&state).await.expect("connected");
-        let mut session = open(&mut client).await;
+        let mut session = open_as(&mut client, &name).await;
         assert_eq!(session.denied(), None);
         let began = std::time::Instant::now();
         operator.remove(&name, removal).await.expect("removed");
@@ -370,17 +375,17 @@ async fn a_removed_host_is_cut_off_within_a_second_and_stays_out() {
 
         // The connection stands still, and opens nothing; nor does a new one.
         let removed = Some(v1::DenyReason::Removed);
-        assert_eq!(open(&mut client).await.denied(), removed);
+        assert_eq!(open_as(&mut client, &name).await.denied(), removed);
         let refused = renew(&mut client, &key()).await.expect_err("refused");
         assert_eq!(refused.code(), tonic::Code::PermissionDenied);
         let mut again = lab.connect(&state).await.expect("connected");
-        assert_eq!(open(&mut again).await.denied(), removed);
+        assert_eq!(open_as(&mut again, &name).await.denied(), removed);
         let missing = operator.remove(&name, removal).await.expect_err("gone");
         assert_eq!(missing.code(), tonic::Code::NotFound);
     }
     // Nobody else is touched.
     let mut other = lab.connect(&lab.host(2)).await.expect("connected");
-    assert_eq!(open(&mut other).await.denied(), None);
+    assert_eq!(open_as(&mut other, "web-2").await.denied(), None);
     assert_eq!(lab.aggregator.fleet().totals().hosts, 1);
 
     assert_eq!(ask_again(&lab, "web-0").await, None);
@@ -430,7 +435,7 @@ impl Operator {
             .connect(server_name(), tcp.expect("connected"))
             .await
             .expect("trusted");
-        let channel = channel(tls).await.expect("HTTP/2");
+        let channel = channel(tls, Arc::default()).await.expect("HTTP/2");
         Self(v1::operator_client::OperatorClient::new(channel))
     }
 

@@ -1432,6 +1432,15 @@ pub struct Status {
     pub problems: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, tag = "15")]
     pub fleet_name: ::prost::alloc::string::String,
+    /// The door for scrapes and discovery: host:port as configured, else as bound (then perhaps 0.0.0.0).
+    #[prost(string, tag = "16")]
+    pub http_address: ::prost::alloc::string::String,
+    /// Whether it speaks TLS.
+    #[prost(bool, tag = "17")]
+    pub http_tls: bool,
+    /// Whether readers present a bearer token.
+    #[prost(bool, tag = "18")]
+    pub http_token_needed: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetSummaryRequest {
@@ -1459,13 +1468,21 @@ pub struct Summary {
     /// Age of the newest sample of the fleet.
     #[prost(int64, optional, tag = "8")]
     pub newest_sample_ms: ::core::option::Option<i64>,
-    /// Frames refused or reported lost since start.
+    /// Frames refused or reported lost, from the books of these hosts, which outlive restarts.
     #[prost(uint64, tag = "9")]
     pub frames_dropped: u64,
     #[prost(message, repeated, tag = "10")]
     pub worst: ::prost::alloc::vec::Vec<WorstEntry>,
     #[prost(message, repeated, tag = "11")]
     pub failing_services: ::prost::alloc::vec::Vec<ServiceGroup>,
+    /// Hosts of which no services are known now: not heard, or without a manager that could be asked.
+    #[prost(uint32, tag = "12")]
+    pub hosts_without_services: u32,
+    /// The host with most dropped frames and their number; empty and 0 when no frame was dropped.
+    #[prost(string, tag = "13")]
+    pub most_dropped_host: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "14")]
+    pub most_dropped: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateCount {
@@ -1517,6 +1534,9 @@ pub struct ListHostsResponse {
     /// Hosts that matched before the limit.
     #[prost(uint32, tag = "3")]
     pub matched: u32,
+    /// Names without wildcards that no host has, selected or not; the missing parts of the fleet aside.
+    #[prost(string, repeated, tag = "4")]
+    pub unknown_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// One host in numbers. A quantity that is not known is absent, never 0.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1717,7 +1737,7 @@ pub struct ListServicesRequest {
     pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bool, tag = "3")]
     pub failed_only: bool,
-    /// Only of this host.
+    /// Only of this host: name, id or pattern.
     #[prost(string, tag = "4")]
     pub host: ::prost::alloc::string::String,
 }
@@ -1727,7 +1747,7 @@ pub struct ListServicesResponse {
     pub meta: ::core::option::Option<AnswerMeta>,
     #[prost(message, repeated, tag = "2")]
     pub services: ::prost::alloc::vec::Vec<ServiceGroup>,
-    /// Hosts that report no service manager.
+    /// Hosts of which no services are known now: not heard, or without a manager that could be asked.
     #[prost(uint32, tag = "3")]
     pub hosts_without_services: u32,
 }
@@ -1831,7 +1851,7 @@ pub struct ListIncidentsResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IncidentRow {
-    /// Short number for people: I-<number>.
+    /// Short number for people: I- and a number.
     #[prost(uint64, tag = "1")]
     pub number: u64,
     /// UUIDv7.

@@ -1,8 +1,11 @@
 //! Space of each mounted filesystem.
 //!
 //! Mounts come from `/proc/1/mountinfo`, or from the agent's own view where that may not be read; space is
-//! asked every 30 s in a thread of its own ([`super::prober`]). A mount that does not answer for 5 s is
-//! marked as hung and has no other values until it answers; after 45 s that is an event.
+//! asked every 30 s in threads of their own ([`super::prober`]): one for what needs nobody else to answer,
+//! one for servers and FUSE daemons, so that those that hang never freeze the others. A mount that does not
+//! answer for 5 s is marked as hung, and so are the others of its server; it has no other values until it
+//! answers, and after 45 s that is an event. What has not been answered for a minute, for whatever reason,
+//! is marked with a device error: a number that may have changed long ago is not shown.
 //!
 //! The agent's own view may differ from that of PID 1 (a unit with a private /tmp or a masked /home).
 //! Where it does, the mount is marked with a device error: never a number of another filesystem.
@@ -11,19 +14,18 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet},
     io,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use muster_proto::{
     catalog,
-    time::Timestamp,
     v1::{EventFieldKey, EventKind},
 };
 
 use super::{
     About, CollectError, Collector, FilesystemConfig, Outcome, Readings, glob,
     mounts::{self, Mount},
-    prober::{Answer, Prober, Space, Statvfs},
+    prober::{Answer, Mounted, Probe, Prober, Space, Statvfs},
     text, word,
 };
 use crate::host::{HostRoot, KeptFile};
@@ -36,6 +38,16 @@ const CAPTURED_SPACE: &str = "../statvfs.txt";
 
 /// Space changes slowly, and a question may cost a network round trip.
 const ASK_EVERY: Duration = Duration::from_secs(30);
+
+/// Without an answer for so long nothing is known about a filesystem any more: two questions went by.
+const UNKNOWN_AFTER: Duration = ASK_EVERY.saturating_mul(2);
+
+/// Filesystems whose questions the kernel answers without anybody's help, unless a disk is broken. All
+/// others may depend on a server or a daemon.
+const LOCAL_TYPES: [&str; 20] = [
+    "bcachefs", "btrfs", "devtmpfs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfs", "hfsplus",
+    "jfs", "msdos", "nilfs2", "ntfs3", "ramfs", "reiserfs", "tmpfs", "vfat", "xfs", "zfs",
+];
 
 /// How long a round waits for the answers, so that they are of this round: longer at the first, which may
 /// be the only one (`muster-agent sample`). Local filesystems answer within microseconds.
@@ -62,10 +74,13 @@ pub struct Filesystem {
     pid1: KeptFile,
     own: KeptFile,
     source: Option<Source>,
-    asked: Option<Timestamp>,
+    /// A clock that nobody sets: ticks jump when the host's clock is corrected.
+    clock: Box<dyn Fn() -> Instant + Send>,
+    asked: Option<Instant>,
     first_patience: Duration,
     shown: Vec<Shown>,
-    hung: HashMap<Vec<u8>, Timestamp>,
+    /// Mount points that hang, and since when.
+    hung: HashMap<Vec<u8>, Instant>,
     /// Mount points for which the event was sent.
     reported: BTreeSet<Vec<u8>>,
     /// Whether what was put last no longer holds.
@@ -75,8 +90,14 @@ pub struct Filesystem {
 
 /// Where space is known from.
 enum Source {
-    Live(Prober),
+    Live(Probers),
     Captured(Captured),
+}
+
+/// Each has threads of its own.
+struct Probers {
+    local: Prober,
+    remote: Prober,
 }
 
 /// A mount that is shown.
@@ -85,6 +106,10 @@ struct Shown {
     /// Whether the agent sees another filesystem at the mount point, or none.
     hidden: bool,
     answer: Option<Answer>,
+    /// When the answer came, or without one when the mount was first seen.
+    since: Instant,
+    /// Whether that is too long ago.
+    unknown: bool,
 }
 
 impl Filesystem {
@@ -96,6 +121,7 @@ impl Filesystem {
             pid1: KeptFile::new(PID1_PATH),
             own: KeptFile::new(SELF_PATH),
             source: None,
+            clock: Box::new(Instant::now),
             asked: None,
             first_patience: FIRST_PATIENCE,
             shown: Vec::new(),
@@ -106,18 +132,23 @@ impl Filesystem {
         }
     }
 
-    /// Asks `probe` instead of the kernel, and never waits for it.
+    /// Asks `probe` instead of the kernel, and never waits for it; at the time of `clock`.
     #[cfg(test)]
-    fn with_probe(config: &FilesystemConfig, probe: Arc<dyn super::prober::Probe>) -> Self {
+    fn with_probe(
+        config: &FilesystemConfig,
+        probe: Arc<dyn Probe>,
+        clock: impl Fn() -> Instant + Send + 'static,
+    ) -> Self {
         Self {
-            source: Some(Source::Live(Prober::new(probe))),
+            source: Some(Source::Live(Probers::new(probe))),
+            clock: Box::new(clock),
             first_patience: Duration::ZERO,
             ..Self::new(config)
         }
     }
 
     /// Reads the mounts anew; answers are kept for those that stay.
-    fn list(&mut self, host: &HostRoot) -> Result<(), CollectError> {
+    fn list(&mut self, host: &HostRoot, now: Instant) -> Result<(), CollectError> {
         let listed = self.read_mounts(host)?;
         let mut before: HashMap<Vec<u8>, Shown> = self
             .shown
@@ -125,22 +156,23 @@ impl Filesystem {
             .map(|shown| (shown.mount.point.clone(), shown))
             .collect();
         for (mount, hidden) in listed {
-            let answer = before
+            let known = before
                 .remove(&mount.point)
-                .filter(|known| known.mount == mount && known.hidden == hidden)
-                .and_then(|known| known.answer);
-            self.shown.push(Shown {
+                .filter(|known| known.mount == mount && known.hidden == hidden);
+            self.shown.push(known.unwrap_or(Shown {
                 mount,
                 hidden,
-                answer,
-            });
+                answer: None,
+                since: now,
+                unknown: false,
+            }));
         }
         let too_many = self.shown.len() > MAX_MOUNTS;
         if too_many && !self.too_many {
             tracing::warn!(
                 mounts = self.shown.len(),
                 shown = MAX_MOUNTS,
-                "more filesystems are mounted than are shown; exclude some in the configuration, [collect.filesystem]"
+                "more filesystems are mounted than are shown; exclude some in the configuration, [collectors.filesystem]"
             );
         }
         self.too_many = too_many;
@@ -195,41 +227,47 @@ impl Filesystem {
     }
 
     /// Asks for space, and takes what has been answered.
-    fn ask(&mut self, host: &HostRoot, tick: Timestamp) {
-        let due = super::is_due(self.asked, ASK_EVERY, tick);
+    fn ask(&mut self, host: &HostRoot, due: bool, now: Instant) {
         let source = self.source.get_or_insert_with(|| Source::of(host));
-        let prober = match source {
+        let probers = match source {
             Source::Captured(captured) => {
                 for shown in &mut self.shown {
                     shown.answer = Some(captured.space(&shown.mount.point));
                 }
                 return;
             }
-            Source::Live(prober) => prober,
+            Source::Live(probers) => probers,
         };
         if due {
-            let visible = self.shown.iter().filter(|shown| !shown.hidden);
-            prober.ask(visible.map(|shown| shown.mount.point.clone()));
             let first = self.asked.is_none();
-            prober.wait(if first { self.first_patience } else { PATIENCE });
+            let patience = if first { self.first_patience } else { PATIENCE };
+            probers.ask(&self.shown, patience);
         }
-        prober.watch(tick);
         // In this order: what returns between the two is answered and still hung for one round.
-        let hung = prober.hung();
-        let answers: HashMap<Vec<u8>, Answer> = prober.take_answers().into_iter().collect();
+        let hung = probers.hung(&self.shown, now);
+        let answers = probers.take_answers();
         self.changed |= !answers.is_empty() || hung != self.hung;
+        if self.hung.keys().any(|point| !hung.contains_key(point)) {
+            // Others of its server were not asked for its sake: now they are.
+            self.asked = None;
+        }
         self.hung = hung;
         for shown in &mut self.shown {
             if let Some(answer) = answers.get(&shown.mount.point) {
                 shown.answer = Some(*answer);
+                shown.since = now;
             }
+            let unknown = now.saturating_duration_since(shown.since) > UNKNOWN_AFTER;
+            self.changed |= unknown != shown.unknown;
+            shown.unknown = unknown;
         }
     }
 
     /// Events for mounts that have hung for long, and for those of them that came back.
-    fn report(&mut self, tick: Timestamp, out: &mut Readings) {
+    fn report(&mut self, now: Instant, out: &mut Readings) {
         for (point, since) in &self.hung {
-            if tick.since(*since) >= EVENT_AFTER && self.reported.insert(point.clone()) {
+            let long = now.saturating_duration_since(*since) >= EVENT_AFTER;
+            if long && self.reported.insert(point.clone()) {
                 let name = text::lossy(point);
                 tracing::warn!(mountpoint = %name, "filesystem does not answer; its values are absent until it does");
                 let fields = vec![word(EventFieldKey::To, "hung")];
@@ -258,7 +296,7 @@ impl Filesystem {
             let readonly = i64::from(mount.readonly);
             out.int(catalog::FILESYSTEM_READONLY, &labels, readonly);
             let space = match shown.answer {
-                _ if hung || shown.hidden => Err(()),
+                _ if hung || shown.hidden || shown.unknown => Err(()),
                 Some(Ok(space)) => Ok(space),
                 Some(Err(_)) => Err(()),
                 // Asked and not answered yet: neither well nor ill.
@@ -282,19 +320,21 @@ impl Collector for Filesystem {
     }
 
     fn collect(&mut self, host: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
-        let tick = out.tick();
-        let due = super::is_due(self.asked, ASK_EVERY, tick);
-        if due && let Err(error) = self.list(host) {
+        let now = (self.clock)();
+        let due = self
+            .asked
+            .is_none_or(|asked| now.saturating_duration_since(asked) + super::SLACK >= ASK_EVERY);
+        if due && let Err(error) = self.list(host, now) {
             // Ask again at the next tick, and put everything anew then.
             self.asked = None;
             self.changed = true;
             return Err(error);
         }
-        self.ask(host, tick);
+        self.ask(host, due, now);
         if due {
-            self.asked = Some(tick);
+            self.asked = Some(now);
         }
-        self.report(tick, out);
+        self.report(now, out);
         if !std::mem::take(&mut self.changed) {
             return Ok(Outcome::Unchanged);
         }
@@ -323,9 +363,75 @@ impl Source {
         let captured = (!host.is_live()).then(|| host.read(CAPTURED_SPACE).ok());
         match captured.flatten() {
             Some(bytes) => Self::Captured(Captured::parse(&bytes)),
-            None => Self::Live(Prober::new(Arc::new(Statvfs(host.clone())))),
+            None => Self::Live(Probers::new(Arc::new(Statvfs(host.clone())))),
         }
     }
+}
+
+impl Probers {
+    fn new(probe: Arc<dyn Probe>) -> Self {
+        Self {
+            local: Prober::new(Arc::clone(&probe)),
+            remote: Prober::new(probe),
+        }
+    }
+
+    fn ask(&self, shown: &[Shown], patience: Duration) {
+        for (prober, local) in [(&self.local, true), (&self.remote, false)] {
+            let visible = shown.iter().filter(|shown| !shown.hidden);
+            let mounts = visible
+                .map(|shown| &shown.mount)
+                .filter(|mount| is_local(mount) == local);
+            prober.ask(mounts.map(|mount| Mounted {
+                point: mount.point.clone(),
+                server: server(mount),
+            }));
+        }
+        let until = Instant::now() + patience;
+        for prober in [&self.local, &self.remote] {
+            prober.wait(until.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// The mount points that hang, themselves or with their server, and since when.
+    fn hung(&self, shown: &[Shown], now: Instant) -> HashMap<Vec<u8>, Instant> {
+        let mut points = HashMap::new();
+        for prober in [&self.local, &self.remote] {
+            prober.watch(now);
+            for hung in prober.hung() {
+                let server = hung.mounted.server.as_ref();
+                for other in shown.iter().map(|shown| &shown.mount) {
+                    if server.is_some() && self::server(other).as_ref() == server {
+                        points.entry(other.point.clone()).or_insert(hung.since);
+                    }
+                }
+                points.insert(hung.mounted.point, hung.since);
+            }
+        }
+        points
+    }
+
+    fn take_answers(&self) -> HashMap<Vec<u8>, Answer> {
+        let all = [&self.local, &self.remote];
+        all.into_iter().flat_map(Prober::take_answers).collect()
+    }
+}
+
+fn is_local(mount: &Mount) -> bool {
+    LOCAL_TYPES.contains(&mount.fstype.as_str())
+}
+
+/// The server of `server:/export` (also `[address]:/export`, `user@server:`) or `//server/share`.
+fn server(mount: &Mount) -> Option<String> {
+    if is_local(mount) {
+        return None;
+    }
+    let source = mount.source.as_str();
+    if let Some(rest) = source.strip_prefix("//") {
+        return rest.split('/').next().map(ToOwned::to_owned);
+    }
+    let (server, _) = source.split_once(":/").or(source.split_once(':'))?;
+    (!server.is_empty()).then(|| server.to_owned())
 }
 
 /// Lines of a mount point, escaped as in mountinfo, and f_frsize, f_blocks, f_bfree, f_bavail, f_files,
@@ -353,11 +459,10 @@ impl Captured {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::{
-        super::{
-            prober::{Probe, tests::Gate},
-            testing,
-        },
+        super::{prober::tests::Gate, testing},
         *,
     };
 
@@ -371,16 +476,38 @@ mod tests {
         values.keys().filter(|key| key.contains(&label)).count()
     }
 
+    /// A collector that asks this gate, and its clock in seconds.
+    fn gated(gate: &Arc<Gate>) -> (Filesystem, Arc<AtomicU64>) {
+        let seconds = Arc::new(AtomicU64::new(0));
+        let (shown, began) = (Arc::clone(&seconds), Instant::now());
+        let clock = move || began + Duration::from_secs(shown.load(Ordering::SeqCst));
+        let probe = Arc::clone(gate) as Arc<dyn Probe>;
+        let config = FilesystemConfig::default();
+        (Filesystem::with_probe(&config, probe, clock), seconds)
+    }
+
+    fn live(filesystem: &Filesystem) -> &Probers {
+        match &filesystem.source {
+            Some(Source::Live(probers)) => probers,
+            _ => panic!("not a live host"),
+        }
+    }
+
+    fn wait_for_local(filesystem: &Filesystem) {
+        live(filesystem).local.wait(Duration::from_secs(20));
+    }
+
     #[test]
     fn a_hung_mount_is_marked_reported_and_comes_back() {
         let gate = Arc::new(Gate::default());
-        let probe = Arc::clone(&gate) as Arc<dyn Probe>;
-        let mut filesystem = Filesystem::with_probe(&FilesystemConfig::default(), probe);
+        let (mut filesystem, clock) = gated(&gate);
         let mut host = testing::Host::new();
         host.write("proc/self/mountinfo", MOUNTS);
+        // The ticks stand still: a clock that is set back must not hide what hangs.
         host.set_tick(1000);
         host.collect(&mut filesystem);
         gate.wait_inside(1);
+        wait_for_local(&filesystem);
         let values = host.collect(&mut filesystem);
         assert_eq!(names(&values, "/"), 8);
         assert_eq!(names(&values, "/hung"), 2, "not known to hang yet");
@@ -389,7 +516,7 @@ mod tests {
             0
         );
 
-        host.set_tick(1005);
+        clock.store(5, Ordering::SeqCst);
         let values = host.collect(&mut filesystem);
         assert_eq!(
             values[r#"muster_host_filesystem_hung{mountpoint="/hung"}"#],
@@ -399,11 +526,11 @@ mod tests {
         assert_eq!(names(&values, "/"), 8);
         let error = r#"node_filesystem_device_error{device="server:/export",fstype="nfs4",mountpoint="/hung"}"#;
         assert_eq!(values[error], 1.0);
-        host.set_tick(1006);
+        clock.store(6, Ordering::SeqCst);
         assert_eq!(host.run(&mut filesystem).ok(), Some(Outcome::Unchanged));
         assert!(host.readings().take_events().is_empty());
 
-        host.set_tick(1045);
+        clock.store(45, Ordering::SeqCst);
         host.collect(&mut filesystem);
         let events = host.readings().take_events();
         assert_eq!(events.len(), 1);
@@ -411,19 +538,81 @@ mod tests {
         assert_eq!(events[0].fields, [word(EventFieldKey::To, "hung")]);
 
         gate.open();
-        let came_back = |filesystem: &Filesystem| match &filesystem.source {
-            Some(Source::Live(prober)) => prober.hung().is_empty(),
-            _ => false,
-        };
-        while !came_back(&filesystem) {
+        while !live(&filesystem).remote.hung().is_empty() {
             std::thread::yield_now();
         }
-        host.set_tick(1046);
+        clock.store(46, Ordering::SeqCst);
         let values = host.collect(&mut filesystem);
         assert_eq!(values[error], 0.0);
         assert_eq!(names(&values, "/hung"), 8);
         let events = host.readings().take_events();
         assert_eq!(events[0].fields, [word(EventFieldKey::To, "ok")]);
+    }
+
+    #[test]
+    fn hung_servers_neither_freeze_local_disks_nor_leave_old_numbers() {
+        let gate = Arc::new(Gate::default());
+        let (mut filesystem, clock) = gated(&gate);
+        let mut host = testing::Host::new();
+        let remote = |number: usize, point: &str| {
+            format!(
+                "{n} 1 0:{n} / {point} rw - nfs4 s{number}:/e rw\n",
+                n = 100 + number
+            )
+        };
+        let good = format!("{MOUNTS}{}", remote(9, "/later")).replace("/hung ", "/also ");
+        host.write("proc/self/mountinfo", &good);
+        host.collect(&mut filesystem);
+        wait_for_local(&filesystem);
+        live(&filesystem).remote.wait(Duration::from_secs(20));
+        let values = host.collect(&mut filesystem);
+        assert_eq!((names(&values, "/"), names(&values, "/later")), (8, 8));
+
+        // As many servers die as may hang, and one more mount of the first of them.
+        let dead: String = (0..super::super::prober::MAX_HUNG)
+            .map(|number| remote(number, &format!("/hung{number}")))
+            .collect();
+        let same = remote(0, "/same");
+        host.write("proc/self/mountinfo", format!("{dead}{same}{good}"));
+        for round in 0..super::super::prober::MAX_HUNG {
+            clock.store(40 + 10 * round as u64, Ordering::SeqCst);
+            host.collect(&mut filesystem);
+            gate.wait_inside(round + 1);
+            host.collect(&mut filesystem);
+        }
+        wait_for_local(&filesystem);
+        clock.store(75, Ordering::SeqCst);
+        host.collect(&mut filesystem);
+        wait_for_local(&filesystem);
+        clock.store(95, Ordering::SeqCst);
+        let values = host.collect(&mut filesystem);
+        assert_eq!(names(&values, "/"), 8, "a local disk is known all the time");
+        assert_eq!(names(&values, "/same"), 3, "hangs with its server");
+        assert_eq!(
+            values[r#"muster_host_filesystem_hung{mountpoint="/same"}"#],
+            1.0
+        );
+        assert_eq!(names(&values, "/later"), 3, "not asked for long: unknown");
+        let error =
+            r#"node_filesystem_device_error{device="s9:/e",fstype="nfs4",mountpoint="/later"}"#;
+        assert_eq!(values[error], 1.0);
+        gate.open();
+    }
+
+    #[test]
+    fn servers_are_found_in_what_is_mounted() {
+        for (fstype, source, wanted) in [
+            ("nfs4", "one:/export", Some("one")),
+            ("nfs", "[fe80::1]:/export", Some("[fe80::1]")),
+            ("cifs", "//two/share/part", Some("two")),
+            ("fuse.sshfs", "me@three:", Some("me@three")),
+            ("fuse.portal", "portal", None),
+            ("ext4", "/dev/disk/by-path/pci:0", None),
+        ] {
+            let line = format!("22 1 0:1 / / rw - {fstype} {source} rw\n");
+            let mounts = mounts::parse(line.as_bytes()).expect("understood");
+            assert_eq!(server(&mounts[0]).as_deref(), wanted, "{source}");
+        }
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! NFS server or FUSE daemon holds statvfs(2) for ever, and nothing can interrupt it.
 //!
 //! Promised: at most [`MAX_HUNG`] threads hang and one works. A mount point whose question hangs is not
-//! asked again until it returns. Time is the caller's ticks; nothing here waits but [`Prober::wait`], and
-//! that is bounded.
+//! asked again until it returns, nor is any other of its server. Time is the caller's, of a clock that
+//! nobody sets; nothing here waits but [`Prober::wait`], and that is bounded.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,10 +13,8 @@ use std::{
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
-
-use muster_proto::time::Timestamp;
 
 use crate::host::HostRoot;
 
@@ -85,6 +83,24 @@ impl Probe for Statvfs {
     }
 }
 
+/// A mount point to be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mounted {
+    /// Where.
+    pub point: Vec<u8>,
+    /// The server it comes from, where it comes from one: what hangs with it.
+    pub server: Option<String>,
+}
+
+/// A question that hangs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hung {
+    /// What was asked.
+    pub mounted: Mounted,
+    /// When it was first seen under way.
+    pub since: Instant,
+}
+
 /// The last answer about a mount point.
 pub type Answer = Result<Space, io::ErrorKind>;
 
@@ -102,12 +118,12 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Vec<u8>>,
+    queue: VecDeque<Mounted>,
     answers: Vec<(Vec<u8>, Answer)>,
     /// The thread that takes from the queue, and what it asks; a thread that hangs is no longer it.
     worker: Option<Worker>,
-    /// Mount points whose question hangs, and since when.
-    hung: HashMap<Vec<u8>, Timestamp>,
+    /// By the number of the question.
+    hung: HashMap<u64, Hung>,
     /// Numbers threads and questions, so that a late one knows that it is not waited for.
     next: u64,
 }
@@ -118,10 +134,10 @@ struct Worker {
 }
 
 struct Question {
-    point: Vec<u8>,
+    mounted: Mounted,
     number: u64,
-    /// The first tick at which it was seen under way.
-    seen: Option<Timestamp>,
+    /// When it was first seen under way.
+    seen: Option<Instant>,
 }
 
 impl Prober {
@@ -134,14 +150,16 @@ impl Prober {
         }
     }
 
-    /// Asks for the space of these mount points, but for those whose question hangs. What is still
-    /// waiting from before is forgotten.
-    pub fn ask(&self, points: impl Iterator<Item = Vec<u8>>) {
+    /// Asks for the space of these mount points, but for those that hang. What is still waiting from
+    /// before is forgotten.
+    pub fn ask(&self, mounts: impl Iterator<Item = Mounted>) {
         let mut state = self.shared.lock();
-        let asking = state.asking().map(|question| question.point.clone());
-        let points = points
-            .filter(|point| !state.hung.contains_key(point) && Some(point) != asking.as_ref());
-        state.queue = points.collect();
+        let asking = state
+            .asking()
+            .map(|question| question.mounted.point.clone());
+        let mounts = mounts
+            .filter(|mounted| !state.hangs(mounted) && Some(&mounted.point) != asking.as_ref());
+        state.queue = mounts.collect();
         self.start_worker(&mut state);
     }
 
@@ -159,9 +177,10 @@ impl Prober {
         std::mem::take(&mut self.shared.lock().answers)
     }
 
-    /// Notices at `tick` a question that hangs, and goes on with the others in a new thread.
-    pub fn watch(&self, tick: Timestamp) {
-        let mut state = self.shared.lock();
+    /// Notices a question that hangs, and goes on with the others in a new thread.
+    pub fn watch(&self, now: Instant) {
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
         let Some(question) = state
             .worker
             .as_mut()
@@ -169,20 +188,23 @@ impl Prober {
         else {
             return;
         };
-        let since = *question.seen.get_or_insert(tick);
-        if tick.since(since) < HUNG_AFTER {
+        let since = *question.seen.get_or_insert(now);
+        if now.saturating_duration_since(since) < HUNG_AFTER {
             return;
         }
-        let point = question.point.clone();
-        state.hung.insert(point, since);
+        let (number, mounted) = (question.number, question.mounted.clone());
+        state.hung.insert(number, Hung { mounted, since });
         state.worker = None;
-        self.start_worker(&mut state);
+        let mut queue = std::mem::take(&mut state.queue);
+        queue.retain(|mounted| !state.hangs(mounted));
+        state.queue = queue;
+        self.start_worker(state);
     }
 
-    /// Mount points whose question hangs, and since when.
+    /// The questions that hang.
     #[must_use]
-    pub fn hung(&self) -> HashMap<Vec<u8>, Timestamp> {
-        self.shared.lock().hung.clone()
+    pub fn hung(&self) -> Vec<Hung> {
+        self.shared.lock().hung.values().cloned().collect()
     }
 
     fn start_worker(&self, state: &mut State) {
@@ -216,43 +238,52 @@ impl State {
     fn asking(&self) -> Option<&Question> {
         self.worker.as_ref()?.asking.as_ref()
     }
+
+    /// Whether a question about this mount point hangs, or about another of its server.
+    fn hangs(&self, mounted: &Mounted) -> bool {
+        self.hung.values().any(|hung| {
+            let other = &hung.mounted;
+            other.point == mounted.point
+                || (mounted.server.is_some() && other.server == mounted.server)
+        })
+    }
 }
 
 /// One thread: takes from the queue until it is empty, or until it is no longer waited for.
 fn work(id: u64, shared: &Shared, probe: &dyn Probe) {
-    while let Some((point, number)) = next_question(id, shared) {
-        let answer = probe.space(&point).map_err(|error| error.kind());
+    while let Some((mounted, number)) = next_question(id, shared) {
+        let answer = probe.space(&mounted.point).map_err(|error| error.kind());
         let mut state = shared.lock();
         let waited_for = state
             .asking()
             .is_some_and(|question| question.number == number);
         if !waited_for {
             // It hung, and returned at last; another thread has taken over.
-            state.hung.remove(&point);
+            state.hung.remove(&number);
         }
-        state.answers.push((point, answer));
+        state.answers.push((mounted.point, answer));
         if !waited_for {
             return;
         }
     }
 }
 
-fn next_question(id: u64, shared: &Shared) -> Option<(Vec<u8>, u64)> {
+fn next_question(id: u64, shared: &Shared) -> Option<(Mounted, u64)> {
     let mut guard = shared.lock();
     let state = &mut *guard;
     let worker = state.worker.as_mut().filter(|worker| worker.id == id)?;
-    let Some(point) = state.queue.pop_front() else {
+    let Some(mounted) = state.queue.pop_front() else {
         state.worker = None;
         shared.idle.notify_all();
         return None;
     };
     state.next += 1;
     worker.asking = Some(Question {
-        point: point.clone(),
+        mounted: mounted.clone(),
         number: state.next,
         seen: None,
     });
-    Some((point, state.next))
+    Some((mounted, state.next))
 }
 
 #[cfg(test)]
@@ -309,16 +340,17 @@ pub(super) mod tests {
 
     const LONG: Duration = Duration::from_secs(20);
 
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp::from_millis(seconds * 1000)
+    /// What comes before the colon is the server.
+    fn mounted(point: &str) -> Mounted {
+        let (server, point) = point.split_once(':').unwrap_or(("", point));
+        Mounted {
+            point: point.as_bytes().to_vec(),
+            server: (!server.is_empty()).then(|| server.to_owned()),
+        }
     }
 
-    fn points(points: &[&str]) -> impl Iterator<Item = Vec<u8>> {
-        points
-            .iter()
-            .map(|point| point.as_bytes().to_vec())
-            .collect::<Vec<_>>()
-            .into_iter()
+    fn points(points: &[&str]) -> impl Iterator<Item = Mounted> {
+        points.iter().map(|point| mounted(point))
     }
 
     fn answered(prober: &Prober) -> Vec<String> {
@@ -338,11 +370,16 @@ pub(super) mod tests {
         prober.ask(points(&["/a", "/hung", "/b"]));
         gate.wait_inside(1);
         assert_eq!(answered(&prober), ["/a"]);
-        prober.watch(at(100));
-        prober.watch(at(104));
+        let began = Instant::now();
+        prober.watch(began);
+        prober.watch(began + Duration::from_secs(4));
         assert!(prober.hung().is_empty());
-        prober.watch(at(105));
-        assert_eq!(prober.hung()[&b"/hung"[..]], at(100));
+        prober.watch(began + Duration::from_secs(5));
+        let hung = Hung {
+            mounted: mounted("/hung"),
+            since: began,
+        };
+        assert_eq!(prober.hung(), [hung]);
         prober.wait(LONG);
         assert_eq!(answered(&prober), ["/b"]);
 
@@ -366,16 +403,17 @@ pub(super) mod tests {
         let gate = Arc::new(Gate::default());
         let prober = Prober::new(Arc::clone(&gate) as Arc<dyn Probe>);
         let names: Vec<String> = (0..MAX_HUNG + 3).map(|n| format!("/hung{n}")).collect();
-        let all = || names.iter().map(|name| name.as_bytes().to_vec());
+        let all = || names.iter().map(|name| mounted(name));
+        let began = Instant::now();
         prober.ask(all());
         for round in 0..MAX_HUNG {
             gate.wait_inside(round + 1);
-            prober.watch(at(100));
-            prober.watch(at(200));
+            prober.watch(began);
+            prober.watch(began + LONG);
         }
         assert_eq!(prober.hung().len(), MAX_HUNG);
         prober.ask(all());
-        prober.watch(at(300));
+        prober.watch(began + 2 * LONG);
         assert_eq!(gate.inside.lock().expect("not poisoned").len(), MAX_HUNG);
         gate.open();
         while !prober.hung().is_empty() {
@@ -386,6 +424,25 @@ pub(super) mod tests {
         let mut names = names.clone();
         names.dedup();
         assert!(names.iter().all(|name| answered_contains(&prober, name)));
+    }
+
+    #[test]
+    fn the_other_mounts_of_a_server_that_hangs_are_not_asked() {
+        let gate = Arc::new(Gate::default());
+        let prober = Prober::new(Arc::clone(&gate) as Arc<dyn Probe>);
+        let all = ["one:/hung1", "one:/hung2", "one:/three", "two:/four"];
+        prober.ask(points(&all));
+        gate.wait_inside(1);
+        let began = Instant::now();
+        prober.watch(began);
+        prober.watch(began + HUNG_AFTER);
+        prober.wait(LONG);
+        assert_eq!(answered(&prober), ["/four"]);
+        prober.ask(points(&all));
+        prober.wait(LONG);
+        assert_eq!(answered(&prober), ["/four"]);
+        assert_eq!(gate.inside.lock().expect("not poisoned").len(), 1);
+        gate.open();
     }
 
     fn answered_contains(prober: &Prober, name: &str) -> bool {

@@ -1,6 +1,6 @@
 //! systemd's units: which state each is in, and every change of state as an event.
 //!
-//! Nothing is polled: a task follows the system bus ([`super::systemd_bus`]) and keeps the state of all
+//! Nothing is polled: a task follows the system bus (`systemd_bus`) and keeps the state of all
 //! units here; a round puts what has changed since the last. A host without systemd has no values and no
 //! failure; a bus that goes away is one failure until it is back.
 

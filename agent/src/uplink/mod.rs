@@ -1,6 +1,6 @@
 //! The link to the aggregator: connect, hold a session, wait, again; until told to stop.
 //!
-//! Everything about one stream is in [`session`], how long to wait in [`backoff`], what went wrong in
+//! Everything about one stream is in `session`, how long to wait in [`backoff`], what went wrong in
 //! [`fault`], bytes in [`connect`]. A failing link never disturbs sampling: frames wait in the buffer.
 
 pub mod backoff;

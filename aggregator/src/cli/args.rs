@@ -1,6 +1,6 @@
 //! What may be typed after `muster`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -13,7 +13,6 @@ use super::{incidents::parse_id, output::Format};
 #[command(
     name = "muster",
     version,
-    disable_help_subcommand = true,
     after_help = "Hosts are chosen by names ('web-*', web-[01-40], @- for standard input) and by selectors \
                   (-l 'env=prod,cpu>90').\nExit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 not \
                   allowed, 5 not reachable, 6 done in part."
@@ -61,7 +60,7 @@ pub struct Global {
     /// At most this many rows
     #[arg(short = 'n', long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub limit: Option<u32>,
-    /// Redraw every SECONDS (default 2)
+    /// Redraw every SECONDS (default 2); for answers about hosts, services and incidents
     #[arg(short, long, global = true, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2", value_parser = seconds)]
     pub watch: Option<Duration>,
     /// Aggregator to ask, by its name in the configuration
@@ -85,6 +84,39 @@ pub struct Global {
     /// Show times in UTC
     #[arg(long, global = true)]
     pub utc: bool,
+}
+
+/// `-w1` as `-w=1`: the flag takes a value only with `=`, or `-w hosts` would lose its command.
+pub fn spelled(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut flags = true;
+    let spell = |word: OsString| {
+        flags &= word != "--";
+        match word.to_str().and_then(|text| text.strip_prefix("-w")) {
+            Some(value) if flags && value.starts_with(|c: char| c.is_ascii_digit()) => {
+                format!("-w={value}").into()
+            }
+            _ => word,
+        }
+    };
+    words.into_iter().map(spell).collect()
+}
+
+impl Command {
+    /// Whether its answer changes while one looks at it.
+    #[must_use]
+    pub fn can_be_watched(&self) -> bool {
+        matches!(
+            self,
+            Self::Hosts(_)
+                | Self::Host { .. }
+                | Self::Top(_)
+                | Self::Services(_)
+                | Self::Anomalies(_)
+                | Self::Incidents(_)
+                | Self::Incident { .. }
+                | Self::Doctor
+        )
+    }
 }
 
 /// When to use colours.
@@ -258,7 +290,7 @@ pub struct Services {
     /// Only those that have failed
     #[arg(long)]
     pub failed: bool,
-    /// Only of this host
+    /// Only of this host; a pattern for several
     #[arg(
         long,
         value_name = "HOST",
@@ -311,7 +343,7 @@ pub struct Incidents {
     /// Only of this severity
     #[arg(long, value_enum)]
     pub severity: Option<Severity>,
-    /// Only of this host
+    /// Only of this host; a pattern for several
     #[arg(
         long,
         value_name = "HOST",
@@ -409,7 +441,7 @@ pub enum Role {
 pub enum Export {
     /// The scrape_configs block for Prometheus
     PrometheusConfig {
-        /// The aggregator's HTTP door [default: port 7446 of the context's server]
+        /// The aggregator's HTTP door [default: as the aggregator says]
         #[arg(long, value_name = "URL")]
         url: Option<String>,
         /// Only hosts for which this holds
@@ -424,13 +456,12 @@ pub enum Export {
         /// Root certificates as Prometheus finds them
         #[arg(long, value_name = "FILE", default_value = "muster-ca.pem")]
         ca: String,
-        /// Prometheus' certificate
-        #[arg(long, value_name = "FILE", default_value = "prometheus.pem")]
-        cert: String,
-        /// Prometheus' private key
-        #[arg(long, value_name = "FILE", default_value = "prometheus.key")]
-        key: String,
+        /// File with the bearer token as Prometheus finds it
+        #[arg(long, value_name = "FILE", default_value = "muster.token")]
+        credentials: String,
     },
+    /// The root certificates that the context trusts, PEM
+    Ca,
 }
 
 /// Shells with completion.
@@ -493,6 +524,18 @@ mod tests {
             unreachable!("it was hosts");
         };
         assert_eq!(hosts.names, ["web-[01-40]"]);
+    }
+
+    #[test]
+    fn watch_takes_its_seconds_with_and_without_a_sign() {
+        let spelled = |words: &[&str]| spelled(words.iter().map(OsString::from));
+        assert_eq!(
+            spelled(&["muster", "-w1", "-w", "--", "-w2"]),
+            ["muster", "-w=1", "-w", "--", "-w2"]
+        );
+        let cli = Cli::try_parse_from(spelled(&["muster", "-w0.5", "hosts"])).expect("parsed");
+        assert_eq!(cli.global.watch, Some(Duration::from_millis(500)));
+        assert!(cli.command.is_some_and(|command| command.can_be_watched()));
     }
 
     #[test]

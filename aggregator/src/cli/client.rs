@@ -7,7 +7,9 @@ use std::{
     io,
     net::SocketAddr,
     path::PathBuf,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -17,7 +19,10 @@ use muster_proto::{
     tls::{self, TlsFault},
     v1::operator_client::OperatorClient,
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 
@@ -37,6 +42,8 @@ pub struct Target {
     pub server: String,
     /// Ready for a handshake.
     pub tls: Arc<rustls::ClientConfig>,
+    /// Why the connection was refused after its handshake.
+    pub refusal: Noted,
 }
 
 /// The step that failed on the way.
@@ -138,7 +145,7 @@ impl Target {
             let addresses = self.resolve().await?;
             let stream = Self::tcp(&addresses).await?;
             let stream = self.handshake(stream).await?;
-            channel(stream)
+            channel(stream, Arc::clone(&self.refusal))
                 .await
                 .map_err(|source| DialError::Http { source })
         };
@@ -161,14 +168,15 @@ impl Target {
             }
             DialError::Tcp { source, .. } => chain(source),
             DialError::Tls { source } => return self.tls_failure(source),
-            DialError::Http { source } => match tls::fault(source) {
+            DialError::Http { source } => match self.refusal() {
                 Some(fault) => return self.fault_failure(&fault),
                 None => chain(source),
             },
             DialError::Timeout(_) => chain(error),
         };
-        Failure::new(Code::Unreachable, format!("cannot reach {server} ({why})"))
-            .because(self.origin())
+        let failure = Failure::new(Code::Unreachable, format!("cannot reach {server} ({why})"))
+            .because(self.origin());
+        self.ask_for_door(failure)
             .hint(
                 "muster doctor",
                 "check name, route, TLS and clock step by step",
@@ -188,15 +196,26 @@ impl Target {
         } else {
             chain(error)
         };
-        Failure::new(
+        let failure = Failure::new(
             Code::Unreachable,
             format!("no TLS with {} ({why})", self.server),
         )
-        .because(self.origin())
-        .hint(
+        .because(self.origin());
+        self.ask_for_door(failure).hint(
             "muster doctor",
             "check name, route, TLS and clock step by step",
         )
+    }
+
+    /// An aggregator has several doors, and all but one are the wrong ones.
+    fn ask_for_door(&self, failure: Failure) -> Failure {
+        let (_, port) = split_server(&self.server);
+        if port == OPERATOR_PORT {
+            return failure;
+        }
+        failure.because(format!(
+            "is {port} the port of an operator door? it usually is {OPERATOR_PORT}"
+        ))
     }
 
     /// What to say when one side did not accept the other's certificate.
@@ -204,12 +223,12 @@ impl Target {
     pub fn fault_failure(&self, fault: &TlsFault) -> Failure {
         let ours = matches!(fault, TlsFault::Refused(_) | TlsFault::CertificateRequired);
         if ours {
-            return Failure::new(
+            let failure = Failure::new(
                 Code::Denied,
                 format!("{} does not accept your certificate ({fault})", self.server),
             )
-            .because(self.origin())
-            .hint(
+            .because(self.origin());
+            return self.ask_for_door(failure).hint(
                 "muster login --admin-socket PATH",
                 "on the aggregator's host, for a new certificate",
             );
@@ -223,8 +242,8 @@ impl Target {
                 self.server
             )
         };
-        Failure::new(Code::Unreachable, what)
-            .because(self.origin())
+        let failure = Failure::new(Code::Unreachable, what).because(self.origin());
+        self.ask_for_door(failure)
             .hint(
                 "muster doctor",
                 "check name, route, TLS and clock step by step",
@@ -238,10 +257,22 @@ impl Target {
     /// What to say when the aggregator answered with an error.
     #[must_use]
     pub fn refused(&self, status: &tonic::Status) -> Failure {
-        if let Some(fault) = tls::fault(status) {
+        if let Some(fault) = self.refusal() {
             return self.fault_failure(&fault);
         }
         let message = status.message();
+        // What the aggregator itself answers has no cause on this side.
+        if let Some(cause) = std::error::Error::source(status) {
+            let failure = Failure::new(
+                Code::Unreachable,
+                format!("{} did not answer ({})", self.server, chain(cause)),
+            )
+            .because(self.origin());
+            return self.ask_for_door(failure).hint(
+                "muster doctor",
+                "check name, route, TLS and clock step by step",
+            );
+        }
         match status.code() {
             tonic::Code::Unauthenticated | tonic::Code::PermissionDenied => {
                 Failure::new(Code::Denied, format!("{} does not allow this", self.server))
@@ -304,6 +335,13 @@ impl Target {
         )
     }
 
+    /// Why the connection was refused after its handshake, if it was.
+    #[must_use]
+    pub fn refusal(&self) -> Option<TlsFault> {
+        let refusal = self.refusal.lock();
+        refusal.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn origin(&self) -> String {
         format!(
             "context \"{}\" from {}",
@@ -343,14 +381,20 @@ pub fn split_server(server: &str) -> (&str, u16) {
     (name.trim_start_matches('[').trim_end_matches(']'), port)
 }
 
-/// A channel over a connection that is there already; it does not reconnect.
+/// A channel over a connection that is there already; it does not reconnect. Why it was refused is noted in
+/// `fault`: the errors that reach the caller do not carry it.
 ///
 /// # Errors
 /// When HTTP/2 cannot begin on it.
-pub async fn channel<S>(stream: S) -> Result<Channel, tonic::transport::Error>
+pub async fn channel<S>(stream: S, fault: Noted) -> Result<Channel, tonic::transport::Error>
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Send + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let stream = Noting {
+        stream,
+        fault,
+        broken: false,
+    };
     let once = Arc::new(Mutex::new(Some(TokioIo::new(stream))));
     let connector = tower::service_fn(move |_: http::Uri| {
         let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -360,6 +404,89 @@ where
     Endpoint::from_static("http://aggregator.muster.internal")
         .connect_with_connector(connector)
         .await
+}
+
+/// What the other side had against us, once it said so.
+pub type Noted = Arc<Mutex<Option<TlsFault>>>;
+
+/// A connection that remembers why it was refused. In TLS 1.3 a server judges our certificate after our handshake
+/// is done, so its refusal comes with the first read; tonic would drop it and try to connect again.
+struct Noting<S> {
+    stream: S,
+    fault: Noted,
+    /// Writing has failed.
+    broken: bool,
+}
+
+impl<S: AsyncRead + Unpin> Noting<S> {
+    fn note(&self, error: &io::Error) {
+        let mut noted = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if noted.is_none() {
+            *noted = tls::fault(error);
+        }
+    }
+
+    /// Writing failed because the other side is gone; what it said before is still there to read. Ready when
+    /// that is done; as the other side has closed, it soon is.
+    fn last_words(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        let mut bytes = [0; 256];
+        loop {
+            let mut buffer = ReadBuf::new(&mut bytes);
+            match ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                Ok(()) => break,
+                Err(error) => {
+                    self.note(&error);
+                    break;
+                }
+            }
+        }
+        Poll::Ready(io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Noting<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if let Poll::Ready(Err(error)) = &read {
+            self.note(error);
+        }
+        read
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Noting<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if !self.broken {
+            match ready!(Pin::new(&mut self.stream).poll_write(context, bytes)) {
+                Ok(written) => return Poll::Ready(Ok(written)),
+                Err(_) => self.broken = true,
+            }
+        }
+        Poll::Ready(Err(ready!(self.last_words(context))))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.broken {
+            match ready!(Pin::new(&mut self.stream).poll_flush(context)) {
+                Ok(()) => return Poll::Ready(Ok(())),
+                Err(_) => self.broken = true,
+            }
+        }
+        Poll::Ready(Err(ready!(self.last_words(context))))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 #[cfg(test)]

@@ -356,7 +356,7 @@ mod tests {
             server: "muster.example:7445",
             trust_domain: &domain,
             fleet: "prod",
-            roots: &[root.clone()],
+            roots: std::slice::from_ref(&root),
             chain: &[leaf.clone(), root.clone()],
             key_pem: &key.serialize_pem(),
         };
@@ -368,8 +368,8 @@ mod tests {
         let (trust, credentials) = config.contexts["lab"]
             .credentials(&path)
             .expect("credentials");
-        assert_eq!(trust.roots, [root.clone()]);
-        assert_eq!(credentials.chain, [leaf, root]);
+        assert_eq!(trust.roots, std::slice::from_ref(&root));
+        assert_eq!(credentials.chain, [leaf.clone(), root.clone()]);
         let mode = |path: PathBuf| {
             let metadata = fs::metadata(path).expect("metadata");
             metadata.permissions().mode() & 0o777

@@ -5,6 +5,7 @@
 
 use std::{
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -283,7 +284,7 @@ async fn connect(walk: &mut Walk, target: &Target, timeout: Duration) -> Option<
     let stream = match limited(timeout, target.handshake(stream)).await {
         Ok(stream) => stream,
         Err(error) => {
-            let (detail, fix) = tls_words(&error);
+            let (detail, fix) = tls_words(&error, None);
             walk.add("tls", Verdict::Fail, detail, fix);
             return None;
         }
@@ -293,7 +294,7 @@ async fn connect(walk: &mut Walk, target: &Target, timeout: Duration) -> Option<
         .1
         .peer_certificates()
         .and_then(|chain| days_left(chain.first()?));
-    match channel(stream).await {
+    match channel(stream, Arc::clone(&target.refusal)).await {
         Ok(channel) => {
             let (verdict, life) = match left {
                 Some(days) if days < CERTIFICATE_WARN_DAYS => {
@@ -316,7 +317,7 @@ async fn connect(walk: &mut Walk, target: &Target, timeout: Duration) -> Option<
             Some(channel)
         }
         Err(error) => {
-            let (detail, fix) = tls_words(&DialError::Http { source: error });
+            let (detail, fix) = tls_words(&DialError::Http { source: error }, target.refusal());
             walk.add("tls", Verdict::Fail, detail, fix);
             None
         }
@@ -338,9 +339,14 @@ async fn ask(mut walk: Walk, target: &Target, channel: Channel, timeout: Duratio
                 .why
                 .first()
                 .map_or(String::new(), |why| format!(": {why}"));
-            let fix = failure.tries.first().map_or(String::new(), |hint| {
-                format!("{} {}", hint.command, hint.what)
-            });
+            // This is the doctor: sending there goes round in a circle.
+            let mut tries = failure.tries.iter();
+            let hint =
+                tries.find(|hint| !["muster doctor", "muster whoami"].contains(&&*hint.command));
+            let fix = hint.map_or_else(
+                || "see the aggregator's log: journalctl -u muster-aggregator".to_owned(),
+                |hint| format!("{} {}", hint.command, hint.what).trim().to_owned(),
+            );
             walk.add("you", Verdict::Fail, format!("{}{why}", failure.what), fix);
             return walk.stop();
         }
@@ -358,17 +364,21 @@ async fn ask(mut walk: Walk, target: &Target, channel: Channel, timeout: Duratio
     let received = SystemClock.now();
     you(&mut walk, &status);
     clock(&mut walk, &status, sent, received);
-    aggregator(&mut walk, &status);
     let summary = client.get_summary(v1::GetSummaryRequest::default());
     match tokio::time::timeout(timeout, summary).await {
-        Ok(Ok(summary)) => fleet(&mut walk, &summary.into_inner(), &status.version),
-        Ok(Err(error)) => walk.add("hosts", Verdict::Fail, error.message(), ""),
-        Err(_) => walk.add(
-            "hosts",
-            Verdict::Fail,
-            chain(&DialError::Timeout(timeout)),
-            "",
-        ),
+        Ok(Ok(summary)) => {
+            let summary = summary.into_inner();
+            aggregator(&mut walk, &status, Some(&summary));
+            fleet(&mut walk, &summary, &status.version);
+        }
+        failed => {
+            aggregator(&mut walk, &status, None);
+            let why = match failed {
+                Ok(Err(error)) => error.message().to_owned(),
+                _ => chain(&DialError::Timeout(timeout)),
+            };
+            walk.add("hosts", Verdict::Fail, why, "");
+        }
     }
     walk.stop()
 }
@@ -421,13 +431,22 @@ fn clock(walk: &mut Walk, status: &v1::Status, sent: Timestamp, received: Timest
     }
 }
 
-fn aggregator(walk: &mut Walk, status: &v1::Status) {
-    let dropped = status.frames_rejected + status.frames_lost;
-    let detail = format!(
-        "{}, {} hosts, {dropped} frames dropped",
-        status.version, status.hosts
-    );
+fn aggregator(walk: &mut Walk, status: &v1::Status, summary: Option<&v1::Summary>) {
+    let total = hosts(u32::try_from(status.hosts).unwrap_or(u32::MAX));
+    let mut detail = format!("{}, {total}", status.version);
+    let dropped = summary.map(|summary| summary.frames_dropped);
+    if let Some(dropped) = dropped {
+        detail.push_str(&format!(", {dropped} frames dropped"));
+    }
+    let most = summary.filter(|summary| summary.most_dropped > 0);
     match status.problems.split_first() {
+        None if most.is_some() => {
+            let fix = most.map_or_else(String::new, |most| {
+                let (host, frames) = (&most.most_dropped_host, most.most_dropped);
+                format!("most on {host} ({frames}): muster host {host}, and its agent's log")
+            });
+            walk.add("aggregator", Verdict::Warn, detail, fix);
+        }
         None => walk.add("aggregator", Verdict::Ok, detail, ""),
         Some((first, rest)) => {
             let more = if rest.is_empty() {
@@ -494,10 +513,10 @@ fn fleet(walk: &mut Walk, summary: &v1::Summary, version: &str) {
     walk.add("hosts", verdict, detail, fix);
 }
 
-fn tls_words(error: &DialError) -> (String, &'static str) {
+fn tls_words(error: &DialError, refusal: Option<tls::TlsFault>) -> (String, &'static str) {
     use tls::TlsFault as Fault;
     let source: &(dyn std::error::Error + 'static) = error;
-    let Some(fault) = tls::fault(source) else {
+    let Some(fault) = refusal.or_else(|| tls::fault(source)) else {
         return (chain(error), "is this the operator door (port 7445)?");
     };
     let fix = match fault {

@@ -24,12 +24,15 @@ const SHOWN: usize = 5;
 pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
     let row = host.row.clone().unwrap_or_default();
     let mut lines = vec![head(&host, &row, view), about(&host, &row, view)];
-    let heard = matches!(row.state(), v1::HostState::Live | v1::HostState::Late);
+    let heard = heard(&row);
     if heard {
         lines.push(cpu(&host, &row));
         lines.push(memory(&host, &row));
     } else {
-        lines.push(Text::toned(Tone::Dim, "  no measurements of now"));
+        lines.push(Text::toned(
+            Tone::Dim,
+            "  not heard from: what it does now, services included, is not known",
+        ));
     }
     if !host.filesystems.is_empty() {
         lines.push(filesystems(&host));
@@ -81,6 +84,11 @@ pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
     }
 }
 
+/// Whether what is told of it is how it is now.
+fn heard(row: &v1::HostRow) -> bool {
+    matches!(row.state(), v1::HostState::Live | v1::HostState::Late)
+}
+
 fn head(host: &v1::HostDetail, row: &v1::HostRow, view: &View) -> Text {
     let facts = host.facts.clone().unwrap_or_default();
     let mut line = Text::toned(Tone::Strong, &row.name).and("  ");
@@ -105,7 +113,7 @@ fn head(host: &v1::HostDetail, row: &v1::HostRow, view: &View) -> Text {
         parts.push(bytes(facts.memory_bytes as f64));
     }
     line.push(Tone::Plain, format!("    {}", parts.join(", ")));
-    if let Some(boot) = host.boot_time_ms {
+    if let Some(boot) = host.boot_time_ms.filter(|_| heard(row)) {
         let up = view.now.since(Timestamp::from_millis(boot));
         line.push(Tone::Plain, format!("    up {}", short(up)));
     }
@@ -128,7 +136,7 @@ fn about(host: &v1::HostDetail, row: &v1::HostRow, view: &View) -> Text {
         let left = Timestamp::from_millis(host.certificate_expires_ms).since(view.now);
         parts.push(format!("cert {}", short(left)));
     }
-    if let Some(offset) = host.clock_offset_ms {
+    if let Some(offset) = host.clock_offset_ms.filter(|_| heard(row)) {
         parts.push(format!("clock {offset:+} ms"));
     }
     if let Some(seen) = row.last_seen_ms {
@@ -382,17 +390,17 @@ fn item(host: &v1::HostDetail, row: &v1::HostRow) -> Value {
         "architecture": facts.architecture,
         "cpus": facts.cpus,
         "memoryBytes": facts.memory_bytes,
-        "bootTime": moment(host.boot_time_ms),
-        "clockOffsetSeconds": host.clock_offset_ms.map(|ms| Duration::from_millis(ms.unsigned_abs()).as_secs_f64() * if ms < 0 { -1.0 } else { 1.0 }),
+        "bootTime": moment(host.boot_time_ms.filter(|_| heard(row))),
+        "clockOffsetSeconds": host.clock_offset_ms.filter(|_| heard(row)).map(|ms| Duration::from_millis(ms.unsigned_abs()).as_secs_f64() * if ms < 0 { -1.0 } else { 1.0 }),
         "certificateExpires": moment(Some(host.certificate_expires_ms)),
         "cpuModes": object(&host.cpu_modes),
-        "pressure": object(&host.pressure),
+        "pressure": camel_case(object(&host.pressure)),
         "filesystems": host.filesystems.iter().map(|filesystem| json!({
             "mountpoint": filesystem.mountpoint,
             "device": filesystem.device,
             "fstype": filesystem.fstype,
-            "sizeBytes": number(Some(filesystem.size_bytes)),
-            "availableBytes": number(Some(filesystem.available_bytes)),
+            "sizeBytes": whole(filesystem.size_bytes),
+            "availableBytes": whole(filesystem.available_bytes),
             "usedRatio": number(Some(filesystem.used_ratio)),
             "inodesUsedRatio": number(filesystem.inodes_used_ratio),
             "readonly": filesystem.readonly,
@@ -442,6 +450,39 @@ fn item(host: &v1::HostDetail, row: &v1::HostRow) -> Value {
         item.extend(rest);
     }
     Value::Object(item)
+}
+
+/// A count of bytes as an integer; null when it is not finite.
+fn whole(bytes: f64) -> Value {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "no filesystem has 2^64 bytes, and a float beyond saturates"
+    )]
+    bytes.is_finite().then_some(bytes as u64).into()
+}
+
+/// `cpu some`, as the contract names it, is `cpuSome` in JSON.
+fn camel_case(object: Value) -> Value {
+    let Value::Object(object) = object else {
+        return object;
+    };
+    let key = |key: String| {
+        let mut words = key.split(' ');
+        let mut out = words.next().unwrap_or_default().to_owned();
+        for word in words {
+            let mut letters = word.chars();
+            out.extend(letters.next().map(|first| first.to_ascii_uppercase()));
+            out.push_str(letters.as_str());
+        }
+        out
+    };
+    Value::Object(
+        object
+            .into_iter()
+            .map(|(name, value)| (key(name), value))
+            .collect(),
+    )
 }
 
 fn object(map: &std::collections::BTreeMap<String, f64>) -> Value {

@@ -4,7 +4,8 @@ use muster_proto::{id::HostId, time::Timestamp, v1};
 use serde_json::{Value, json};
 
 use super::{
-    output::{Column, List, Shown, moment, number},
+    failure::Failure,
+    output::{Column, List, Shown, find, moment, number, snake},
     text::{Text, Tone},
     units::{View, bits_per_second, number as decimal, percent},
 };
@@ -102,7 +103,7 @@ pub static COLUMNS: &[Column<v1::HostRow>] = &[
     column(
         "servicesFailed",
         "FAILED",
-        Shown::Machine,
+        Shown::Pipe,
         true,
         |row, _| {
             row.services_failed
@@ -261,6 +262,23 @@ pub fn list(response: v1::ListHostsResponse, limit: Option<u32>) -> List<v1::Hos
         footer,
         empty: Text::plain("no hosts match"),
     }
+}
+
+/// The order as the aggregator reads it, from a heading or JSON name with `-` before it or not.
+///
+/// # Errors
+/// What is no column of a host.
+pub fn sort(word: &str) -> Result<String, Failure> {
+    let (sign, word) = match word.strip_prefix('-') {
+        Some(word) => ("-", word),
+        None => ("", word),
+    };
+    // Both directions of the network together have no column, and are what top compares by.
+    if word.is_empty() || word.eq_ignore_ascii_case("net") {
+        return Ok(format!("{sign}{}", word.to_lowercase()));
+    }
+    let column = find(COLUMNS, word)?;
+    Ok(format!("{sign}{}", snake(column.key)))
 }
 
 /// The word for a host's state, as selectors spell it.

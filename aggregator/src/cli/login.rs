@@ -14,13 +14,14 @@ use rustls_pki_types::CertificateDer;
 use tokio::net::UnixStream;
 
 use super::{
-    client::{channel, tilde},
+    client::{Noted, channel, tilde},
     context::{self, Material},
     failure::{Code, Failure, chain},
     units::rfc3339,
+    user::User,
 };
 
-/// Gets a certificate and writes the context; says what was done.
+/// Gets a certificate and writes the context, as `owner` from then on; says what was done.
 ///
 /// # Errors
 /// Whatever stood in the way.
@@ -31,6 +32,7 @@ pub async fn login(
     context_name: Option<&str>,
     server: Option<&str>,
     config: &Path,
+    owner: Option<&User>,
 ) -> Result<String, Failure> {
     check_operator_name(name).map_err(|error| {
         Failure::new(
@@ -71,6 +73,15 @@ pub async fn login(
         "default"
     };
     let context_name = context_name.unwrap_or(suggested);
+    if let Some(owner) = owner {
+        owner.act_as().map_err(|error| {
+            failed(
+                &format!("the context cannot be written as {}", owner.name),
+                &error,
+            )
+        })?;
+    }
+    check_place(config, context_name, &domain)?;
     let server = server.unwrap_or(&answer.operator_address);
     let material = Material {
         server,
@@ -87,6 +98,32 @@ pub async fn login(
         rfc3339(Timestamp::from_millis(answer.expires_ms)),
         tilde(&config.display().to_string()),
     ))
+}
+
+/// A context of this name must not belong to another installation: its key would be gone.
+fn check_place(config: &Path, name: &str, domain: &TrustDomain) -> Result<(), Failure> {
+    let known = context::read(config).map_err(|error| {
+        Failure::new(
+            Code::Failed,
+            format!("the contexts cannot be read ({})", chain(&error)),
+        )
+    })?;
+    match known.contexts.get(name) {
+        Some(context) if context.trust_domain != *domain => Err(Failure::new(
+            Code::Failed,
+            format!("context {name:?} belongs to another aggregator and is kept"),
+        )
+        .because(format!(
+            "it is for {} at {}, this aggregator is {domain}",
+            context.trust_domain, context.server
+        ))
+        .hint("muster login --context NAME …", "under another name")
+        .hint(
+            format!("muster context remove {name}"),
+            "if the other aggregator is gone",
+        )),
+        _ => Ok(()),
+    }
 }
 
 async fn issue(
@@ -121,7 +158,7 @@ async fn issue(
             format!("the admin socket {path} does not answer ({why})"),
         )
     };
-    let channel = channel(stream)
+    let channel = channel(stream, Noted::default())
         .await
         .map_err(|error| unreachable(chain(&error)))?;
     let request = IssueOperatorRequest {

@@ -25,6 +25,7 @@ pub mod summary;
 pub mod table;
 pub mod text;
 pub mod units;
+pub mod user;
 
 #[cfg(test)]
 mod tests;
@@ -39,11 +40,12 @@ use clap::{CommandFactory as _, Parser as _};
 use muster_proto::v1;
 
 use args::{By, Cli, Color, Command, ContextCommand, Export, Role, Severity, Shell};
-use export::Scrape;
+use export::{Door, Scrape};
 use failure::{Code, Failure};
 use output::Rendered;
 use session::Session;
 use text::{Text, Tone};
+use user::User;
 
 /// Rows of `muster top` unless `-n` says otherwise: what fits on a screen.
 const TOP_ROWS: u32 = 20;
@@ -55,7 +57,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(args::spelled(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are asked for: stdout and 0. The rest is wrong usage.
@@ -108,6 +110,17 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
 async fn run_in(session: Session, cli: Cli) -> Result<ExitCode, Failure> {
     let on_terminal = io::stdout().is_terminal();
     let mut redraw = cli.global.watch;
+    if redraw.is_some()
+        && cli
+            .command
+            .as_ref()
+            .is_some_and(|command| !command.can_be_watched())
+    {
+        return Err(Failure::new(
+            Code::Usage,
+            "--watch is for answers that change: hosts, services, incidents, doctor",
+        ));
+    }
     if let Some(Command::Top(top)) = &cli.command
         && on_terminal
         && !top.once
@@ -157,15 +170,19 @@ fn print(rendered: &Rendered) -> Result<ExitCode, Failure> {
         }
         Ok(()) => {}
     }
-    if !rendered.missing.is_empty() {
-        let mut line = Text::toned(Tone::Warn, "incomplete:");
-        line.push(
-            Tone::Plain,
-            format!(" no answer from {}", rendered.missing.join(", ")),
-        );
-        let mut text = String::new();
-        line.line_to(&mut text);
-        let _ = write!(anstream::stderr(), "{text}");
+    for (what, names) in [
+        ("no answer from", &rendered.missing),
+        ("no host is called", &rendered.unknown),
+    ] {
+        if !names.is_empty() {
+            let mut text = String::new();
+            Text::toned(Tone::Warn, "incomplete:")
+                .and(format!(" {what} {}", names.join(", ")))
+                .line_to(&mut text);
+            let _ = write!(anstream::stderr(), "{text}");
+        }
+    }
+    if !rendered.missing.is_empty() || !rendered.unknown.is_empty() {
         return Ok(ExitCode::from(Code::Partial as u8));
     }
     if rendered.bad {
@@ -186,15 +203,16 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
     match command {
         Command::Hosts(hosts) => {
             let names = session::names(&hosts.names)?;
-            let sort = session.options.sort.clone().unwrap_or_default();
-            list_hosts(
-                session,
-                &hosts.selector,
-                names,
-                output::snake(&sort),
-                session.limit,
-            )
-            .await
+            if session::chose_nothing(&hosts.names, &names) {
+                let response = v1::ListHostsResponse {
+                    meta: Some(session::own_meta()),
+                    ..v1::ListHostsResponse::default()
+                };
+                let list = hosts::list(response, session.limit);
+                return output::list(list, &session.options, &session.view(None));
+            }
+            let sort = hosts::sort(session.options.sort.as_deref().unwrap_or_default())?;
+            list_hosts(session, &hosts.selector, names, sort, session.limit).await
         }
         Command::Top(top) => {
             let sort = format!("-{}", by_word(top.by));
@@ -205,6 +223,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             name,
             act: Some(act),
         } => {
+            session::check_one(name)?;
             let said = removal::host(session, name, *act)
                 .await
                 .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"))?;
@@ -225,6 +244,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             output::list(audit::list(response), &session.options, &view)
         }
         Command::Host { name, act: None } => {
+            session::check_one(name)?;
             let request = v1::GetHostRequest { name: name.clone() };
             let host = session
                 .ask(async move |mut client| client.get_host(request).await)
@@ -235,9 +255,19 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         }
         Command::Services(services) => {
             session::check_selector(&services.selector)?;
+            session::check_hosts(&services.host)?;
+            let names = session::names(&services.names)?;
+            if session::chose_nothing(&services.names, &names) {
+                let response = v1::ListServicesResponse {
+                    meta: Some(session::own_meta()),
+                    ..v1::ListServicesResponse::default()
+                };
+                let list = services::list(response, services.failed);
+                return output::list(list, &session.options, &session.view(None));
+            }
             let request = v1::ListServicesRequest {
                 selector: services.selector.clone(),
-                names: session::names(&services.names)?,
+                names,
                 failed_only: services.failed,
                 host: services.host.clone(),
             };
@@ -251,6 +281,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         }
         Command::Anomalies(anomalies) => {
             session::check_selector(&anomalies.selector)?;
+            session::check_hosts(&anomalies.host)?;
             let request = v1::ListAnomaliesRequest {
                 selector: anomalies.selector.clone(),
                 min_score: anomalies.min_score,
@@ -265,6 +296,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         }
         Command::Incidents(incidents) => {
             session::check_selector(&incidents.selector)?;
+            session::check_hosts(&incidents.host)?;
             let severity = match incidents.severity {
                 None => "",
                 Some(Severity::Critical) => "critical",
@@ -317,13 +349,20 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                 Role::Operator => "operator",
                 Role::Admin => "admin",
             };
+            // What is named by hand is meant as it is named.
+            let owner = match std::env::var_os("MUSTER_CONFIG") {
+                Some(_) => None,
+                None => User::behind_sudo(),
+            };
+            let config = owner.as_ref().map(User::config);
             let said = login::login(
                 &login.admin_socket,
                 &name,
                 role,
                 session.global.context.as_deref(),
                 session.global.server.as_deref(),
-                &session.config,
+                config.as_ref().unwrap_or(&session.config),
+                owner.as_ref(),
             )
             .await?;
             Ok(said_lines(&said))
@@ -339,30 +378,38 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             url,
             selector,
             ca,
-            cert,
-            key,
+            credentials,
         }) => {
             session::check_selector(selector)?;
-            let (scheme, address) = match url {
-                Some(url) => Scrape::split_url(url).ok_or_else(|| {
+            let door = match url {
+                Some(url) => Door::of_url(url).ok_or_else(|| {
                     Failure::new(
                         Code::Usage,
                         format!("{url:?} is not the address of an HTTP door"),
                     )
                     .because("expected http://HOST:PORT or https://HOST:PORT")
                 })?,
-                None => session.http_door()?,
+                None => {
+                    let server = session.target()?.server;
+                    let status = session.status().await?;
+                    Door::of_status(&status, &server).ok_or_else(|| {
+                        Failure::new(
+                            Code::Failed,
+                            format!("{server} is too old to say how it is scraped"),
+                        )
+                        .hint("--url https://HOST:7446", "name its HTTP door")
+                    })?
+                }
             };
             let scrape = Scrape {
-                scheme,
-                address,
+                door,
                 ca: ca.clone(),
-                cert: cert.clone(),
-                key: key.clone(),
+                credentials: credentials.clone(),
                 selector: selector.clone(),
             };
             Ok(Rendered::text(scrape.yaml()))
         }
+        Command::Export(Export::Ca) => session.roots().map(Rendered::text),
         Command::Completion { shell } => {
             let shell = match shell {
                 Shell::Bash => clap_complete::Shell::Bash,
@@ -407,13 +454,18 @@ async fn list_hosts(
     let response = session
         .ask(async move |mut client| client.list_hosts(request).await)
         .await?;
-    if response.hosts.is_empty() && !literal.is_empty() {
-        return Err(Failure::new(
-            Code::NotFound,
-            format!("no host is called {}", literal.join(", ")),
-        )
-        .hint("muster hosts", "the hosts there are"));
+    let complete = response.meta.as_ref().is_none_or(|meta| meta.complete);
+    if response.hosts.is_empty() && !literal.is_empty() && complete {
+        let (what, names) = match response.unknown_names.as_slice() {
+            [] => ("no host that is selected is called", &literal[..]),
+            unknown => ("no host is called", unknown),
+        };
+        return Err(
+            Failure::new(Code::NotFound, format!("{what} {}", names.join(", ")))
+                .hint("muster hosts", "the hosts there are"),
+        );
     }
+    let unknown = response.unknown_names.clone();
     let view = session.view(response.meta.as_ref());
     // The aggregator has ordered and cut already.
     let options = output::Options {
@@ -421,7 +473,11 @@ async fn list_hosts(
         limit: None,
         ..session.options.clone()
     };
-    output::list(hosts::list(response, limit), &options, &view)
+    let rendered = output::list(hosts::list(response, limit), &options, &view)?;
+    Ok(Rendered {
+        unknown,
+        ..rendered
+    })
 }
 
 fn by_word(by: By) -> &'static str {

@@ -47,6 +47,8 @@ pub enum Shown {
     Always,
     /// In wide tables.
     Wide,
+    /// In a pipe and in json, jsonl and csv: what tables show inside another column.
+    Pipe,
     /// Only in json, jsonl and csv, or when named.
     Machine,
 }
@@ -136,6 +138,8 @@ pub struct Rendered {
     pub text: String,
     /// Parts of the fleet that could not be asked.
     pub missing: Vec<String>,
+    /// Hosts that were named and do not exist.
+    pub unknown: Vec<String>,
     /// The answer is there and it is a bad one: exit 1.
     pub bad: bool,
 }
@@ -260,7 +264,7 @@ pub fn list<R>(mut list: List<R>, options: &Options, view: &View) -> Result<Rend
     Ok(Rendered {
         text: out,
         missing: list.meta.missing,
-        bad: false,
+        ..Rendered::default()
     })
 }
 
@@ -302,7 +306,7 @@ pub fn detail(detail: Detail, options: &Options) -> Result<Rendered, Failure> {
     Ok(Rendered {
         text: out,
         missing: detail.meta.missing,
-        bad: false,
+        ..Rendered::default()
     })
 }
 
@@ -353,20 +357,32 @@ fn choose<R>(
         return options.columns.iter().map(|word| find(all, word)).collect();
     }
     let wanted = |column: &&Column<R>| match options.format {
-        Format::Table | Format::Tsv | Format::Name => column.shown == Shown::Always,
-        Format::Wide => column.shown != Shown::Machine,
+        Format::Table | Format::Name => column.shown == Shown::Always,
+        Format::Tsv => matches!(column.shown, Shown::Always | Shown::Pipe),
+        Format::Wide => matches!(column.shown, Shown::Always | Shown::Wide),
         Format::Json | Format::Jsonl | Format::Csv => true,
     };
     Ok(all.iter().filter(wanted).collect())
 }
 
-fn find<R>(all: &'static [Column<R>], word: &str) -> Result<&'static Column<R>, Failure> {
+/// The column of this heading or JSON name, in any case.
+///
+/// # Errors
+/// All that there are.
+pub fn find<R>(all: &'static [Column<R>], word: &str) -> Result<&'static Column<R>, Failure> {
     all.iter()
         .find(|column| column.is_called(word))
         .ok_or_else(|| {
             let known: Vec<&str> = all.iter().map(|column| column.key).collect();
+            let some: Vec<&str> = known.iter().take(2).copied().collect();
             Failure::new(Code::Usage, format!("there is no column {word:?} here"))
                 .because(format!("columns: {}", known.join(", ")))
+                .because("their headings will do as well")
+                .hint(format!("-c {}", some.join(",")), "to show just these")
+                .hint(
+                    format!("-S {}", some.last().unwrap_or(&"name")),
+                    "to order by one; - before it for the largest first",
+                )
         })
 }
 
@@ -432,7 +448,7 @@ fn flatten(path: &str, value: &Value, each: &mut impl FnMut(&str, &str)) {
                 flatten(&below(&at.to_string()), value, each);
             }
         }
-        Value::Null => {}
+        // Unknown is an empty cell, so that every answer has the same lines.
         _ => each(path, &plain(value)),
     }
 }
@@ -518,6 +534,6 @@ mod tests {
         flatten("", &item, &mut |path, value| {
             lines.push(format!("{path}={value}"))
         });
-        assert_eq!(lines, ["a.b=1", "d=x y", "e.0.f=true"]);
+        assert_eq!(lines, ["a.b=1", "a.c=", "d=x y", "e.0.f=true"]);
     }
 }

@@ -74,7 +74,7 @@ pub fn list(response: v1::ListServicesResponse, failed_only: bool) -> List<v1::S
         footer.push(Text::toned(
             Tone::Dim,
             format!(
-                "{} without a service manager that could be asked",
+                "services unknown on {}: not heard from, or no service manager that could be asked",
                 hosts(without)
             ),
         ));
@@ -85,10 +85,10 @@ pub fn list(response: v1::ListServicesResponse, failed_only: bool) -> List<v1::S
         name: |row| row.name.clone(),
         meta: response.meta.unwrap_or_default(),
         footer,
-        empty: Text::plain(if failed_only {
-            "no service has failed"
-        } else {
-            "no services match"
+        empty: Text::plain(match (failed_only, without) {
+            (true, 0) => "no service has failed",
+            (true, _) => "no service is known to have failed",
+            (false, _) => "no services match",
         }),
     }
 }

@@ -5,6 +5,7 @@ use std::{
     io::{self, BufRead as _, IsTerminal as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use jiff::tz::TimeZone;
@@ -13,22 +14,22 @@ use muster_proto::{
     tls,
     v1::{self, operator_client::OperatorClient},
 };
+use rustls_pki_types::CertificateDer;
 use serde_json::json;
 use tonic::transport::Channel;
 
 use super::{
     args::{ContextAdd, Global},
-    client::{Target, split_server, tilde},
+    client::{Noted, Target, tilde},
     context::{self, Config, Context},
     failure::{Code, Failure, chain},
     output::{Column, Detail, Format, List, Options, Shown, moment},
     text::{Text, Tone},
     units::{View, short},
+    user::User,
 };
 use crate::selector::{Selector, pattern::Pattern};
 
-/// Port of the HTTP door next to an operator door.
-const HTTP_PORT: u16 = 7446;
 /// Names read from standard input at most: far above any fleet.
 const MAX_STDIN_NAMES: usize = 200_000;
 
@@ -125,6 +126,17 @@ impl Session {
         let (trust, credentials) = context
             .credentials(&self.config)
             .map_err(|error| unusable(&error))?;
+        if let Some(ended) = credentials.chain.first().and_then(ended) {
+            return Err(Failure::new(
+                Code::Denied,
+                format!("your certificate for \"{name}\" ended {} ago", short(ended)),
+            )
+            .because(format!("from {}, by this machine's clock", self.file()))
+            .hint(
+                "muster login --admin-socket PATH",
+                "on the aggregator's host, for a new one",
+            ));
+        }
         let tls = tls::client_config(&trust, credentials).map_err(|error| unusable(&error))?;
         Ok(Target {
             context: name.to_owned(),
@@ -135,6 +147,7 @@ impl Session {
                 .clone()
                 .unwrap_or_else(|| context.server.clone()),
             tls: Arc::new(tls),
+            refusal: Noted::default(),
         })
     }
 
@@ -233,30 +246,27 @@ impl Session {
             .await
     }
 
-    /// Scheme and address of the HTTP door, as far as the context tells: on loopback without TLS.
+    /// The roots that the context trusts, in PEM as they are kept.
     ///
     /// # Errors
-    /// When there is no context.
-    pub fn http_door(&self) -> Result<(String, String), Failure> {
-        let server = match &self.global.server {
-            Some(server) => server.clone(),
-            None => {
-                let config = self.read()?;
-                self.choose(&config)?.1.server.clone()
-            }
-        };
-        let (name, _) = split_server(&server);
-        let loopback = name == "localhost"
-            || name
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback());
-        let scheme = if loopback { "http" } else { "https" };
-        let name = if name.contains(':') {
-            format!("[{name}]")
-        } else {
-            name.to_owned()
-        };
-        Ok((scheme.to_owned(), format!("{name}:{HTTP_PORT}")))
+    /// When there is no context, or its file cannot be read.
+    pub fn roots(&self) -> Result<String, Failure> {
+        let config = self.read()?;
+        let (name, context) = self.choose(&config)?;
+        let path = context::beside(&self.config, &context.ca);
+        fs::read_to_string(&path).map_err(|error| {
+            Failure::new(
+                Code::Failed,
+                format!(
+                    "the roots of context {name:?} cannot be read ({}: {error})",
+                    path.display()
+                ),
+            )
+            .hint(
+                "muster login --admin-socket PATH",
+                "on the aggregator's host, to get them anew",
+            )
+        })
     }
 
     /// The contexts as a list.
@@ -279,11 +289,7 @@ impl Session {
             columns: CONTEXT_COLUMNS,
             rows,
             name: |row| row.name.clone(),
-            meta: v1::AnswerMeta {
-                complete: true,
-                missing: Vec::new(),
-                as_of_ms: SystemClock.now().as_millis(),
-            },
+            meta: own_meta(),
             footer: Vec::new(),
             empty: Text::plain(format!("no contexts in {}", self.file())),
         })
@@ -395,6 +401,14 @@ impl Session {
         context::save(&self.config, config)
             .map_err(|error| Failure::new(Code::Failed, chain(&error)))
     }
+}
+
+/// For how long a certificate's life has been over, if it is.
+fn ended(certificate: &CertificateDer<'_>) -> Option<Duration> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let end = Timestamp::from_millis(parsed.validity().not_after.timestamp().saturating_mul(1000));
+    let now = SystemClock.now();
+    (now > end).then(|| now.since(end))
 }
 
 /// One context of the file.
@@ -509,16 +523,62 @@ pub fn names(given: &[String]) -> Result<Vec<String>, Failure> {
         ));
     }
     for name in &names {
-        Pattern::parse_list(name).map_err(|error| {
-            pointed(
-                "this is no name or pattern",
-                name,
-                error.column,
-                &error.to_string(),
-            )
-        })?;
+        patterns(name)?;
     }
     Ok(names)
+}
+
+fn patterns(name: &str) -> Result<Vec<Pattern>, Failure> {
+    Pattern::parse_list(name).map_err(|error| {
+        pointed(
+            "this is no name or pattern",
+            name,
+            error.column,
+            &error.to_string(),
+        )
+    })
+}
+
+/// Checks what `--host` was given: nothing, a name, or patterns.
+///
+/// # Errors
+/// Points at the place.
+pub fn check_hosts(host: &str) -> Result<(), Failure> {
+    if host.is_empty() {
+        return Ok(());
+    }
+    patterns(host).map(|_| ())
+}
+
+/// Checks the name of the one host that is meant.
+///
+/// # Errors
+/// A pattern, which is for lists.
+pub fn check_one(name: &str) -> Result<(), Failure> {
+    match patterns(name)?.as_slice() {
+        [pattern] if pattern.as_literal().is_some() => Ok(()),
+        _ => Err(Failure::new(
+            Code::Usage,
+            format!("{name:?} is a pattern, and muster host shows one host"),
+        )
+        .hint(format!("muster hosts '{name}'"), "the hosts it stands for")),
+    }
+}
+
+/// Whether names were asked for and standard input had none. That means nothing, never everything.
+#[must_use]
+pub fn chose_nothing(given: &[String], names: &[String]) -> bool {
+    !given.is_empty() && names.is_empty()
+}
+
+/// For an answer that needed nobody's help.
+#[must_use]
+pub fn own_meta() -> v1::AnswerMeta {
+    v1::AnswerMeta {
+        complete: true,
+        missing: Vec::new(),
+        as_of_ms: SystemClock.now().as_millis(),
+    }
 }
 
 /// Checks a selector before anything is asked.
@@ -542,12 +602,14 @@ fn pointed(what: &str, text: &str, column: usize, error: &str) -> Failure {
         .because(format!("{}^", " ".repeat(column.saturating_sub(1))))
 }
 
-/// The user's name as an operator may be called; empty when the environment does not tell.
+/// The user's name as an operator may be called; empty when neither the environment nor the system tells.
 #[must_use]
 pub fn user_name() -> String {
-    let name = env::var("SUDO_USER")
-        .or_else(|_| env::var("USER"))
-        .or_else(|_| env::var("LOGNAME"))
+    let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    let name = set("SUDO_USER")
+        .or_else(|| set("USER"))
+        .or_else(|| set("LOGNAME"))
+        .or_else(|| User::own().map(|user| user.name))
         .unwrap_or_default();
     name.to_lowercase()
         .chars()

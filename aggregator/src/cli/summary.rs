@@ -24,7 +24,7 @@ pub fn detail(summary: v1::Summary) -> Detail {
     if !summary.worst.is_empty() {
         lines.push(worst_line(&summary.worst));
     }
-    lines.push(service_line(&summary.failing_services));
+    lines.push(service_line(&summary));
     lines.push(Text::toned(Tone::Dim, "next: ").and(next(&summary).join(" · ")));
     Detail {
         name: summary.fleet_name.clone(),
@@ -134,11 +134,22 @@ fn worst_line(worst: &[v1::WorstEntry]) -> Text {
     line
 }
 
-fn service_line(failing: &[v1::ServiceGroup]) -> Text {
+fn service_line(summary: &v1::Summary) -> Text {
+    let failing = &summary.failing_services;
+    let total: u32 = summary.states.iter().map(|entry| entry.hosts).sum();
+    let without = summary.hosts_without_services;
     let mut line = Text::plain("services    ");
+    // What is not known is not healthy.
+    if without >= total {
+        return line.with(Tone::Dim, "unknown: no host tells its services now");
+    }
+    let unknown = match without {
+        0 => String::new(),
+        without => format!(", {} unknown", hosts(without)),
+    };
     if failing.is_empty() {
-        line.push(Tone::Good, "none failing");
-        return line;
+        let tone = if without > 0 { Tone::Plain } else { Tone::Good };
+        return line.with(tone, "none failing").with(Tone::Dim, unknown);
     }
     line.push(Tone::Bad, format!("{} failing", failing.len()));
     let words: Vec<String> = failing
@@ -154,7 +165,7 @@ fn service_line(failing: &[v1::ServiceGroup]) -> Text {
     if more > 0 {
         line.push(Tone::Plain, format!(" and {more} more"));
     }
-    line
+    line.with(Tone::Dim, unknown)
 }
 
 fn next(summary: &v1::Summary) -> Vec<&'static str> {
@@ -196,6 +207,8 @@ fn item(summary: &v1::Summary) -> Value {
         .failing_services
         .iter()
         .map(|group| json!({"service": group.name, "hosts": group.hosts}));
+    let most = (summary.most_dropped > 0)
+        .then(|| json!({"host": summary.most_dropped_host, "frames": summary.most_dropped}));
     json!({
         "fleet": summary.fleet_name,
         "hosts": states,
@@ -209,6 +222,8 @@ fn item(summary: &v1::Summary) -> Value {
         "framesDropped": summary.frames_dropped,
         "worst": worst.collect::<Value>(),
         "failingServices": failing.collect::<Value>(),
+        "hostsWithoutServices": summary.hosts_without_services,
+        "mostDropped": most,
     })
 }
 

@@ -12,7 +12,7 @@ use super::{
     anomalies,
     args::Cli,
     doctor::{self, Check, Verdict},
-    export::Scrape,
+    export::{Door, Scrape},
     host, hosts, incidents,
     output::{self, Format, Options},
     services, summary,
@@ -126,6 +126,7 @@ fn fleet() -> v1::ListHostsResponse {
         meta: meta(),
         hosts: vec![hot, web(2, 0.81), learning, silent, forged],
         matched: 96,
+        unknown_names: Vec::new(),
     }
 }
 
@@ -192,6 +193,19 @@ fn columns_are_chosen_and_ordered() {
     let failure = output::list(hosts::list(fleet(), None), &unknown, &view()).expect_err("refused");
     assert_eq!(failure.code as u8, 2);
     golden("hosts-unknown-column", &failure.lines());
+}
+
+/// Whatever stands above a column or names it in JSON orders by it, for the aggregator too.
+#[test]
+fn every_column_of_a_host_can_be_ordered_by() {
+    for column in hosts::COLUMNS {
+        for word in [column.key, column.title] {
+            let sort = hosts::sort(&format!("-{word}")).expect("a column");
+            crate::query::order::Order::parse(&sort).expect("an order");
+        }
+    }
+    let failure = hosts::sort("colour").expect_err("no column");
+    assert_eq!(failure.code as u8, 2);
 }
 
 #[test]
@@ -408,6 +422,7 @@ fn the_fleet_on_one_screen() {
             worst("web-03", "cpu", 0.91),
         ],
         failing_services: failing()[..2].to_vec(),
+        ..v1::Summary::default()
     };
     let quiet = v1::Summary {
         meta: meta(),
@@ -415,7 +430,25 @@ fn the_fleet_on_one_screen() {
         states: vec![state(v1::HostState::Live, 1)],
         ..v1::Summary::default()
     };
+    let partly = v1::Summary {
+        states: vec![
+            state(v1::HostState::Live, 4),
+            state(v1::HostState::Silent, 1),
+        ],
+        hosts_without_services: 1,
+        frames_dropped: 7,
+        most_dropped_host: "db-07".to_owned(),
+        most_dropped: 5,
+        ..quiet.clone()
+    };
+    let unknown = v1::Summary {
+        states: vec![state(v1::HostState::Silent, 2)],
+        hosts_without_services: 2,
+        ..quiet.clone()
+    };
     for (name, summary, format) in [
+        ("summary-partly-unknown", &partly, Format::Table),
+        ("summary-unknown", &unknown, Format::Table),
         ("summary", &full, Format::Table),
         ("summary-json", &full, Format::Json),
         ("summary-tsv", &full, Format::Tsv),
@@ -588,17 +621,30 @@ fn doctor_says_where_it_stops() {
 }
 
 #[test]
+fn pressure_has_keys_without_spaces() {
+    let json = output::detail(host::detail(detail(), &view()), &options(Format::Json));
+    let value: serde_json::Value =
+        serde_json::from_str(&json.expect("rendered").text).expect("JSON");
+    let item = &value["items"][0];
+    let pressure = item["pressure"].as_object().expect("an object");
+    assert!(pressure.contains_key("memorySome"), "{pressure:?}");
+    assert!(pressure.keys().all(|key| !key.contains(' ')));
+    assert_eq!(
+        item["filesystems"][0]["sizeBytes"].as_u64(),
+        Some(50_000_000_000)
+    );
+}
+
+#[test]
 fn the_scrape_block() {
     let mut scrape = Scrape {
-        scheme: "https".to_owned(),
-        address: "muster.example:7446".to_owned(),
+        door: Door::of_url("https://muster.example:7446/").expect("a door"),
         ca: "muster-ca.pem".to_owned(),
-        cert: "prometheus.pem".to_owned(),
-        key: "prometheus.key".to_owned(),
+        credentials: "muster.token".to_owned(),
         selector: "env=prod,cpu>90".to_owned(),
     };
     golden("prometheus-config", &scrape.yaml());
-    scrape.scheme = "http".to_owned();
+    scrape.door = Door::of_url("http://muster.example:7446").expect("a door");
     scrape.selector = String::new();
     golden("prometheus-config-plain", &scrape.yaml());
     for wrong in [
@@ -609,7 +655,7 @@ fn the_scrape_block() {
         "http://a/b",
         "http://a\"b",
     ] {
-        assert_eq!(Scrape::split_url(wrong), None, "{wrong}");
+        assert_eq!(Door::of_url(wrong), None, "{wrong}");
     }
 }
 
@@ -624,7 +670,8 @@ fn help_of_every_command() {
 
 fn collect_help(command: &mut clap::Command, path: &str, out: &mut String) {
     out.push_str(&format!("$ {path} --help\n{}\n", command.render_help()));
-    for sub in command.get_subcommands_mut() {
+    let told = |sub: &&mut clap::Command| sub.get_name() != "help";
+    for sub in command.get_subcommands_mut().filter(told) {
         let path = format!("{path} {}", sub.get_name());
         collect_help(sub, &path, out);
     }

@@ -1,5 +1,7 @@
 //! Incidents and their transitions. Opening and resolving can be repeated: an operation id acts once.
 
+use std::time::Duration;
+
 use muster_proto::{id::HostId, time::Timestamp, v1};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
@@ -108,11 +110,25 @@ pub struct IncidentFilter {
     pub limit: u32,
 }
 
+/// How long a resolved incident is kept: a year and a month, so that a year can be compared with the last.
+const KEPT_FOR: Duration = Duration::from_secs(400 * 86_400);
+
+/// Most resolved incidents that are kept: about 60 MiB with their transitions. A fleet of a thousand hosts
+/// with one incident a week each makes half of that in a year.
+const KEPT_ROWS: u32 = 100_000;
+
+/// Openings from one look for incidents to let go to the next; a look reads the resolved ones once.
+const LOOK_EVERY: u32 = 256;
+
+/// Most that one look lets go: more than come between two, few enough for others not to wait.
+const LET_GO_AT_ONCE: u32 = 1024;
+
 const COLUMNS: &str = "id, number, host_id, rule, subject, severity, state, summary, opened_ms, \
                        since_ms, resolved_ms";
 
 impl Control {
-    /// Opens an incident, unless one is open for the same host, rule and subject.
+    /// Opens an incident, unless one is open for the same host, rule and subject. Now and then this lets the
+    /// oldest resolved ones go.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -244,6 +260,12 @@ fn open(connection: &Connection, epoch: i64, new: &NewIncident) -> Result<Opened
         &new.evidence,
         &new.op_id,
     )?;
+    if number % LOOK_EVERY == 0 {
+        let gone = let_go(connection, new.at, KEPT_ROWS)?;
+        if gone > 0 {
+            tracing::info!(incidents = gone, "old resolved incidents let go");
+        }
+    }
     Ok(Opened {
         number: number.into(),
         new: true,
@@ -277,6 +299,38 @@ fn resolve(
         &end.op_id,
     )?;
     Ok(Some(number))
+}
+
+/// Deletes resolved incidents that are too old at `now`, or more than `kept`: those resolved first go first. How
+/// many it deleted. Numbers are not given again: what was opened last is open, and stays.
+fn let_go(connection: &Connection, now: Timestamp, kept: u32) -> Result<usize, ControlError> {
+    let resolved: u32 = connection
+        .prepare_cached(&format!(
+            "SELECT count(*) FROM incidents WHERE state = {RESOLVED}"
+        ))?
+        .query_row([], |row| row.get(0))?;
+    let mut oldest = connection.prepare_cached(&format!(
+        "SELECT id, resolved_ms < ?1 FROM incidents WHERE state = {RESOLVED}
+         ORDER BY resolved_ms, number LIMIT {LET_GO_AT_ONCE}"
+    ))?;
+    let mut transitions =
+        connection.prepare_cached("DELETE FROM incident_transitions WHERE incident_id = ?1")?;
+    let mut incident = connection.prepare_cached("DELETE FROM incidents WHERE id = ?1")?;
+    let too_many = usize::try_from(resolved.saturating_sub(kept)).unwrap_or(usize::MAX);
+    let rows = oldest.query_map([now.minus(KEPT_FOR).as_millis()], |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })?;
+    let oldest: Vec<(String, bool)> = rows.collect::<Result<_, _>>()?;
+    let mut gone = 0;
+    for (id, too_old) in oldest {
+        if !too_old && gone >= too_many {
+            break;
+        }
+        transitions.execute([&id])?;
+        incident.execute([&id])?;
+        gone += 1;
+    }
+    Ok(gone)
 }
 
 fn done_before(connection: &Connection, op_id: &str) -> Result<Option<u64>, ControlError> {
@@ -346,4 +400,91 @@ fn incident(row: &Row<'_>) -> Result<Incident, ControlError> {
         since: Timestamp::from_millis(row.get("since_ms")?),
         resolved: resolved.map(Timestamp::from_millis),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);
+
+    fn after(seconds: u64) -> Timestamp {
+        START.plus(Duration::from_secs(seconds))
+    }
+
+    /// Opens an incident and, if it ends, resolves it; times in seconds.
+    async fn happen(control: &Control, at: u64, ends: Option<u64>) {
+        let (host_id, rule) = (HostId::from_bytes([1; 16]), "unit_failed".to_owned());
+        let new = NewIncident {
+            op_id: format!("open {at}"),
+            host_id,
+            rule: rule.clone(),
+            subject: at.to_string(),
+            severity: v1::Severity::Warning,
+            summary: String::new(),
+            evidence: String::new(),
+            since: after(at),
+            at: after(at),
+        };
+        control.open_incident(new).await.expect("written");
+        if let Some(ends) = ends {
+            let end = Resolution {
+                op_id: format!("resolve {at}"),
+                host_id,
+                rule,
+                subject: at.to_string(),
+                evidence: String::new(),
+                at: after(ends),
+            };
+            control.resolve_incident(end).await.expect("written");
+        }
+    }
+
+    async fn look(control: &Control, now: Timestamp, kept: u32) -> (usize, Vec<u64>) {
+        let gone = control
+            .write(move |connection| let_go(connection, now, kept))
+            .await
+            .expect("written");
+        let filter = IncidentFilter {
+            all: true,
+            ..IncidentFilter::default()
+        };
+        let (rows, _) = control.incidents(filter).await.expect("readable");
+        let mut numbers: Vec<u64> = rows.iter().map(|row| row.number).collect();
+        numbers.sort_unstable();
+        (gone, numbers)
+    }
+
+    #[tokio::test]
+    async fn what_was_resolved_first_goes_first_and_open_ones_stay() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let control = Control::open(folder.path()).expect("a new store");
+        // 1 is open for ever; 2 was resolved after 3 and 4.
+        happen(&control, 1, None).await;
+        happen(&control, 2, Some(900)).await;
+        happen(&control, 3, Some(30)).await;
+        happen(&control, 4, Some(40)).await;
+        happen(&control, 5, Some(1000)).await;
+        assert_eq!(look(&control, START, 4).await, (0, vec![1, 2, 3, 4, 5]));
+        assert_eq!(look(&control, START, 3).await, (1, vec![1, 2, 4, 5]));
+        let late = after(35).plus(KEPT_FOR);
+        assert_eq!(look(&control, late, 3).await, (0, vec![1, 2, 4, 5]));
+        let later = after(901).plus(KEPT_FOR);
+        assert_eq!(look(&control, later, 3).await, (2, vec![1, 5]));
+        assert!(control.incident(2).await.expect("readable").is_none());
+        happen(&control, 6, None).await;
+        assert_eq!(look(&control, later, 3).await, (0, vec![1, 5, 6]));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_only_opened_into_lets_go_by_itself() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let control = Control::open(folder.path()).expect("a new store");
+        happen(&control, 1, Some(2)).await;
+        let years = 2 * KEPT_FOR.as_secs();
+        for at in 0..u64::from(LOOK_EVERY) {
+            happen(&control, years + at, None).await;
+        }
+        assert!(control.incident(1).await.expect("readable").is_none());
+    }
 }

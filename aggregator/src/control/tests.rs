@@ -113,12 +113,14 @@ async fn writes_that_come_together_are_all_answered() {
 
 #[tokio::test]
 async fn a_newer_database_stays_untouched() {
-    let (folder, control) = opened();
-    drop(control);
+    // Made without a Control, whose threads would close it, and so write to it, at a moment of their own.
+    let folder = tempfile::tempdir().expect("temporary folder");
     let path = folder.path().join("control.db");
-    let other = rusqlite::Connection::open(&path).expect("opens");
-    other.pragma_update(None, "user_version", 99).expect("set");
-    drop(other);
+    let newer = rusqlite::Connection::open(&path).expect("opens");
+    newer
+        .execute_batch("CREATE TABLE of_tomorrow (x); PRAGMA user_version = 99;")
+        .expect("made");
+    drop(newer);
     let before = std::fs::read(&path).expect("readable");
     let error = Control::open(folder.path()).err().expect("refused");
     assert!(

@@ -5,10 +5,16 @@
 //! was not observed cannot be counted, so taking observations away never opens and never clears anything.
 //! Observations that were held back count in their own time, but only a live one opens or clears.
 //!
+//! A host can name as many units as it likes; what is remembered and told of it is bounded. Of each rule so
+//! many subjects are followed one by one, and all that is wrong beyond them is one subject more.
+//!
 //! Which incidents are open is the store's word; [`Engine::adopt`] takes it over after a start. What it
 //! holds of a host is serialised in checkpoints, and continues from there with the same bits.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use muster_proto::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -26,6 +32,10 @@ use crate::fleet::{Liveness, SIGNALS};
 /// Shorter pauses between ticks are not taken as something missed: at an interval of one second a busy
 /// host is late by more than that.
 const PAUSE_FLOOR: Duration = Duration::from_secs(15);
+
+/// Subjects of one rule that are followed one by one on a host. No one reads more incidents of one host than
+/// this, and a host that makes up new units at every tick must not make as many incidents.
+pub(super) const MAX_TRACKS: usize = 64;
 
 /// All detectors, with the bounds they were built with.
 pub struct Engine {
@@ -68,6 +78,8 @@ struct Track {
     normal: Option<Timestamp>,
     gone: Option<Timestamp>,
     open: Option<(Severity, Timestamp)>,
+    /// What is open began by a clock that was wrong: its beginning names it, and says nothing of when.
+    undated: bool,
 }
 
 /// The circumstances of one step.
@@ -144,13 +156,23 @@ impl Engine {
     /// stays open until it is observed normal; one that the store never got is opened again by the replay or
     /// the next live observation.
     pub fn adopt(&self, state: &mut HostDetection, open: &[Opening]) {
-        for track in state.tracks.values_mut().flat_map(BTreeMap::values_mut) {
-            track.open = None;
+        let mut before = HashMap::new();
+        for (rule, tracks) in &mut state.tracks {
+            for (subject, track) in tracks {
+                if let Some(open) = track.open.take()
+                    && std::mem::take(&mut track.undated)
+                {
+                    before.insert((rule.clone(), subject.clone()), open);
+                }
+            }
         }
         for opening in open {
             let tracks = state.tracks.entry(opening.rule.clone()).or_default();
             let track = tracks.entry(opening.subject.clone()).or_default();
-            track.open = Some((opening.severity, opening.since));
+            let open = (opening.severity, opening.since);
+            track.open = Some(open);
+            let key = (opening.rule.clone(), opening.subject.clone());
+            track.undated = before.get(&key) == Some(&open);
         }
         state.forget_settled();
     }
@@ -203,6 +225,29 @@ impl HostDetection {
         self.score.score.learning()
     }
 
+    /// How many subjects of a rule are followed, the rest counting as one.
+    #[cfg(test)]
+    pub(super) fn tracks_of(&self, rule: &str) -> usize {
+        self.tracks.get(rule).map_or(0, BTreeMap::len)
+    }
+
+    /// Forgets when things were, and keeps what was learnt and what is open.
+    ///
+    /// To be called when the host's last tick turns out to lie in the future, because its clock or the
+    /// aggregator's was wrong and was mended. Without it every observation would be out of order, and nothing
+    /// would open or clear, until the clocks had come to that tick. The next observation is taken as the first
+    /// after a gap: what must hold for some time begins anew, an anomaly that went on is over.
+    pub fn forget_time(&mut self) {
+        self.last_tick = None;
+        self.silent = None;
+        self.score.forget_time();
+        for track in self.tracks.values_mut().flat_map(BTreeMap::values_mut) {
+            track.interrupt();
+            track.undated = track.open.is_some();
+        }
+        self.forget_settled();
+    }
+
     /// Something was not observed.
     fn interrupt(&mut self) {
         for track in self.tracks.values_mut().flat_map(BTreeMap::values_mut) {
@@ -236,10 +281,18 @@ fn run<D: Detector>(
     // Most hosts have nothing open: no entry is made unless something is to be remembered.
     let mut before = all.remove(rule.name).unwrap_or_default();
     let mut after = Tracks::new();
+    let rest_track = rule.more.and_then(|more| before.remove(more));
+    let mut rest = Rest::default();
     let sink = &mut |subject: &str, verdict: Verdict<'_>| {
         let mut entry = before.remove_entry(subject);
         if entry.is_none() && matches!(verdict, Verdict::Abnormal { .. }) {
-            entry = Some((subject.to_owned(), Track::default()));
+            let place = before.len() + after.len() < MAX_TRACKS && rule.more != Some(subject);
+            if rule.more.is_none() || place {
+                entry = Some((subject.to_owned(), Track::default()));
+            }
+        }
+        if entry.is_none() {
+            rest.add(verdict);
         }
         if let Some((subject, mut track)) = entry {
             track.observe(rule, &subject, verdict, step, out);
@@ -253,14 +306,76 @@ fn run<D: Detector>(
         match coverage {
             Coverage::NotAsked => {}
             Coverage::Partial => track.interrupt(),
-            Coverage::Complete => track.observe_gone(rule, &subject, step, out),
+            Coverage::Complete => {
+                track.observe_gone(rule, &subject, Reason::Gone, step, out);
+            }
         }
         if !track.is_settled() {
             after.insert(subject, track);
         }
     }
+    if let Some(more) = rule.more
+        && let Some(track) = rest.judge(rest_track, coverage, (rule, more), step, out)
+    {
+        after.insert(more.to_owned(), track);
+    }
     if !after.is_empty() {
         all.insert(rule.name.to_owned(), after);
+    }
+}
+
+/// What a detector found wrong beyond [`MAX_TRACKS`]: one subject, however much it is.
+#[derive(Default)]
+struct Rest {
+    count: u32,
+    gravest: Option<Severity>,
+    /// Something else was not observed: it may be one that was counted before.
+    unknown: bool,
+}
+
+impl Rest {
+    fn add(&mut self, verdict: Verdict<'_>) {
+        match verdict {
+            Verdict::Normal(_) => {}
+            Verdict::Unknown => self.unknown = true,
+            Verdict::Abnormal { severity, .. } => {
+                self.count = self.count.saturating_add(1);
+                self.gravest = self.gravest.max(Some(severity));
+            }
+        }
+    }
+
+    /// Takes the count to its track; the track, if there is something to remember.
+    fn judge(
+        &self,
+        track: Option<Track>,
+        coverage: Coverage,
+        (rule, more): (&'static Rule, &'static str),
+        step: Step<'_>,
+        out: &mut Vec<Transition>,
+    ) -> Option<Track> {
+        if track.is_none() && self.gravest.is_none() {
+            return None;
+        }
+        let mut track = track.unwrap_or_default();
+        let reason = Reason::More {
+            count: self.count,
+            followed: MAX_TRACKS,
+        };
+        match (self.gravest, coverage) {
+            (_, Coverage::NotAsked) => {}
+            (Some(severity), _) => {
+                let verdict = Verdict::Abnormal { severity, reason };
+                track.observe(rule, more, verdict, step, out);
+            }
+            // Which ones they were is not remembered, so they may as well be gone as be well: the longer of
+            // the two times holds.
+            (None, Coverage::Complete) if !self.unknown => {
+                track.observe_gone(rule, more, reason, step, out);
+            }
+            (None, _) => track.interrupt(),
+        }
+        (!track.is_settled()).then_some(track)
     }
 }
 
@@ -273,12 +388,13 @@ impl Track {
     /// Whether what is open began later than this: the store knows it already, and a replay of the log has
     /// not come to it yet.
     fn is_ahead_of(&self, at: Timestamp) -> bool {
-        self.open.is_some_and(|(_, since)| at < since)
+        !self.undated && self.open.is_some_and(|(_, since)| at < since)
     }
 
     fn interrupt(&mut self) {
         *self = Self {
             open: self.open,
+            undated: self.undated,
             ..Self::default()
         };
     }
@@ -318,6 +434,7 @@ impl Track {
         &mut self,
         rule: &'static Rule,
         subject: &str,
+        reason: Reason<'_>,
         step: Step<'_>,
         out: &mut Vec<Transition>,
     ) {
@@ -331,7 +448,7 @@ impl Track {
             .gone_after
             .is_some_and(|after| step.at.since(since) >= after)
         {
-            self.clear(rule, subject, Reason::Gone, step, out);
+            self.clear(rule, subject, reason, step, out);
         }
     }
 
@@ -366,6 +483,7 @@ impl Track {
             ));
         }
         self.open = Some((severity, since));
+        self.undated = false;
         let change = Change::Opened {
             summary: reason.summary(subject),
             evidence: reason.to_string(),
@@ -385,6 +503,7 @@ impl Track {
             return;
         }
         if let Some((severity, since)) = self.open.take() {
+            self.undated = false;
             let evidence = reason.to_string();
             let change = Change::Cleared { evidence };
             out.push(transition(rule, subject, severity, since, step.at, change));

@@ -24,6 +24,7 @@ const RULE: Rule = Rule {
     // A filesystem that is not mounted is not known to have room; after a day it is no one's worry.
     gone_after: Some(Duration::from_secs(86_400)),
     makes_incidents: true,
+    more: Some("more filesystems"),
 };
 
 pub(super) struct FilesystemFull {

@@ -35,6 +35,7 @@ const RULE: Rule = Rule {
     clear_after: Duration::ZERO,
     gone_after: None,
     makes_incidents: false,
+    more: None,
 };
 
 /// A metric that moved.
@@ -105,6 +106,14 @@ pub(super) struct Watch {
 }
 
 impl Watch {
+    /// Forgets when things were; what was learnt stays. An episode ends, as its times mean nothing any more.
+    pub(super) fn forget_time(&mut self) {
+        self.score.forget_time();
+        // The hour that went on is not one of the host's hours.
+        self.busy.max = None;
+        self.episode = None;
+    }
+
     /// Takes in the metrics of one tick.
     pub(super) fn step(&mut self, tick: Timestamp, values: &[f32], threshold: f64) {
         if !self.score.step(tick, values) {

@@ -16,6 +16,7 @@ const RULE: Rule = Rule {
     clear_after: Duration::ZERO,
     gone_after: None,
     makes_incidents: true,
+    more: None,
 };
 
 pub(super) struct HostSilent;

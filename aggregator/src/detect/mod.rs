@@ -127,6 +127,9 @@ pub struct Rule {
     pub gone_after: Option<Duration>,
     /// Whether it makes incidents; otherwise it only ranks hosts.
     pub makes_incidents: bool,
+    /// Subject of the one incident that stands for all subjects beyond those that are followed one by one;
+    /// `None` where the host as a whole is the only subject.
+    pub more: Option<&'static str>,
 }
 
 /// What a detector says of one subject.

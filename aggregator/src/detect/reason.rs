@@ -44,6 +44,13 @@ pub enum Reason<'a> {
     Score(f64),
     /// The subject is no longer there.
     Gone,
+    /// So many subjects beyond those that are followed one by one.
+    More {
+        /// How many.
+        count: u32,
+        /// How many are followed one by one.
+        followed: usize,
+    },
 }
 
 impl Reason<'_> {
@@ -73,6 +80,9 @@ impl Reason<'_> {
             Self::Heard => "heard again".to_owned(),
             Self::Score(score) => format!("unusual: score {score:.1}"),
             Self::Gone => format!("{subject} is gone"),
+            Self::More { count, followed } => {
+                format!("{count} {subject}, beyond the {followed} that have incidents of their own")
+            }
         }
     }
 }
@@ -107,6 +117,12 @@ impl fmt::Display for Reason<'_> {
             Self::Heard => f.write_str("heard again"),
             Self::Score(score) => write!(f, "score {score:.2}"),
             Self::Gone => f.write_str("no longer reported by the host"),
+            Self::More { count, followed } => {
+                write!(
+                    f,
+                    "{count} beyond the {followed} that are followed one by one"
+                )
+            }
         }
     }
 }
@@ -194,6 +210,15 @@ mod tests {
                 "",
                 "silent: nothing heard, and no goodbye",
                 "last sample 2023-11-14T22:13:20Z by the host's clock",
+            ),
+            (
+                Reason::More {
+                    count: 37,
+                    followed: 64,
+                },
+                "more units",
+                "37 more units, beyond the 64 that have incidents of their own",
+                "37 beyond the 64 that are followed one by one",
             ),
         ] {
             assert_eq!(reason.summary(subject), summary);

@@ -122,6 +122,14 @@ impl ScoreState {
         true
     }
 
+    /// Forgets when its rows were: the next tick is the first, whatever its time. What is usual stays.
+    pub(super) fn forget_time(&mut self) {
+        (self.last_tick, self.row_closed) = (None, None);
+        self.metrics.iter_mut().for_each(Metric::forget_time);
+        self.recent_rows = 0;
+        self.score = None;
+    }
+
     /// Score of the last row: about 1 is what a busy hour of this host reaches. Nothing while it learns and
     /// while too little is observed.
     #[must_use]
@@ -202,6 +210,12 @@ impl Metric {
     fn forget_row(&mut self) {
         self.sum = 0.0;
         self.count = 0;
+    }
+
+    /// How long it was not seen is not known: as after a gap, it settles before it is scored.
+    fn forget_time(&mut self) {
+        self.forget_row();
+        self.idle = GAP_SECONDS;
     }
 
     fn gather(&mut self, value: f32) {

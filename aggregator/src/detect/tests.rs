@@ -8,6 +8,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::fleet::{SIGNALS, Silence, UnitState};
 
+mod bounds;
+mod clocks;
+
 /// Interval of the hosts in these tests, in seconds.
 const INTERVAL: i64 = 10;
 

@@ -15,6 +15,7 @@ const RULE: Rule = Rule {
     clear_after: Duration::from_secs(60),
     gone_after: Some(Duration::from_secs(900)),
     makes_incidents: true,
+    more: Some("more units"),
 };
 
 pub(super) struct UnitFailed;

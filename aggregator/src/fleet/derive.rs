@@ -182,6 +182,7 @@ pub enum Quantity {
     FilefdAllocated,
     FilefdMaximum,
     BootTime,
+    HostClock,
     Count,
 }
 
@@ -254,6 +255,7 @@ impl Input {
             "node_filefd_allocated" => Value(Q::FilefdAllocated),
             "node_filefd_maximum" => Value(Q::FilefdMaximum),
             "node_boot_time_seconds" => Value(Q::BootTime),
+            "node_time_seconds" => Value(Q::HostClock),
             "node_filesystem_size_bytes" => Filesystem(Fs::Size),
             "node_filesystem_free_bytes" => Filesystem(Fs::Free),
             "node_filesystem_avail_bytes" => Filesystem(Fs::Available),
@@ -314,6 +316,12 @@ impl Gather {
     #[must_use]
     pub fn boot_time_seconds(&self) -> Option<f64> {
         self.known(Quantity::BootTime)
+    }
+
+    /// The host's clock when the sample was taken, seconds since 1970.
+    #[must_use]
+    pub fn host_clock_seconds(&self) -> Option<f64> {
+        self.known(Quantity::HostClock)
     }
 
     fn get(&self, quantity: Quantity) -> f64 {

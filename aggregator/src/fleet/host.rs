@@ -1,6 +1,6 @@
 //! What is known of one host: its latest values, its books, how it stands.
 //!
-//! A host is a fold over what it sent. [`Host::receive`] judges a frame, [`Host::stored`] notes that it
+//! A host is a fold over what it sent. [`HostState::receive`] judges a frame, [`HostState::stored`] notes that it
 //! is on disk; both are idempotent by (incarnation, sequence number), so frames may come again after a
 //! reconnection and from the log after a restart.
 
@@ -19,6 +19,7 @@ use muster_proto::{
     time::Timestamp,
     v1,
 };
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -46,6 +47,9 @@ const RECENT_EVENTS: usize = 32;
 
 /// Incarnations whose books are kept apart (design/delivery.md §2); older ones are added up.
 const MAX_INCARNATIONS: usize = 64;
+
+/// Samples whose clocks are compared: a step of the host's clock shows within so many ticks.
+const CLOCK_SAMPLES: usize = 8;
 
 /// Checksums kept to tell a repeated frame from another one under the same number.
 const RECENT_CHECKSUMS: usize = 16;
@@ -207,6 +211,10 @@ struct Kept {
     goodbye: Option<Silence>,
     liveness: Option<Liveness>,
     state_since: Timestamp,
+    /// Since when the host was not silent.
+    live_since: Option<Timestamp>,
+    /// `v1::EventList`: what `muster host` shows as having happened lately.
+    events: Vec<u8>,
     boot_time_seconds: Option<f64>,
     derived: Derived,
     recent: VecDeque<[f32; RECENT_FIELDS.len()]>,
@@ -238,6 +246,8 @@ pub struct HostState {
     checksums: VecDeque<(Incarnation, u64, u32)>,
     heard: Option<Instant>,
     connected: bool,
+    /// Host's clock minus ours in the last samples, milliseconds.
+    clock_offsets: VecDeque<i64>,
 }
 
 impl HostState {
@@ -258,6 +268,7 @@ impl HostState {
             checksums: VecDeque::new(),
             heard: None,
             connected: false,
+            clock_offsets: VecDeque::new(),
         }
     }
 
@@ -321,18 +332,18 @@ impl HostState {
     /// When its kernel booted, by its own clock.
     #[must_use]
     pub fn boot_time(&self) -> Option<Timestamp> {
-        let seconds = self.kept.boot_time_seconds?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a float to integer cast saturates; nonsense stays nonsense"
-        )]
-        Some(Timestamp::from_millis((seconds * 1000.0) as i64))
+        self.kept.boot_time_seconds.map(from_seconds)
     }
 
-    /// The agent's clock minus the aggregator's when it last connected.
+    /// The host's clock minus the aggregator's.
+    ///
+    /// From the clock in the last few samples and when they came: each is late by its way here, so the
+    /// largest difference is the nearest to the truth, and too small by the shortest way. From the Hello
+    /// until there is a sample.
     #[must_use]
     pub fn clock_offset_ms(&self) -> Option<i64> {
-        Some(self.kept.session.as_ref()?.clock_offset_ms)
+        let measured = self.clock_offsets.iter().max().copied();
+        measured.or_else(|| Some(self.kept.session.as_ref()?.clock_offset_ms))
     }
 
     /// End of life of its newest certificate.
@@ -515,11 +526,15 @@ impl HostState {
         out: &mut Vec<Transition>,
     ) -> Verdict {
         let key = (frame.incarnation, frame.seq);
+        if frame.seq == 0 || frame.seq > MAX_SEQ {
+            return Verdict::Violation;
+        }
+        if !context.replayed {
+            // Refused or not, it is a sign of life.
+            self.heard = Some(context.now);
+        }
         let ledger = self.ledger_mut(frame.incarnation);
         ledger.produced = ledger.produced.max(frame.seq);
-        if frame.seq == 0 {
-            return Verdict::Rejected(v1::RejectReason::Malformed);
-        }
         if ledger.durable.contains(frame.seq) || ledger.in_flight.contains(frame.seq) {
             if !context.replayed {
                 self.duplicates += 1;
@@ -527,16 +542,21 @@ impl HostState {
             let other = |&(incarnation, seq, crc): &(Incarnation, u64, u32)| {
                 (incarnation, seq) == key && crc != frame.crc32c
             };
-            return if self.checksums.iter().any(other) {
-                Verdict::Rejected(v1::RejectReason::SeqConflict)
-            } else {
-                Verdict::Duplicate
-            };
+            if self.checksums.iter().any(other) {
+                return Verdict::Rejected(v1::RejectReason::SeqConflict);
+            }
+            self.prime(frame, context);
+            return Verdict::Duplicate;
         }
         if ledger.settled.len() > MAX_HOLES {
             return Verdict::Violation;
         }
         if !context.replayed {
+            let refused = ledger.rejected.contains(frame.seq);
+            if refused && !self.decodes_next(frame) {
+                // The answer was lost; it is the same now.
+                return Verdict::Rejected(v1::RejectReason::Unspecified);
+            }
             if crc32c::crc32c(&frame.payload) != frame.crc32c {
                 return self.reject(frame, v1::RejectReason::Checksum);
             }
@@ -545,7 +565,11 @@ impl HostState {
             }
         }
         if let Err(reason) = self.apply(frame, context, out) {
-            return self.reject(frame, reason);
+            if !context.replayed {
+                return self.reject(frame, reason);
+            }
+            // It is on disk and was acknowledged, whether its values can be told any more or not.
+            tracing::debug!(host = %self.who.id, seq = frame.seq, reason = reason.as_str_name(), "stored frame does not decode without what was before it");
         }
         if self.checksums.len() == RECENT_CHECKSUMS {
             self.checksums.pop_front();
@@ -556,7 +580,6 @@ impl HostState {
         if context.replayed {
             self.stored(frame.incarnation, frame.seq);
         } else {
-            self.heard = Some(context.now);
             let ledger = self.ledger_mut(frame.incarnation);
             ledger.in_flight.insert(frame.seq);
         }
@@ -593,34 +616,35 @@ impl HostState {
         self.ledger_mut(incarnation).in_flight.remove(seq);
     }
 
-    /// Notes that frames will never come. Only numbers that did not come count; returns how many.
-    pub fn gap(&mut self, incarnation: Incarnation, first: u64, last: u64) -> u64 {
+    /// Notes that frames will never come. Only numbers that did not come count.
+    ///
+    /// Gives how many, or `None` for a claim that cannot be true: numbers far beyond those that were given,
+    /// or more holes than are kept track of.
+    pub fn gap(&mut self, incarnation: Incarnation, first: u64, last: u64) -> Option<u64> {
         let ledger = self.ledger_mut(incarnation);
-        // A gap can only name numbers near those that were given: a claim of 2^64 is no claim.
-        let plausible = ledger.produced.saturating_add(MAX_GAP_AHEAD);
-        if first == 0 || first > last || last > plausible {
-            return 0;
+        let plausible = ledger.produced.saturating_add(MAX_GAP_AHEAD).min(MAX_SEQ);
+        if first == 0 || first > last || last > plausible || ledger.settled.len() > MAX_HOLES {
+            return None;
         }
         let mut named = 0;
         let mut from = ledger.settled.first_missing(first);
         while from <= last {
-            let until = ledger
-                .settled
-                .next_present(from)
-                .map_or(last, |next| last.min(next - 1));
+            let next = ledger.settled.next_present(from);
+            let until = next.map_or(last, |next| last.min(next - 1));
             ledger.lost.insert_range(from, until);
             ledger.settled.insert_range(from, until);
             named += until - from + 1;
             from = ledger.settled.first_missing(until);
         }
         ledger.produced = ledger.produced.max(last);
-        named
+        Some(named)
     }
 
     /// The clean end of an incarnation.
     pub fn fin(&mut self, incarnation: Incarnation, last_seq: u64, reason: v1::FinReason) {
         let ledger = self.ledger_mut(incarnation);
-        if last_seq <= ledger.produced.saturating_add(MAX_GAP_AHEAD) {
+        let plausible = ledger.produced.saturating_add(MAX_GAP_AHEAD).min(MAX_SEQ);
+        if last_seq <= plausible {
             ledger.produced = ledger.produced.max(last_seq);
         }
         let current = self
@@ -648,11 +672,24 @@ impl HostState {
             goodbye: self.kept.goodbye,
         };
         let liveness = super::liveness::judge(&voice, now, listening_since);
-        if self.kept.liveness == Some(liveness) {
+        let before = self.kept.liveness;
+        if before == Some(liveness) {
             return None;
         }
+        let silent = |liveness| matches!(liveness, Some(Liveness::Silent(_)));
+        if self.heard.is_none() && silent(before) && liveness == Liveness::Late {
+            // It was silent when this aggregator started and nothing was heard since: it still is.
+            return None;
+        }
+        if silent(Some(liveness)) {
+            self.kept.live_since = None;
+        }
+        // A host that was late for a moment has been live all along, over a restart of the aggregator too.
+        self.kept.state_since = match liveness {
+            Liveness::Live => *self.kept.live_since.get_or_insert(wall),
+            _ => wall,
+        };
         self.kept.liveness = Some(liveness);
-        self.kept.state_since = wall;
         Some(liveness)
     }
 
@@ -686,6 +723,29 @@ impl HostState {
         &mut ledgers[last].1
     }
 
+    /// Whether the frame is the next of its chain, or begins one after what was decoded.
+    fn decodes_next(&self, frame: &FrameIn) -> bool {
+        let same = self.kept.decoding == Some(frame.incarnation);
+        let after = !same || frame.seq > self.decoder.decoded_to();
+        let follows = same && self.decoder.accepts(frame.seq, &frame.payload);
+        after && (follows || muster_proto::codec::is_key_frame(&frame.payload))
+    }
+
+    /// Takes a frame that is stored already into the decoder, where that lost its state: the agent sends it
+    /// again from its key frame on so that what follows can be decoded.
+    fn prime(&mut self, frame: &FrameIn, context: &mut Receiving<'_>) {
+        let lost = self.kept.decoding != Some(frame.incarnation) || self.decoder.decoded_to() == 0;
+        let follows = self.decoder.decoded_to() < frame.seq;
+        let begins = muster_proto::codec::is_key_frame(&frame.payload);
+        if (lost && begins) || (!lost && follows) {
+            // It was judged when it was stored; its time is over, so it opens and closes nothing.
+            let mut nothing = Vec::new();
+            if let Err(reason) = self.apply(frame, context, &mut nothing) {
+                tracing::debug!(host = %self.who.id, seq = frame.seq, reason = reason.as_str_name(), "stored frame does not decode any more");
+            }
+        }
+    }
+
     /// Takes the frame's sample into the latest values, unless it is there already.
     fn apply(
         &mut self,
@@ -712,8 +772,10 @@ impl HostState {
         );
         if let Err(error) = decoded {
             tracing::debug!(host = %self.who.id, seq = frame.seq, %error, "frame refused");
-            self.before.clear();
-            self.rates.clear();
+            if self.decoder.decoded_to() == 0 {
+                self.before.clear();
+                self.rates.clear();
+            }
             return Err(match error {
                 DecodeError::NoKeyFrame { .. } => v1::RejectReason::NoKeyFrame,
                 DecodeError::TooMany("series") => v1::RejectReason::Quota,
@@ -726,11 +788,24 @@ impl HostState {
         self.before.resize(self.decoder.slots().len(), None);
         self.rates.resize(self.decoder.slots().len(), f32::NAN);
         self.take_events(context.changes);
+        let ahead = |tick: Timestamp| tick > frame.received.plus(limits::MAX_FUTURE);
+        if self.kept.last_tick.is_some_and(ahead) {
+            // A clock was wrong when that sample was taken, ours or the host's, and is not any more: what is
+            // right now must not wait until then.
+            self.kept.last_tick = None;
+        }
         if self.kept.last_tick >= Some(frame.tick) {
             // Out of order: it completes the books and the decoder, and tells nothing about now.
             return Ok(());
         }
-        let signals = self.derive(frame.tick, context.changes);
+        let (signals, clock) = self.derive(frame.tick, context.changes);
+        if let Some(clock) = clock.filter(|_| frame.live && !context.replayed) {
+            if self.clock_offsets.len() == CLOCK_SAMPLES {
+                self.clock_offsets.pop_front();
+            }
+            self.clock_offsets
+                .push_back(clock.millis_since(frame.received));
+        }
         self.kept.last_tick = Some(frame.tick);
         let seen = Observation {
             tick: frame.tick,
@@ -776,7 +851,8 @@ impl HostState {
     }
 
     /// Rates of all counters, then everything made of them.
-    fn derive(&mut self, tick: Timestamp, changes: &Changes) -> Signals {
+    /// Gives the signals, and the host's clock where it is in the sample.
+    fn derive(&mut self, tick: Timestamp, changes: &Changes) -> (Signals, Option<Timestamp>) {
         let span = self.kept.last_tick.map(|last| tick.since(last));
         let seconds = span
             .filter(|span| *span <= MAX_RATE_SPAN)
@@ -819,7 +895,8 @@ impl HostState {
             self.kept.recent.pop_front();
         }
         self.kept.recent.push_back(recent);
-        gather.signals(&self.kept.derived)
+        let clock = gather.host_clock_seconds().map(from_seconds);
+        (gather.signals(&self.kept.derived), clock)
     }
 
     fn filesystems(&self) -> Vec<derive::FilesystemPoint> {
@@ -906,7 +983,11 @@ impl HostState {
     // ---- over a restart ----
 
     /// What is carried over a restart.
-    pub fn write_checkpoint(&self) -> Result<CheckpointedHost, postcard::Error> {
+    pub fn write_checkpoint(&mut self) -> Result<CheckpointedHost, postcard::Error> {
+        let events = v1::EventList {
+            events: self.events.iter().cloned().collect(),
+        };
+        self.kept.events = events.encode_to_vec();
         let mut decoder = Vec::new();
         if self.decoder.decoded_to() != 0 {
             self.decoder.snapshot(|key| &key.labels[..], &mut decoder);
@@ -928,6 +1009,9 @@ impl HostState {
     ) -> Result<(), postcard::Error> {
         let kept: Kept = postcard::from_bytes(&checkpoint.kept)?;
         self.kept = kept;
+        // What does not read is only not shown.
+        let events = v1::EventList::decode(&*self.kept.events).unwrap_or_default();
+        self.events = events.events.into();
         if checkpoint.decoded_to == 0 {
             return Ok(());
         }
@@ -955,6 +1039,17 @@ impl HostState {
 /// Ranges an incarnation's books may fall into. An agent that leaves more holes than this without naming
 /// them is not one of ours.
 const MAX_HOLES: usize = 256;
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a float to integer cast saturates; nonsense stays nonsense"
+)]
+fn from_seconds(seconds: f64) -> Timestamp {
+    Timestamp::from_millis((seconds * 1000.0) as i64)
+}
+
+/// Highest number a frame may have: a frame each millisecond for 8,900 years.
+const MAX_SEQ: u64 = 1 << 48;
 
 /// How far beyond what is known a host may say that numbers were given: a week of ticks at 1 s.
 const MAX_GAP_AHEAD: u64 = 7 * 24 * 3600;

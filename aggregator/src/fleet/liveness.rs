@@ -20,6 +20,11 @@ const SILENT_FLOOR: Duration = Duration::from_secs(15);
 const LATE_INTERVALS: u32 = 2;
 const SILENT_INTERVALS: u32 = 3;
 
+/// Longest time in which every agent tries to connect once: its back-off of at most 60 s, and a connection
+/// attempt of at most 10 s (agent/src/uplink/backoff.rs). Whoever lost the connection to an aggregator that
+/// was away needs this long to be heard again.
+const RECONNECT_WINDOW: Duration = Duration::from_secs(75);
+
 /// How a host stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Liveness {
@@ -104,7 +109,14 @@ pub fn judge(voice: &Voice, now: Instant, listening_since: Instant) -> Liveness 
     let silence = now.saturating_duration_since(reference);
     let listened = now.saturating_duration_since(listening_since);
     let grace = silent_after(voice.interval);
-    if silence > grace && listened > grace {
+    // A host that was heard since then has found its way back; of the others nobody can tell yet.
+    let back = voice.heard.is_some_and(|heard| heard >= listening_since);
+    let patience = if back {
+        grace
+    } else {
+        grace.max(RECONNECT_WINDOW)
+    };
+    if silence > grace && listened > patience {
         return Liveness::Silent(Silence::Unknown);
     }
     let late_after = (voice.interval * LATE_INTERVALS).max(LATE_FLOOR);
@@ -167,15 +179,15 @@ mod tests {
         let heard = voice(Some(at(100)));
         // The aggregator stood still from 100 to 200.
         assert_eq!(judge(&heard, at(201), at(200)), Liveness::Late);
-        assert_eq!(judge(&heard, at(230), at(200)), Liveness::Late);
+        assert_eq!(judge(&heard, at(275), at(200)), Liveness::Late);
         assert_eq!(
-            judge(&heard, at(231), at(200)),
+            judge(&heard, at(276), at(200)),
             Liveness::Silent(Silence::Unknown)
         );
-        // After a restart nothing was heard yet.
-        assert_eq!(judge(&voice(None), at(25), start), Liveness::Late);
+        // After a restart nothing was heard yet, and agents come back within their back-off.
+        assert_eq!(judge(&voice(None), at(75), start), Liveness::Late);
         assert_eq!(
-            judge(&voice(None), at(31), start),
+            judge(&voice(None), at(76), start),
             Liveness::Silent(Silence::Unknown)
         );
     }

@@ -273,10 +273,18 @@ impl Fleet {
         let mut all = Vec::new();
         for shard in self.shards.iter() {
             let (reply, answer) = oneshot::channel();
-            shard.send(Message::Checkpoint(reply)).await.ok()?;
-            all.extend(answer.await.ok()?);
+            let asked = async {
+                shard.send(Message::Checkpoint(reply)).await.ok()?;
+                answer.await.ok()
+            };
+            all.extend(tokio::time::timeout(READ_TIMEOUT, asked).await.ok()??);
         }
         Some(all)
+    }
+
+    /// Whether every shard still answers.
+    pub async fn is_alive(&self) -> bool {
+        self.each(|_, _| None::<()>).await.missing.is_empty()
     }
 
     /// What happened since start.

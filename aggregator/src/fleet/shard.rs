@@ -18,7 +18,7 @@ use muster_proto::{
     v1,
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
     time::{self, Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
@@ -44,6 +44,9 @@ const LOG_RETRY: Duration = Duration::from_secs(5);
 
 /// Where the messages to one agent's stream go.
 pub type ToAgent = mpsc::Sender<v1::AggregatorMessage>;
+
+/// Bytes of an agent's credit that are in use, until this is dropped.
+pub type Credit = Option<OwnedSemaphorePermit>;
 
 /// A connection of an agent, numbered by the process.
 pub type Connection = u64;
@@ -71,8 +74,10 @@ pub enum Message {
         to_agent: ToAgent,
         /// Cancelled when the shard lets go of the stream.
         close: CancellationToken,
-        /// What is here of those incarnations, or why it is not wanted.
-        reply: oneshot::Sender<Result<Vec<v1::Have>, v1::DenyReason>>,
+        /// What the Welcome says beside what is here: it is sent by the shard, before anything else.
+        welcome: Box<v1::Welcome>,
+        /// Whether the agent was let in, or why not.
+        reply: oneshot::Sender<Result<(), v1::DenyReason>>,
     },
     /// A frame of an attached agent.
     Frame {
@@ -82,11 +87,15 @@ pub enum Message {
         connection: Connection,
         /// What it sent.
         frame: FrameIn,
+        /// Its share of the agent's credit, given back when the frame is on disk or refused.
+        credit: Credit,
     },
     /// Frames that will never come.
     Gap {
         /// Whose certificate it is.
         host: HostId,
+        /// The stream.
+        connection: Connection,
         /// Which.
         gap: v1::Gap,
     },
@@ -94,6 +103,8 @@ pub enum Message {
     Fin {
         /// Whose certificate it is.
         host: HostId,
+        /// The stream.
+        connection: Connection,
         /// What it says.
         fin: v1::Fin,
     },
@@ -126,9 +137,14 @@ struct Stream {
     connection: Connection,
     incarnation: Incarnation,
     received: u64,
+    /// Frames of it that were refused.
+    refused: u64,
     to_agent: ToAgent,
     close: CancellationToken,
 }
+
+/// Refusals that are logged for each stream; all are counted.
+const REFUSALS_LOGGED: u64 = 3;
 
 /// A shard. See the module's own words.
 pub struct Shard {
@@ -145,6 +161,8 @@ pub struct Shard {
     counters: Arc<Counters>,
     listening_since: Instant,
     transitions: Vec<Transition>,
+    /// Set once the aggregator is stopping.
+    draining: Option<v1::Drain>,
 }
 
 impl Shard {
@@ -172,6 +190,7 @@ impl Shard {
             counters,
             listening_since: Instant::now(),
             transitions: Vec::new(),
+            draining: None,
         }
     }
 
@@ -270,11 +289,9 @@ impl Shard {
         judge.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut judged = Instant::now();
         loop {
+            // The tick comes first: after a stall nothing is judged before it is known that there was one.
             tokio::select! {
-                message = inbox.recv() => match message {
-                    Some(message) => self.handle(message),
-                    None => return,
-                },
+                biased;
                 () = stop.cancelled() => return,
                 _ = judge.tick() => {
                     let now = Instant::now();
@@ -282,7 +299,7 @@ impl Shard {
                         tracing::warn!(
                             shard = self.index,
                             seconds = (now - judged).as_secs_f64(),
-                            "the aggregator stood still; nobody is called silent before the usual grace"
+                            "the aggregator stood still; nobody is called silent before all could be heard again"
                         );
                         self.listening_since = now;
                     }
@@ -290,6 +307,10 @@ impl Shard {
                     self.judge_all(now);
                     self.names.sweep_if_grown();
                 }
+                message = inbox.recv() => match message {
+                    Some(message) => self.handle(message),
+                    None => return,
+                },
             }
         }
     }
@@ -305,16 +326,18 @@ impl Shard {
                 holds,
                 to_agent,
                 close,
+                welcome,
                 reply,
             } => {
                 let stream = Stream {
                     connection,
                     incarnation: session.incarnation,
                     received: 0,
+                    refused: 0,
                     to_agent,
                     close,
                 };
-                let answer = self.attach(host, session, &holds, stream);
+                let answer = self.attach(host, session, &holds, *welcome, stream);
                 // The stream may be gone already; its Detach follows.
                 let _ = reply.send(answer);
             }
@@ -322,9 +345,18 @@ impl Shard {
                 host,
                 connection,
                 frame,
-            } => self.frame(host, connection, frame),
-            Message::Gap { host, gap } => self.gap(host, &gap),
-            Message::Fin { host, fin } => self.fin(host, fin),
+                credit,
+            } => self.frame(host, connection, frame, credit),
+            Message::Gap {
+                host,
+                connection,
+                gap,
+            } => self.gap(host, connection, &gap),
+            Message::Fin {
+                host,
+                connection,
+                fin,
+            } => self.fin(host, connection, fin),
             Message::Detach { host, connection } => self.detach(host, connection),
             Message::Stored(stored) => self.settled(&stored, true),
             Message::NotStored(stored) => self.settled(&stored, false),
@@ -335,7 +367,7 @@ impl Shard {
                 },
             ),
             Message::Checkpoint(reply) => {
-                let hosts = self.hosts.values().filter_map(|host| {
+                let hosts = self.hosts.values_mut().filter_map(|host| {
                     host.write_checkpoint()
                         .inspect_err(|error| {
                             tracing::error!(host = %host.id(), %error, "host left out of the checkpoint");
@@ -364,9 +396,23 @@ impl Shard {
         id: HostId,
         session: Session,
         holds: &[Incarnation],
+        mut welcome: v1::Welcome,
         stream: Stream,
-    ) -> Result<Vec<v1::Have>, v1::DenyReason> {
+    ) -> Result<(), v1::DenyReason> {
         let now = Instant::now();
+        if let Some(drain) = self.draining {
+            // It came back too early: the aggregator is still stopping.
+            send(
+                &stream.to_agent,
+                v1::aggregator_message::Message::Welcome(welcome),
+            );
+            send(
+                &stream.to_agent,
+                v1::aggregator_message::Message::Drain(drain),
+            );
+            stream.close.cancel();
+            return Ok(());
+        }
         let Some(host) = self.hosts.get_mut(&id) else {
             tracing::warn!(host = %id, "a certificate of ours, but no such host is enrolled; denied");
             return Err(v1::DenyReason::Removed);
@@ -382,17 +428,40 @@ impl Shard {
             );
             return Err(v1::DenyReason::AlreadyConnected);
         }
+        let incarnation = session.incarnation;
         host.begin_session(session.clone());
         host.set_connected(true);
-        let have = holds.iter().map(|&held| host.have(held)).collect();
+        welcome.have = holds.iter().map(|&held| host.have(held)).collect();
+        // The stream is new, so there is room, and nothing goes before it.
+        send(
+            &stream.to_agent,
+            v1::aggregator_message::Message::Welcome(welcome),
+        );
         match self.streams.insert(id, stream) {
-            Some(older) => older.close.cancel(),
+            Some(older) => {
+                // The same agent over a new connection is the usual case; another life of the agent, while
+                // the one before was heard a moment ago and said no goodbye, is a second one.
+                if older.incarnation != incarnation && recent {
+                    tracing::warn!(
+                        host = %id, name = host.name(),
+                        "a second agent speaks with this host's identity, from the same boot: is its state folder used twice, or copied? the older one is sent away"
+                    );
+                    let deny = v1::Deny {
+                        reason: v1::DenyReason::AlreadyConnected.into(),
+                    };
+                    send(&older.to_agent, v1::aggregator_message::Message::Deny(deny));
+                }
+                older.close.cancel();
+            }
             None => {
                 self.counters.connected.fetch_add(1, Ordering::Relaxed);
             }
         }
-        self.write(id, None, &Record::Session(session));
-        Ok(have)
+        if !self.write(id, None, &Record::Session(session), None) {
+            // Without it, what follows could not be told apart after a restart.
+            self.throttle(id);
+        }
+        Ok(())
     }
 
     fn forget(&mut self, id: HostId) {
@@ -434,7 +503,7 @@ impl Shard {
         self.judge_one(id, Instant::now());
     }
 
-    fn frame(&mut self, id: HostId, connection: Connection, frame: FrameIn) {
+    fn frame(&mut self, id: HostId, connection: Connection, frame: FrameIn, credit: Credit) {
         let (Some(host), Some(stream)) = (self.hosts.get_mut(&id), self.streams.get_mut(&id))
         else {
             return;
@@ -464,7 +533,7 @@ impl Shard {
                     incarnation: frame.incarnation,
                     seq: frame.seq,
                 };
-                if !self.write(id, Some(key), &Record::Frame(frame)) {
+                if !self.write(id, Some(key), &Record::Frame(frame), credit) {
                     self.throttle(id);
                 }
             }
@@ -476,17 +545,10 @@ impl Shard {
             }
             Verdict::Rejected(reason) => self.rejected(id, &frame, reason),
             Verdict::Violation => {
-                tracing::warn!(host = %id, "the agent leaves holes without naming them; stream closed");
-                if let Some(stream) = self.streams.get(&id) {
-                    let deny = v1::Deny {
-                        reason: v1::DenyReason::ProtocolViolation.into(),
-                    };
-                    send(
-                        &stream.to_agent,
-                        v1::aggregator_message::Message::Deny(deny),
-                    );
-                }
-                self.close(id);
+                self.violation(
+                    id,
+                    "it leaves holes without naming them, or gives impossible numbers",
+                );
             }
         }
         self.report(id);
@@ -501,11 +563,19 @@ impl Shard {
             reason: reason.into(),
         };
         if reason != v1::RejectReason::SeqConflict {
-            self.write(id, None, &record);
+            self.write(id, None, &record, None);
         }
-        tracing::warn!(
-            host = %id, seq = frame.seq, reason = reason.as_str_name(), "frame refused"
-        );
+        if let (Some(stream), Some(host)) = (self.streams.get_mut(&id), self.hosts.get(&id)) {
+            stream.refused += 1;
+            if stream.refused <= REFUSALS_LOGGED {
+                let last = stream.refused == REFUSALS_LOGGED;
+                tracing::warn!(
+                    host = %id, name = host.name(), seq = frame.seq, reason = reason.as_str_name(),
+                    more = if last { "further ones of this stream are only counted" } else { "" },
+                    "frame refused"
+                );
+            }
+        }
         let rejected = v1::Rejected {
             seq: frame.seq,
             reason: reason.into(),
@@ -514,22 +584,34 @@ impl Shard {
         self.acknowledge(id, frame.incarnation, vec![rejected]);
     }
 
-    fn gap(&mut self, id: HostId, gap: &v1::Gap) {
+    fn gap(&mut self, id: HostId, connection: Connection, gap: &v1::Gap) {
+        if !self.is_stream(id, connection) {
+            return;
+        }
         let Some(host) = self.hosts.get_mut(&id) else {
             return;
         };
         let incarnation = Incarnation(gap.incarnation);
-        let lost = host.gap(incarnation, gap.first, gap.last);
-        self.counters.frames_lost.fetch_add(lost, Ordering::Relaxed);
-        let record = Record::Gap {
-            incarnation,
-            first: gap.first,
-            last: gap.last,
-        };
-        self.write(id, None, &record);
+        match host.gap(incarnation, gap.first, gap.last) {
+            None => self.violation(id, "it names frames as lost that cannot be"),
+            // Told again, or told of frames that came: nothing changed.
+            Some(0) => {}
+            Some(lost) => {
+                self.counters.frames_lost.fetch_add(lost, Ordering::Relaxed);
+                let record = Record::Gap {
+                    incarnation,
+                    first: gap.first,
+                    last: gap.last,
+                };
+                self.write_or_throttle(id, &record);
+            }
+        }
     }
 
-    fn fin(&mut self, id: HostId, fin: v1::Fin) {
+    fn fin(&mut self, id: HostId, connection: Connection, fin: v1::Fin) {
+        if !self.is_stream(id, connection) {
+            return;
+        }
         let Some(host) = self.hosts.get_mut(&id) else {
             return;
         };
@@ -541,12 +623,47 @@ impl Shard {
             last_seq: fin.last_seq,
             reason: fin.reason,
         };
-        self.write(id, None, &record);
+        self.write_or_throttle(id, &record);
         self.judge_one(id, Instant::now());
     }
 
+    fn is_stream(&self, id: HostId, connection: Connection) -> bool {
+        let stream = self.streams.get(&id);
+        stream.is_some_and(|stream| stream.connection == connection)
+    }
+
+    /// The agent broke the contract: its stream ends with a word about it.
+    fn violation(&mut self, id: HostId, what: &str) {
+        let name = self.hosts.get(&id).map_or("", HostState::name);
+        tracing::warn!(host = %id, name, what, "the agent breaks the contract; its stream is closed");
+        if let Some(stream) = self.streams.get(&id) {
+            let deny = v1::Deny {
+                reason: v1::DenyReason::ProtocolViolation.into(),
+            };
+            send(
+                &stream.to_agent,
+                v1::aggregator_message::Message::Deny(deny),
+            );
+        }
+        self.close(id);
+    }
+
+    /// Hands over a record that is no frame. When the log cannot take it, the agent is sent away and says it
+    /// again when it comes back.
+    fn write_or_throttle(&mut self, id: HostId, record: &Record) {
+        if !self.write(id, None, record, None) {
+            self.throttle(id);
+        }
+    }
+
     /// Hands a record to the log; false if the log cannot take it now.
-    fn write(&mut self, host: HostId, key: Option<Stored>, record: &Record) -> bool {
+    fn write(
+        &mut self,
+        host: HostId,
+        key: Option<Stored>,
+        record: &Record,
+        credit: Credit,
+    ) -> bool {
         let Some(journal) = &self.journal else {
             return false;
         };
@@ -555,6 +672,7 @@ impl Shard {
                 shard: self.index,
                 key,
                 bytes,
+                credit,
             },
             Err(error) => {
                 tracing::error!(%host, %error, "record cannot be written");

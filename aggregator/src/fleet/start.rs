@@ -34,6 +34,12 @@ use crate::{
 /// what came while the checkpoint was written.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
+/// How often it is looked whether the log's thread still runs.
+const LOOK_AT_THREAD: Duration = Duration::from_secs(1);
+
+/// Each step of stopping has this long.
+const STOP_PATIENCE: Duration = Duration::from_secs(3);
+
 /// What a fleet is made of.
 pub struct Parts {
     /// Bounds and terms.
@@ -155,7 +161,8 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
 
     let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(INBOX)).unzip();
     let (journal, journal_thread) =
-        Journal::start(log, senders.clone(), parts.log_max_bytes).map_err(StartError::Thread)?;
+        Journal::start(log, senders.clone(), parts.log_max_bytes, kept.covers)
+            .map_err(StartError::Thread)?;
     let fleet = Fleet::new(senders, counters);
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
@@ -180,15 +187,41 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
 }
 
 impl Started {
-    /// Writes what is queued, makes a last checkpoint and ends all tasks. Streams must have ended.
+    /// Waits until a task ends that should run for ever; says which.
+    pub async fn failed(&mut self) -> &'static str {
+        let mut look = time::interval(LOOK_AT_THREAD);
+        loop {
+            tokio::select! {
+                Some(_) = self.tasks.join_next() => return "a shard of the fleet, or its checkpoints,",
+                _ = look.tick() => {
+                    if self.journal_thread.is_finished() {
+                        return "the log's thread";
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes a last checkpoint, ends all tasks, and writes what is queued still. Streams must have ended: what
+    /// they sent and the disk could not take is not acknowledged, and the agents have it. Bounded in time,
+    /// also with a disk that fails.
     pub async fn stop(mut self) {
-        write_checkpoint(&self.fleet, &self.journal, &self.checkpoint_path).await;
+        self.journal.health().stop();
+        let last = write_checkpoint(&self.fleet, &self.journal, &self.checkpoint_path);
+        if time::timeout(STOP_PATIENCE, last).await.is_err() {
+            tracing::warn!("no last checkpoint in time; the next start reads more of the log");
+        }
         self.stop.cancel();
-        while self.tasks.join_next().await.is_some() {}
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        // A task that hangs ends with the process.
+        let _ = time::timeout(STOP_PATIENCE, ended).await;
+        self.tasks.abort_all();
         drop((self.fleet, self.journal));
         let thread = self.journal_thread;
-        // A thread that panicked has said so; there is nothing left to save.
-        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        let joined = tokio::task::spawn_blocking(move || thread.join());
+        if time::timeout(STOP_PATIENCE, joined).await.is_err() {
+            tracing::warn!("the disk does not answer; what it did not take was not acknowledged");
+        }
     }
 }
 
@@ -258,7 +291,10 @@ async fn write_checkpoint(fleet: &Fleet, journal: &Journal, path: &Path) -> bool
     })
     .await;
     match written {
-        Ok(Ok(())) => true,
+        Ok(Ok(())) => {
+            journal.health().set_covered(covers);
+            true
+        }
         Ok(Err(error)) => {
             tracing::error!(
                 error = crate::chain(&error),

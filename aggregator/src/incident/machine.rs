@@ -94,6 +94,12 @@ impl OpenBook {
         }
     }
 
+    /// Whether something is open for a key.
+    #[must_use]
+    pub fn is_open(&self, key: &Key) -> bool {
+        self.0.contains_key(key)
+    }
+
     /// Notes what is open for a key now.
     pub fn opened(&mut self, open: OpenIncident) {
         self.0.insert(open.key, (open.severity, open.since));

@@ -3,7 +3,7 @@
 //! [`Incidents::report`] only notes it, under a lock that is held for a few lines, so no shard ever waits. The
 //! task takes it to the store, key by key in order and many keys at once. What the store cannot take stays
 //! noted and is tried again; for each key only so much is kept that a whole opening and clearing which nobody
-//! could have been told of gives way to what came later. So memory is bounded by the number of things that can be
+//! could have been told of gives way to what came later, and for each host only so many keys. So memory is bounded by the number of things that can be
 //! wrong, and what holds in the end is never lost.
 
 use std::{
@@ -33,6 +33,9 @@ use crate::{
 
 /// Transitions kept for one key while the store cannot take them.
 const PENDING_PER_KEY: usize = 8;
+/// Keys of one host that wait at most: twice what its detectors follow at a time, with room for what ended. Before
+/// another one is taken in, whole histories that nobody could have been told of give way.
+const PENDING_PER_HOST: usize = 512;
 /// Keys carried at once: the store commits together what waits together.
 const AT_ONCE: usize = 64;
 /// Pause after a failure of the store, doubling up to the largest.
@@ -64,6 +67,8 @@ struct Pending {
     host_name: String,
     /// Oldest first. The first may be on its way to the store, so it stays.
     transitions: VecDeque<Transition>,
+    /// The first is on its way to the store.
+    carried: bool,
 }
 
 /// Figures of the task itself.
@@ -153,9 +158,19 @@ impl TransitionSink for Incidents {
         let mut state = self.lock();
         for transition in transitions {
             let key = Key::of(host, &transition);
+            if !state.pending.contains_key(&key) {
+                let (given_up, room) = state.make_room(host);
+                superseded += given_up;
+                if !room {
+                    superseded += 1;
+                    tracing::error!(%host, name, rule = key.rule, "too much waits for the store: a change of an incident was left out");
+                    continue;
+                }
+            }
             let pending = state.pending.entry(key).or_insert_with(|| Pending {
                 host_name: name.to_owned(),
                 transitions: VecDeque::new(),
+                carried: false,
             });
             superseded += pending.push(transition);
         }
@@ -167,7 +182,55 @@ impl TransitionSink for Incidents {
     }
 }
 
+impl State {
+    /// Sees to it that one more key of a host can wait: how many transitions gave way, and whether there is room.
+    fn make_room(&mut self, host: HostId) -> (u64, bool) {
+        let first = Key {
+            host,
+            rule: String::new(),
+            subject: String::new(),
+        };
+        let of_host = |(key, _): &(&Key, &Pending)| key.host == host;
+        let waiting = self.pending.range(first.clone()..).take_while(of_host);
+        if waiting.count() < PENDING_PER_HOST {
+            return (0, true);
+        }
+        let over: Vec<Key> = self
+            .pending
+            .range(first..)
+            .take_while(of_host)
+            .filter(|(key, pending)| !self.book.is_open(key) && pending.is_over())
+            .map(|(key, _)| key.clone())
+            .collect();
+        let room = !over.is_empty();
+        let mut gone = 0;
+        for pending in over.iter().filter_map(|key| self.pending.remove(key)) {
+            gone += pending.transitions.len() as u64;
+        }
+        (gone, room)
+    }
+}
+
 impl Pending {
+    /// Whether it began and ended while the store heard nothing of it, where nothing was open before.
+    fn is_over(&self) -> bool {
+        let began = matches!(
+            self.transitions.front(),
+            Some(Transition {
+                change: Change::Opened { .. },
+                ..
+            })
+        );
+        let ended = matches!(
+            self.transitions.back(),
+            Some(Transition {
+                change: Change::Cleared { .. },
+                ..
+            })
+        );
+        began && ended && !self.carried
+    }
+
     /// Appends a transition; how many gave way to it.
     fn push(&mut self, transition: Transition) -> u64 {
         if self.transitions.back() == Some(&transition) {
@@ -248,32 +311,42 @@ impl<S: IncidentStore> Carrier<S> {
 
     /// Carries what waits for one key, in order.
     async fn carry(&self, key: Key) -> Result<(), S::Error> {
+        let carried = self.carry_each(&key).await;
+        if let Some(pending) = self.incidents.lock().pending.get_mut(&key) {
+            pending.carried = false;
+        }
+        carried
+    }
+
+    async fn carry_each(&self, key: &Key) -> Result<(), S::Error> {
         loop {
             let (name, first, op) = {
                 let mut state = self.incidents.lock();
-                let Some(pending) = state.pending.get(&key) else {
+                let State { book, pending } = &mut *state;
+                let Some(waiting) = pending.get_mut(key) else {
                     return Ok(());
                 };
-                let Some(first) = pending.transitions.front().cloned() else {
-                    state.pending.remove(&key);
+                let Some(first) = waiting.transitions.front().cloned() else {
+                    pending.remove(key);
                     return Ok(());
                 };
-                let op = state.book.next(key.host, &first);
-                (pending.host_name.clone(), first, op)
+                waiting.carried = true;
+                let op = book.next(key.host, &first);
+                (waiting.host_name.clone(), first, op)
             };
             let over = match op {
                 None => true,
                 Some(Op::Open(new)) => {
-                    self.open(&key, &name, &first, new).await?;
+                    self.open(key, &name, &first, new).await?;
                     true
                 }
                 Some(Op::Resolve(end)) => {
-                    self.resolve(&key, &name, end).await?;
+                    self.resolve(key, &name, end).await?;
                     // A graver opening has its own operation yet to come.
                     matches!(first.change, Change::Cleared { .. })
                 }
             };
-            if over && let Some(pending) = self.incidents.lock().pending.get_mut(&key) {
+            if over && let Some(pending) = self.incidents.lock().pending.get_mut(key) {
                 pending.transitions.pop_front();
             }
         }

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use muster_proto::{spiffe::SpiffeId, time::Clock};
+use muster_proto::time::Clock;
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -99,7 +99,6 @@ impl Access {
     /// # Errors
     /// `PERMISSION_DENIED` without a row, an identity or the role, `RESOURCE_EXHAUSTED` over the limit,
     /// `UNAVAILABLE` when the store cannot be read.
-    #[expect(clippy::result_large_err, reason = "tonic's own error type")]
     pub async fn admit<T>(
         &self,
         request: &tonic::Request<T>,
@@ -111,9 +110,7 @@ impl Access {
             )));
         };
         let peer = request.extensions().get::<Peer>();
-        let name = peer
-            .and_then(|peer| peer.id.as_ref())
-            .and_then(SpiffeId::operator);
+        let name = peer.and_then(Peer::operator);
         let (Some(peer), Some(name)) = (peer, name) else {
             return Err(Status::permission_denied(
                 "the certificate of this connection names no operator",

@@ -8,9 +8,8 @@ pub mod access;
 pub mod order;
 pub mod rows;
 pub mod service;
-mod suggest;
 
 #[cfg(test)]
 mod tests;
 
-pub use service::{About, OperatorService};
+pub use service::{About, HttpDoor, OperatorService};

@@ -1,8 +1,8 @@
 //! Ordering of host rows by any of their fields. What is not known comes last, whichever way.
 
-use std::cmp::Ordering;
+use std::{borrow::Cow, cmp::Ordering};
 
-use muster_proto::v1;
+use muster_proto::{id::HostId, v1};
 
 /// Order of a list of hosts.
 #[derive(Debug, Clone, Copy)]
@@ -13,13 +13,13 @@ pub struct Order {
 
 #[derive(Debug, Clone, Copy)]
 enum Key {
-    Text(fn(&v1::HostRow) -> &str),
+    Text(fn(&v1::HostRow) -> Cow<'_, str>),
     Number(fn(&v1::HostRow) -> Option<f64>),
 }
 
 /// Fields by the words that stand for them: the field of the contract, then the headings people see.
 const KEYS: &[(&[&str], Key)] = &[
-    (&["name", ""], Key::Text(|row| &row.name)),
+    (&["name", ""], Key::Text(|row| Cow::from(&row.name))),
     (&["state"], Key::Number(|row| Some(f64::from(row.state)))),
     (&["cpu_ratio", "cpu"], Key::Number(|row| row.cpu_ratio)),
     (
@@ -68,16 +68,37 @@ const KEYS: &[(&[&str], Key)] = &[
     ),
     (
         &["agent_version", "agent"],
-        Key::Text(|row| &row.agent_version),
+        Key::Text(|row| Cow::from(&row.agent_version)),
     ),
-    (&["os"], Key::Text(|row| &row.os)),
-    (&["kernel"], Key::Text(|row| &row.kernel)),
+    (&["os"], Key::Text(|row| Cow::from(&row.os))),
+    (&["kernel"], Key::Text(|row| Cow::from(&row.kernel))),
     (&["series"], Key::Number(|row| Some(f64::from(row.series)))),
     (
         &["interval_seconds", "interval"],
         Key::Number(|row| Some(f64::from(row.interval_ms))),
     ),
+    (&["labels"], Key::Text(labels)),
+    (
+        &["disk_mountpoint", "mount"],
+        Key::Text(|row| Cow::from(&row.disk_mountpoint)),
+    ),
+    (
+        &["silence_cause", "cause"],
+        Key::Number(|row| Some(f64::from(row.silence_cause))),
+    ),
+    (
+        &["host_id", "id"],
+        Key::Text(|row| {
+            HostId::from_slice(&row.host_id).map_or(Cow::from(""), |id| id.to_string().into())
+        }),
+    ),
 ];
+
+fn labels(row: &v1::HostRow) -> Cow<'_, str> {
+    let pairs = row.labels.iter();
+    let pairs: Vec<String> = pairs.map(|(key, value)| format!("{key}={value}")).collect();
+    pairs.join(" ").into()
+}
 
 /// Both directions of the network together, when both are known.
 #[must_use]
@@ -140,7 +161,7 @@ impl Order {
             }
         };
         match self.key {
-            Key::Text(text) => directed(text(a).cmp(text(b))),
+            Key::Text(text) => directed(text(a).cmp(&text(b))),
             Key::Number(number) => match (number(a), number(b)) {
                 (Some(a), Some(b)) => directed(a.total_cmp(&b)),
                 (Some(_), None) => Ordering::Less,
@@ -182,7 +203,7 @@ mod tests {
             let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
             assert_eq!(names, expected, "{sort}");
         }
-        let error = Order::parse("-colour").err().expect("no such field");
+        let error = Order::parse("-colour").expect_err("no such field");
         assert!(
             error.starts_with(
                 "hosts cannot be sorted by \"colour\"; fields: name, state, cpu_ratio"

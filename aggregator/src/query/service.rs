@@ -1,10 +1,11 @@
 //! The `Operator` service: each method admits its caller, reads, orders and says how complete it is.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
+use muster_agent::suggest;
 use muster_proto::{
     id::HostId,
     limits::MAX_OPERATOR_MESSAGE_BYTES,
@@ -20,7 +21,6 @@ use super::{
     access::{Access, Caller},
     order::Order,
     rows::{self, Asked},
-    suggest,
 };
 use crate::{
     chain,
@@ -33,6 +33,8 @@ use crate::{
 const MAX_QUESTION_BYTES: usize = 4 * 1024 * 1024;
 /// Entries of "worst now".
 const WORST: usize = 8;
+/// More keystrokes away than this is another host's name, not a slip.
+const MOST_SLIPS: usize = 2;
 /// From which share on something is worth looking at: CPU busy, memory, filesystem, disk busy, stalled.
 const WORTH: [f64; 5] = [0.80, 0.90, 0.90, 0.90, 0.20];
 
@@ -50,6 +52,19 @@ pub struct About {
     pub certificate_not_after: Box<dyn Fn() -> Option<Timestamp> + Send + Sync>,
     /// What is wrong with it, in words for people; empty when nothing is.
     pub problems: Box<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// How it is scraped.
+    pub http: HttpDoor,
+}
+
+/// The door for scrapes and discovery, as those who configure Prometheus need to know it.
+#[derive(Debug, Clone)]
+pub struct HttpDoor {
+    /// `host:port` as configured for readers, else as bound.
+    pub address: String,
+    /// Whether it speaks TLS.
+    pub tls: bool,
+    /// Whether readers present a bearer token.
+    pub token_needed: bool,
 }
 
 /// Answers operators.
@@ -174,7 +189,7 @@ impl OperatorService {
             return Status::unavailable("part of the fleet did not answer");
         }
         let names = names.items.iter().map(String::as_str);
-        let hint = suggest::nearest(name, names)
+        let hint = suggest::nearest(name, names, MOST_SLIPS)
             .map_or_else(String::new, |near| format!(", did you mean {near}?"));
         Status::not_found(format!("no host is called {name}{hint}"))
     }
@@ -198,6 +213,9 @@ impl OperatorService {
             frames_lost: totals.frames_lost,
             problems: (self.about.problems)(),
             fleet_name: self.about.fleet_name.clone(),
+            http_address: self.about.http.address.clone(),
+            http_tls: self.about.http.tls,
+            http_token_needed: self.about.http.token_needed,
         }
     }
 
@@ -224,7 +242,13 @@ impl OperatorService {
             .iter()
             .filter_map(|glance| glance.last_seen)
             .max();
-        let totals = self.fleet.totals();
+        let most = answer
+            .items
+            .iter()
+            .filter(|glance| glance.dropped > 0)
+            .max_by_key(|glance| glance.dropped);
+        let without = answer.items.iter().filter(|glance| !glance.has_units);
+        let hosts_without_services = count(without.count());
         Ok(v1::Summary {
             meta: Some(self.meta(missing)),
             fleet_name: self.about.fleet_name.clone(),
@@ -234,9 +258,12 @@ impl OperatorService {
             incidents_warning: of(v1::Severity::Warning),
             incidents_info: of(v1::Severity::Info),
             newest_sample_ms: newest.map(|newest| now.millis_since(newest).max(0)),
-            frames_dropped: totals.frames_rejected + totals.frames_lost,
+            frames_dropped: answer.items.iter().map(|glance| glance.dropped).sum(),
+            most_dropped_host: most.map_or_else(String::new, |glance| glance.failing.host.clone()),
+            most_dropped: most.map_or(0, |glance| glance.dropped),
             worst: worst(&answer.items),
             failing_services: group_services(answer.items.into_iter().map(|glance| glance.failing)),
+            hosts_without_services,
         })
     }
 
@@ -257,10 +284,35 @@ impl OperatorService {
         let matched = count(hosts.len());
         hosts.truncate(limit(request.limit));
         Ok(v1::ListHostsResponse {
+            unknown_names: self.unknown_names(&request.names).await?,
             meta: Some(self.meta(missing)),
             hosts,
             matched,
         })
+    }
+
+    /// Names without wildcards that no host has. A typing mistake must not pass for a host that is not
+    /// selected.
+    async fn unknown_names(&self, names: &[String]) -> Result<Vec<String>, Status> {
+        let patterns = parse_names(names)?;
+        let literals = patterns.iter().filter_map(Pattern::as_literal);
+        let mut unknown: BTreeSet<String> = literals.map(ToOwned::to_owned).collect();
+        if unknown.is_empty() {
+            return Ok(Vec::new());
+        }
+        let wanted = Arc::new(unknown.clone());
+        let answer = self
+            .fleet
+            .each(move |host, _| wanted.get(host.name()).cloned())
+            .await;
+        // A host of the part that did not answer may have the name.
+        if !answer.missing.is_empty() {
+            return Ok(Vec::new());
+        }
+        for name in &answer.items {
+            unknown.remove(name);
+        }
+        Ok(unknown.into_iter().collect())
     }
 
     async fn host(&self, name: &str) -> Result<v1::HostDetail, Status> {
@@ -306,7 +358,7 @@ impl OperatorService {
         let failed_only = request.failed_only;
         let answer = self
             .each(&request.selector, &[], &counts, move |host, _| {
-                if wanted.is_some_and(|id| id != host.id()) {
+                if !among(wanted.as_deref(), host.id()) {
                     return None;
                 }
                 let Some(units) = rows::units(host) else {
@@ -343,7 +395,7 @@ impl OperatorService {
         } = self.open().await;
         let answer = self
             .each(&request.selector, &[], &counts, move |host, _| {
-                if wanted.is_some_and(|id| id != host.id()) {
+                if !among(wanted.as_deref(), host.id()) {
                     return None;
                 }
                 let learning = rows::is_current(host) && host.detection().learning();
@@ -407,7 +459,7 @@ impl OperatorService {
                 return Err(Status::invalid_argument(text));
             }
         };
-        let host_id = self.only(&request.host).await?;
+        let wanted = self.only(&request.host).await?;
         let counts = self.open().await.counts;
         let names = self
             .each(&request.selector, &[], &counts, |host, _| {
@@ -419,7 +471,11 @@ impl OperatorService {
             .control
             .incidents(IncidentFilter {
                 all: request.all,
-                host_id,
+                // One host is looked up by the store, which may keep many incidents of others.
+                host_id: wanted
+                    .as_deref()
+                    .filter(|wanted| wanted.len() == 1)
+                    .and_then(|wanted| wanted.iter().next().copied()),
                 severity,
                 limit: 0,
             })
@@ -428,6 +484,7 @@ impl OperatorService {
         let everywhere = request.selector.trim().is_empty();
         let mut incidents: Vec<v1::IncidentRow> = found
             .into_iter()
+            .filter(|incident| among(wanted.as_deref(), incident.host_id))
             .filter_map(|incident| match by_id.get(&incident.host_id) {
                 Some(name) => Some(incident_row(incident, name)),
                 // A host that was removed, or whose shard did not answer, still has its incidents.
@@ -496,13 +553,35 @@ impl OperatorService {
         Ok((id, removed))
     }
 
-    /// The one host that is asked for, if one is.
-    async fn only(&self, name: &str) -> Result<Option<HostId>, Status> {
+    /// The hosts that are asked for by name, id or pattern; `None`: all.
+    async fn only(&self, name: &str) -> Result<Option<Arc<HashSet<HostId>>>, Status> {
         if name.is_empty() {
             return Ok(None);
         }
-        self.known_host(name).await.map(Some)
+        let patterns = parse_names(&[name.to_owned()])?;
+        if let [pattern] = &*patterns
+            && pattern.as_literal().is_some()
+        {
+            let id = self.known_host(name).await?;
+            return Ok(Some(Arc::new(HashSet::from([id]))));
+        }
+        let answer = self
+            .fleet
+            .each(move |host, _| {
+                let named = patterns.iter().any(|name| name.matches(host.name()));
+                named.then(|| host.id())
+            })
+            .await;
+        if answer.items.is_empty() && answer.missing.is_empty() {
+            return Err(Status::not_found(format!("no host is called {name}")));
+        }
+        Ok(Some(Arc::new(answer.items.into_iter().collect())))
     }
+}
+
+/// Whether a host is one of those that are asked for; `None` stands for all.
+fn among(wanted: Option<&HashSet<HostId>>, host: HostId) -> bool {
+    wanted.is_none_or(|wanted| wanted.contains(&host))
 }
 
 /// What the summary takes from a host.
@@ -512,19 +591,27 @@ struct Glance {
     version: String,
     last_seen: Option<Timestamp>,
     worst: Option<v1::WorstEntry>,
+    /// Whether its services are known now.
+    has_units: bool,
     failing: HostUnits,
+    /// Frames refused or reported lost, by its books.
+    dropped: u64,
 }
 
 impl Glance {
     fn of(host: &HostState) -> Self {
-        let units = rows::units(host).unwrap_or_default();
-        let failing = units.iter().filter(|unit| unit.state == UnitState::Failed);
+        let units = rows::units(host);
+        let books = host.books();
+        let failing = units.unwrap_or_default().iter();
+        let failing = failing.filter(|unit| unit.state == UnitState::Failed);
         Self {
             id: host.id(),
             state: rows::state(host.liveness()).0,
             version: host.facts().agent_version.clone(),
             last_seen: host.last_seen(),
             worst: worst_of(host),
+            has_units: units.is_some(),
+            dropped: books.rejected + books.lost,
             failing: HostUnits {
                 host: host.name().to_owned(),
                 units: failing.cloned().collect(),
@@ -684,13 +771,11 @@ fn incident_row(incident: Incident, host: &str) -> v1::IncidentRow {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "tonic's own error type")]
 fn parse_selector(text: &str) -> Result<Selector, Status> {
     Selector::parse(text)
         .map_err(|error| Status::invalid_argument(format!("this is no selector: {error}")))
 }
 
-#[expect(clippy::result_large_err, reason = "tonic's own error type")]
 fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
     let mut patterns = Vec::new();
     for name in names {

@@ -13,7 +13,7 @@ use muster_proto::{
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Code, Request};
 
-use super::{About, OperatorService, access::ACCESS};
+use super::{About, HttpDoor, OperatorService, access::ACCESS, rows::Asked};
 use crate::{
     control::{Control, NewIncident, OperatorRole},
     detect::{DetectConfig, Engine},
@@ -23,8 +23,10 @@ use crate::{
         names::Names,
         shard::Message,
     },
+    http::source::{HostView, OpenIncidents},
     listen::Peer,
     pki::{Authority, Request as CertificateRequest},
+    selector::Selector,
 };
 
 /// 2026-11-21T14:13:00Z.
@@ -73,6 +75,11 @@ impl Lab {
             started: NOW,
             certificate_not_after: Box::new(|| Some(NOW.plus(Duration::from_secs(86_400)))),
             problems: Box::new(|| vec!["the disk is nearly full".to_owned()]),
+            http: HttpDoor {
+                address: "127.0.0.1:7446".to_owned(),
+                tls: false,
+                token_needed: false,
+            },
         };
         let lab = Self {
             service: OperatorService::new(
@@ -304,6 +311,36 @@ async fn a_silent_host_shows_no_old_numbers() {
         (live.load1, live.services, live.services_failed),
         (Some(14.0), Some(2), Some(1))
     );
+}
+
+#[test]
+fn discovery_chooses_hosts_as_operators_do() {
+    let units = [("cron.service", "failed")];
+    let (live, silent) = (live(1, "db-01", 3.0, &units), stopped(2, "db-02"));
+    for (selector, of_live, of_silent) in [
+        ("load>1", true, false),
+        ("load<=1", false, false),
+        ("!load", false, true),
+        ("failed>0", true, false),
+        ("state=silent", false, true),
+        ("incidents>0", true, true),
+    ] {
+        let parsed = Selector::parse(selector).expect("a selector");
+        for (host, expected) in [(&live, of_live), (&silent, of_silent)] {
+            let asked = Asked {
+                host,
+                open_incidents: 1,
+            };
+            let incidents = OpenIncidents {
+                info: 1,
+                ..OpenIncidents::default()
+            };
+            let name = host.name();
+            assert_eq!(parsed.matches(&asked), expected, "{selector} {name}");
+            let discovered = HostView::matches(host, &parsed, incidents);
+            assert_eq!(discovered, expected, "/sd: {selector} {name}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -278,6 +278,46 @@ async fn a_full_disk_forgets_nothing_and_blocks_nobody() {
     assert_eq!(open.len(), 2);
 }
 
+#[tokio::test]
+async fn a_host_with_ever_new_subjects_does_not_fill_memory_while_the_store_is_closed() {
+    let store = FakeStore::default();
+    let incidents = carry(&store, &[opened("/", Severity::Warning, 1)]).await;
+    store.lock().closed = true;
+    incidents.report(HOST, "web-01", vec![cleared("/", Severity::Warning, 1, 2)]);
+    let other = HostId::from_bytes([8; 16]);
+    incidents.report(other, "web-02", vec![opened("/", Severity::Warning, 3)]);
+    for at in 0..10_000 {
+        let subject = format!("/made-up/{at}");
+        let flap = vec![
+            opened(&subject, Severity::Warning, at),
+            cleared(&subject, Severity::Warning, at, at + 400),
+        ];
+        incidents.report(HOST, "web-01", flap);
+        // The fault of each attempt leaves what it carried where it can give way.
+        if at % 1000 == 0 {
+            let carrier = Carrier {
+                store: store.clone(),
+                incidents: incidents.clone(),
+            };
+            assert!(!carrier.carry_all().await);
+        }
+        assert!(incidents.totals().waiting <= PENDING_PER_HOST as u64 + 1);
+    }
+    incidents.report(HOST, "web-01", vec![opened("/var", Severity::Warning, 5)]);
+    assert!(incidents.totals().superseded > 18_000);
+    store.lock().closed = false;
+    let carrier = Carrier {
+        store: store.clone(),
+        incidents,
+    };
+    assert!(carrier.carry_all().await);
+    let open = store.open_rows().into_iter();
+    let mut open: Vec<_> = open.map(|row| (row.key.host, row.key.subject)).collect();
+    open.sort();
+    let expected = [(HOST, "/var".to_owned()), (other, "/".to_owned())];
+    assert_eq!(open, expected, "what holds in the end is stored");
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_task_tries_again_by_itself_and_stores_what_waits_at_the_end() {
     let store = FakeStore::default();

@@ -1,14 +1,16 @@
 //! "Did you mean": the known name that is fewest keystrokes away.
 
-/// More changes than this are another name, not a slip.
-const MAX_DISTANCE: usize = 2;
 /// Longer names are not compared: the time grows with the square of the length.
 const MAX_CHARS: usize = 128;
 
-/// The nearest of `known`, if one is near.
-pub(super) fn nearest<'a>(
+/// The nearest of `known`, if it is at most `most` changes away; of several the first in the alphabet.
+///
+/// A change is a letter added, removed or replaced, or two neighbours swapped.
+#[must_use]
+pub fn nearest<'a>(
     wrong: &str,
     known: impl IntoIterator<Item = &'a str>,
+    most: usize,
 ) -> Option<&'a str> {
     let wrong: Vec<char> = wrong.chars().take(MAX_CHARS + 1).collect();
     if wrong.len() > MAX_CHARS {
@@ -16,15 +18,15 @@ pub(super) fn nearest<'a>(
     }
     known
         .into_iter()
-        .filter_map(|name| Some((distance(&wrong, name)?, name)))
+        .filter_map(|name| Some((distance(&wrong, name, most)?, name)))
         .min()
         .map(|(_, name)| name)
 }
 
-/// Insertions, deletions, replacements and swaps of neighbours between two texts; none beyond the maximum.
-fn distance(a: &[char], b: &str) -> Option<usize> {
+/// Changes between two texts (optimal string alignment); none beyond `most`.
+fn distance(a: &[char], b: &str, most: usize) -> Option<usize> {
     let b: Vec<char> = b.chars().take(MAX_CHARS + 1).collect();
-    if a.len().abs_diff(b.len()) > MAX_DISTANCE {
+    if a.len().abs_diff(b.len()) > most {
         return None;
     }
     let mut before_last = vec![0; b.len() + 1];
@@ -41,9 +43,7 @@ fn distance(a: &[char], b: &str) -> Option<usize> {
         }
         before_last = std::mem::replace(&mut last, row);
     }
-    last.last()
-        .copied()
-        .filter(|&changes| changes <= MAX_DISTANCE)
+    last.last().copied().filter(|&changes| changes <= most)
 }
 
 #[cfg(test)]
@@ -53,14 +53,17 @@ mod tests {
     #[test]
     fn slips_are_recognised_and_other_names_are_not() {
         let known = ["web-01", "web-02", "db-01", "mail"];
-        for (wrong, expected) in [
-            ("wbe-01", Some("web-01")),
-            ("web-2", Some("web-02")),
-            ("db01", Some("db-01")),
-            ("cache-07", None),
-            ("", None),
+        for (wrong, most, expected) in [
+            ("wbe-01", 2, Some("web-01")),
+            ("web-2", 2, Some("web-02")),
+            ("db01", 2, Some("db-01")),
+            ("db01", 0, None),
+            ("cache-07", 2, None),
+            ("", 2, None),
         ] {
-            assert_eq!(nearest(wrong, known), expected, "{wrong}");
+            assert_eq!(nearest(wrong, known, most), expected, "{wrong}");
         }
+        let long = "x".repeat(MAX_CHARS + 1);
+        assert_eq!(nearest(&long, [long.as_str()], 2), None);
     }
 }

@@ -1,0 +1,180 @@
+//! What a fleet costs its aggregator: a real aggregator process and made-up agents in another, over mTLS.
+//!
+//! ```text
+//! bench/fleet --hosts 1000 --interval 10 --seconds 60
+//! ```
+//!
+//! The last line of the output is one JSON object. Ends with an error when a frame was dropped.
+
+mod installation;
+mod load;
+
+use std::{fs, thread, time::Duration};
+
+use anyhow::{Context as _, ensure};
+use clap::Parser;
+use installation::{Installation, value};
+use load::{Load, Plan};
+use rustix::process::Signal;
+use serde::Serialize;
+
+#[derive(Parser)]
+struct Options {
+    /// Made-up hosts
+    #[arg(long, default_value_t = 200)]
+    hosts: u32,
+    /// Seconds between the samples of a host
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=600))]
+    interval: u32,
+    /// Seconds of measuring, after three samples of each host
+    #[arg(long, default_value_t = 30)]
+    seconds: u32,
+    /// Seed of what agents leave to chance
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+/// The last line. Bytes and times are of the aggregator.
+#[derive(Serialize)]
+struct Figures {
+    hosts: u32,
+    interval_seconds: u32,
+    seconds: u32,
+    rounds_expected: f64,
+    rounds_stored: f64,
+    frames_rejected: u64,
+    frames_lost: u64,
+    agents_connected: u64,
+    cpu_microseconds_per_round: f64,
+    cpu_ratio: f64,
+    resident_kib_empty: f64,
+    resident_kib: f64,
+    resident_kib_per_host: f64,
+    values_per_round: f64,
+    log_bytes_per_round: f64,
+    log_bytes_per_value: f64,
+    ack_ms_p50: f64,
+    ack_ms_p99: f64,
+    acks_timed: usize,
+}
+
+/// The aggregator at a moment.
+struct Moment {
+    cpu_seconds: f64,
+    resident_bytes: f64,
+    stored: f64,
+    log_bytes: f64,
+}
+
+impl Moment {
+    fn of(installation: &Installation) -> anyhow::Result<Self> {
+        let page = installation.metrics()?;
+        let number = |name| value(&page, name).with_context(|| format!("/metrics has no {name}"));
+        Ok(Self {
+            cpu_seconds: number("process_cpu_seconds_total")?,
+            resident_bytes: number("process_resident_memory_bytes")?,
+            stored: number("muster_aggregator_frames_stored_total")?,
+            log_bytes: number("muster_aggregator_log_size_bytes")?,
+        })
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    if load::ran_as_load()? {
+        return Ok(());
+    }
+    let options = Options::parse();
+    let mut installation = Installation::make()?;
+    installation.start()?;
+    let empty = Moment::of(&installation)?;
+    eprintln!("{} hosts join", options.hosts);
+    let folder = installation.folder().join("agents");
+    fs::create_dir(&folder)?;
+    let mut load = Load::start(&Plan {
+        enrolment: installation.enrolment(),
+        token: installation.token(options.hosts)?,
+        hosts: options.hosts.into(),
+        interval: Duration::from_secs(options.interval.into()),
+        folder,
+        seed: options.seed,
+    })?;
+    warm_up(&mut load, options.hosts)?;
+    eprintln!("measuring for {} s", options.seconds);
+    load.books()?;
+    let before = Moment::of(&installation)?;
+    thread::sleep(Duration::from_secs(options.seconds.into()));
+    let after = Moment::of(&installation)?;
+    let report = load.books()?;
+    let last = load.stop()?;
+    installation.end(Signal::TERM)?;
+
+    let dropped = last.sum(|agent| agent.rejected + agent.lost);
+    let rounds = after.stored - before.stored;
+    let cpu = after.cpu_seconds - before.cpu_seconds;
+    let values = count(report.values) / f64::from(options.hosts);
+    let per_round = (after.log_bytes - before.log_bytes) / rounds;
+    let mut ack_ms = report.ack_ms.clone();
+    ack_ms.sort_unstable_by(f64::total_cmp);
+    let figures = Figures {
+        hosts: options.hosts,
+        interval_seconds: options.interval,
+        seconds: options.seconds,
+        rounds_expected: f64::from(options.hosts) * f64::from(options.seconds)
+            / f64::from(options.interval),
+        rounds_stored: rounds,
+        frames_rejected: last.sum(|agent| agent.rejected),
+        frames_lost: last.sum(|agent| agent.lost),
+        agents_connected: report.connected(),
+        cpu_microseconds_per_round: rounded(cpu * 1e6 / rounds),
+        cpu_ratio: rounded(cpu / f64::from(options.seconds)),
+        resident_kib_empty: empty.resident_bytes / 1024.0,
+        resident_kib: after.resident_bytes / 1024.0,
+        resident_kib_per_host: rounded(
+            (after.resident_bytes - empty.resident_bytes) / 1024.0 / f64::from(options.hosts),
+        ),
+        values_per_round: rounded(values),
+        log_bytes_per_round: rounded(per_round),
+        log_bytes_per_value: rounded(per_round / values),
+        ack_ms_p50: rounded(percentile(&ack_ms, 50)),
+        ack_ms_p99: rounded(percentile(&ack_ms, 99)),
+        acks_timed: ack_ms.len(),
+    };
+    println!("{}", serde_json::to_string(&figures)?);
+    ensure!(dropped == 0, "{dropped} frames were dropped");
+    let held = last.sum(|agent| agent.produced - agent.durable);
+    ensure!(held == 0, "{held} frames were not acknowledged at the end");
+    ensure!(
+        report.connected() == u64::from(options.hosts),
+        "not all agents were connected"
+    );
+    Ok(())
+}
+
+/// Waits until every host has three samples acknowledged.
+fn warm_up(load: &mut Load, hosts: u32) -> anyhow::Result<()> {
+    loop {
+        let report = load.books()?;
+        let warm = report.agents.iter().filter(|agent| agent.durable >= 3);
+        let warm = warm.count();
+        if warm as u64 == u64::from(hosts) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let rank = (sorted.len() * percent).div_ceil(100);
+    let found = rank.checked_sub(1).and_then(|at| sorted.get(at));
+    found.copied().unwrap_or(f64::NAN)
+}
+
+/// Two places after the point are more than the measurement is worth.
+fn rounded(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
+fn count(value: u64) -> f64 {
+    value as f64
+}
