@@ -36,7 +36,7 @@ use crate::{
     },
     http,
     incident::Incidents,
-    ingest::{UplinkService, WelcomeTerms},
+    ingest::{Renewing, UplinkService, WelcomeTerms},
     journal::JournalHealth,
     listen::{self, DoorCounters, Limits},
     pki::{Authority, Doors},
@@ -403,6 +403,10 @@ impl Opening<'_> {
         let service = UplinkService::new(
             self.fleet.clone(),
             self.directory.clone(),
+            Renewing {
+                control: self.control.clone(),
+                authority: Arc::clone(&self.authority),
+            },
             Arc::clone(&self.clock),
             terms,
         );

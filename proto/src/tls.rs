@@ -48,6 +48,10 @@ use crate::{
 /// fell back to 1970 can still verify its aggregator.
 pub const EARLIEST_CREDIBLE: Timestamp = Timestamp::from_millis(1_793_491_200_000);
 
+/// How long after its end an agent's certificate still opens the agents' door, where it can do nothing but renew
+/// itself: a host that was switched off for a month comes back without a person.
+pub const EXPIRED_GRACE: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// ALPN of gRPC's doors.
 const ALPN_H2: &[u8] = b"h2";
 const ALPN_HTTP1: &[u8] = b"http/1.1";
@@ -279,7 +283,9 @@ impl Door {
     }
 }
 
-/// The agents' door: client certificates of `issuer` that name an agent of `domain`.
+/// The agents' door: client certificates of `issuer` that name an agent of `domain`. One that expired less than
+/// [`EXPIRED_GRACE`] ago gets through, so whoever serves the connection must look at the end of its life and answer
+/// nothing but a renewal.
 ///
 /// # Errors
 /// When the issuer cannot be read or the credentials do not fit.
@@ -399,6 +405,36 @@ impl DoorKeeper {
     }
 }
 
+impl DoorKeeper {
+    /// Judges the chain at `now`; an agent's certificate that has just expired is judged by the last second of its
+    /// life instead, with everything else the same.
+    fn verify_chain(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self
+            .chain
+            .verify_client_cert(end_entity, intermediates, now);
+        let Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
+            not_after,
+            ..
+        })) = &verified
+        else {
+            return verified;
+        };
+        let late = timestamp(now).since(timestamp(*not_after));
+        if self.door != Door::Agents || late > EXPIRED_GRACE {
+            return verified;
+        }
+        let in_time = timestamp(*not_after).minus(Duration::from_secs(1));
+        // Nothing else gets younger by this: the issuer is the anchor, and an anchor's life is not judged.
+        self.chain
+            .verify_client_cert(end_entity, intermediates, unix_time(in_time))
+    }
+}
+
 impl ClientCertVerifier for DoorKeeper {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.chain.root_hint_subjects()
@@ -411,8 +447,7 @@ impl ClientCertVerifier for DoorKeeper {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self
-            .chain
-            .verify_client_cert(end_entity, intermediates, now)
+            .verify_chain(end_entity, intermediates, now)
             .inspect_err(|_| {
                 REFUSED.set(peer_id(end_entity).ok().map(|peer| peer.id.to_string()))
             })?;

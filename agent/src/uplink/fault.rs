@@ -49,6 +49,9 @@ pub enum Fault {
     /// Connected, but no Welcome came.
     #[error("connected, but no welcome within {} s", .0.as_secs())]
     WelcomeTimeout(Duration),
+    /// A renewal was asked for and not answered.
+    #[error("no answer to the renewal within {} s", .0.as_secs())]
+    RenewalTimeout(Duration),
     /// The peer does not speak the protocol.
     #[error("the peer broke the protocol: {0}")]
     Protocol(&'static str),
@@ -141,7 +144,10 @@ impl Fault {
             Self::Future => {
                 "check the clock of the aggregator (date -u); ticks follow it again with the next connection"
             }
-            Self::Closed | Self::NoProgress(_) | Self::WelcomeTimeout(_) => {
+            Self::Closed
+            | Self::NoProgress(_)
+            | Self::WelcomeTimeout(_)
+            | Self::RenewalTimeout(_) => {
                 "look at the aggregator's log; the agent keeps its samples and tries again"
             }
             Self::Status {

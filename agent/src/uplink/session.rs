@@ -177,6 +177,8 @@ enum Leaving {
     Stopping,
     /// The aggregator stops: nothing new is sent, acknowledgements are still read.
     Draining(Duration),
+    /// A new connection is wanted here: as when draining.
+    Switching,
 }
 
 /// A session after Welcome.
@@ -260,8 +262,12 @@ impl<'a> Session<'a> {
         self.acknowledged
     }
 
-    /// Runs until an end. `Err` is gRPC's word for it; the caller knows what the connection saw.
-    pub(super) async fn run(&mut self, stop: &CancellationToken) -> Result<End, tonic::Status> {
+    /// Runs until an end; `leave` asks for one, with everything under way acknowledged first. `Err` is gRPC's word for it; the caller knows what the connection saw.
+    pub(super) async fn run(
+        &mut self,
+        stop: &CancellationToken,
+        leave: &CancellationToken,
+    ) -> Result<End, tonic::Status> {
         loop {
             if self.is_finished() {
                 self.outbound = None;
@@ -277,7 +283,7 @@ impl<'a> Session<'a> {
             let progress = waiting.then(|| self.waiting_since + patience);
             let beat = self.heartbeat.filter(|_| outbound.is_some() && !may_send);
             let beat = beat.map(|beat| self.last_sent + beat);
-            let leave = self.leaving.map(|(_, until)| until);
+            let until = self.leaving.map(|(_, until)| until);
             tokio::select! {
                 biased;
                 answer = self.inbound.message() => match answer? {
@@ -291,6 +297,9 @@ impl<'a> Session<'a> {
                 () = stop.cancelled(), if !stopping => {
                     self.leaving = Some((Leaving::Stopping, Instant::now() + GOODBYE));
                 }
+                () = leave.cancelled(), if self.leaving.is_none() => {
+                    self.leaving = Some((Leaving::Switching, Instant::now() + GOODBYE));
+                }
                 permit = reserve(outbound.as_ref()), if may_send => match permit {
                     Some(permit) => self.send(permit),
                     // The connection task is gone; the stream above says why.
@@ -300,7 +309,7 @@ impl<'a> Session<'a> {
                 () = self.common.appended.notified(), if self.leaving.is_none() => {}
                 () = sleep_until(progress) => return Ok(Fault::NoProgress(patience).into()),
                 () = sleep_until(beat) => self.beat(),
-                () = sleep_until(leave) => match self.leaving {
+                () = sleep_until(until) => match self.leaving {
                     Some((Leaving::Stopping, _)) if !self.fin_sent => self.last_words(),
                     _ => return Ok(self.closed()),
                 },
@@ -312,6 +321,7 @@ impl<'a> Session<'a> {
     fn closed(&mut self) -> End {
         match self.leaving {
             Some((Leaving::Draining(spread), _)) => End::Drained(spread),
+            Some((Leaving::Switching, _)) => End::Drained(super::SWITCH_SPREAD),
             Some((Leaving::Stopping, _)) => End::Stopped,
             None => Fault::Closed.into(),
         }
@@ -360,14 +370,14 @@ impl<'a> Session<'a> {
     fn is_finished(&self) -> bool {
         match self.leaving {
             Some((Leaving::Stopping, _)) => self.fin_sent && self.in_flight.is_empty(),
-            Some((Leaving::Draining(_), _)) => self.in_flight.is_empty(),
+            Some((Leaving::Draining(_) | Leaving::Switching, _)) => self.in_flight.is_empty(),
             None => false,
         }
     }
 
     fn has_more(&self) -> bool {
         match self.leaving {
-            Some((Leaving::Draining(_), _)) => false,
+            Some((Leaving::Draining(_) | Leaving::Switching, _)) => false,
             Some((Leaving::Stopping, _)) if self.fin_sent => false,
             leaving => {
                 let buffer = self.common.buffer();

@@ -119,6 +119,13 @@ impl Uplink for Service {
             .map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
     }
+
+    async fn renew(
+        &self,
+        _request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::RenewResponse>, Status> {
+        Err(Status::unimplemented("no agent here has a certificate"))
+    }
 }
 
 /// One stream as the aggregator sees it. Dropping it ends the stream.
