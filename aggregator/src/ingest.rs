@@ -20,6 +20,7 @@ use muster_proto::{
     limits,
     time::{Clock, Timestamp},
     v1::{self, agent_message, aggregator_message, uplink_server::Uplink},
+    words,
 };
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
@@ -179,6 +180,10 @@ impl Inner {
                 }
             }
             Known::No => return Err(Refusal::Deny(v1::DenyReason::Removed)),
+            Known::Refused(error) => {
+                tracing::warn!(%host, %error, "what the agent says of its host is not acceptable");
+                return Err(Refusal::Deny(v1::DenyReason::ProtocolViolation));
+            }
             // The fleet knows the hosts that were there at its start.
             Known::Unavailable => {}
         }
@@ -373,7 +378,7 @@ async fn credit_for(credit: &Arc<Semaphore>, bytes: usize) -> Credit {
 fn refuse(host: HostId, refusal: Refusal, to_agent: &ToAgent) {
     match refusal {
         Refusal::Deny(reason) => {
-            tracing::warn!(%host, reason = reason.as_str_name(), "agent denied");
+            tracing::warn!(%host, reason = words::denied(reason), "agent denied");
             let deny = v1::Deny {
                 reason: reason.into(),
             };

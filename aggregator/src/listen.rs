@@ -2,9 +2,11 @@
 //! anything.
 //!
 //! Each door has at most so many handshakes at a time (further connections wait in the kernel's backlog), at
-//! most so many unauthenticated connections per source address, and a time limit for the handshake. Running out
+//! most so many unauthenticated connections per source address, so many connections of each peer that has proved
+//! who it is, and a time limit for the handshake. Running out
 //! of file descriptors slows accepting down instead of spinning. Every connection comes out with its [`Peer`],
-//! read from the certificate once. What is refused is counted by reason in [`Counters`].
+//! read from the certificate once. What is refused is counted by reason in [`Counters`] and warned of, once a
+//! minute for each reason.
 
 use std::{
     collections::HashMap,
@@ -24,7 +26,7 @@ use muster_proto::{
     id::HostId,
     spiffe::{SpiffeId, peer_id},
     time::Timestamp,
-    tls::{TlsFault, fault},
+    tls::{TlsFault, fault, refused_certificate},
 };
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
@@ -47,6 +49,16 @@ const READY: usize = 64;
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 22;
+
+/// Connections of one agent: the one it uses, one that takes its place, and two that the network has lost and the
+/// keepalive has not yet found out about. More is a broken agent, or two with one identity.
+const PER_AGENT: usize = 4;
+
+/// Connections of one operator: a person, their pages and a few scripts.
+const PER_OPERATOR: usize = 32;
+
+/// HTTP/2 in the negotiation of TLS (RFC 9113, 3.1).
+const ALPN_H2: &[u8] = b"h2";
 
 /// What a browser or curl gets from a door that speaks TLS.
 const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\
@@ -81,6 +93,8 @@ impl Default for Limits {
 /// What a door did since the start.
 #[derive(Debug, Default)]
 pub struct Counters {
+    /// The door's name, in the log and on the page.
+    pub door: &'static str,
     /// Connections handed to the server.
     pub accepted: AtomicU64,
     /// Handshakes that took too long.
@@ -95,8 +109,76 @@ pub struct Counters {
     pub broken: AtomicU64,
     /// Connections over the limit of their address.
     pub address_limit: AtomicU64,
+    /// Connections over the limit of the agent or operator they proved to be.
+    pub peer_limit: AtomicU64,
     /// Failed accepts, mostly for want of file descriptors.
     pub accept_errors: AtomicU64,
+}
+
+impl Counters {
+    /// Of the door of this name, which has done nothing yet.
+    #[must_use]
+    pub fn of(door: &'static str) -> Self {
+        Self {
+            door,
+            ..Self::default()
+        }
+    }
+
+    /// How often each outcome came about, those that never did too.
+    #[must_use]
+    pub fn outcomes(&self) -> [(&'static str, u64); 8] {
+        [
+            ("accepted", &self.accepted),
+            ("timed_out", &self.timed_out),
+            ("not_tls", &self.not_tls),
+            ("incompatible", &self.incompatible),
+            ("certificate", &self.certificate),
+            ("broken", &self.broken),
+            ("address_limit", &self.address_limit),
+            ("accept_error", &self.accept_errors),
+        ]
+        .map(|(outcome, count)| (outcome, count.load(Ordering::Relaxed)))
+    }
+}
+
+/// What every door did.
+#[derive(Debug, Clone)]
+pub struct DoorCounters {
+    /// Agents.
+    pub uplink: Arc<Counters>,
+    /// Joining hosts.
+    pub enrolment: Arc<Counters>,
+    /// Operators.
+    pub operator: Arc<Counters>,
+    /// Scrape and discovery.
+    pub http: Arc<Counters>,
+}
+
+impl Default for DoorCounters {
+    fn default() -> Self {
+        let of = |door| Arc::new(Counters::of(door));
+        Self {
+            uplink: of("uplink"),
+            enrolment: of("enrolment"),
+            operator: of("operator"),
+            http: of("http"),
+        }
+    }
+}
+
+impl DoorCounters {
+    /// Connections by door and outcome.
+    #[must_use]
+    pub fn connections(&self) -> Vec<(&'static str, &'static str, u64)> {
+        [&self.uplink, &self.enrolment, &self.operator, &self.http]
+            .into_iter()
+            .flat_map(|counters| {
+                let outcomes = counters.outcomes().into_iter();
+                outcomes.map(|(outcome, count)| (counters.door, outcome, count))
+            })
+            .collect()
+    }
 }
 
 fn count(counter: &AtomicU64) {
@@ -140,7 +222,7 @@ impl Peer {
 pub struct Conn {
     io: Io,
     peer: Peer,
-    /// Held for the whole life where nothing was proved.
+    /// Held for the whole life: the peer's, or the address's where nothing was proved.
     _place: Option<Place>,
 }
 
@@ -154,6 +236,15 @@ impl Conn {
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// Whether TLS negotiated HTTP/2 (ALPN). A client that names no protocol, and any without TLS, speaks HTTP/1.1.
+    #[must_use]
+    pub fn is_http2(&self) -> bool {
+        match &self.io {
+            Io::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(ALPN_H2),
+            Io::Plain(_) => false,
+        }
     }
 }
 
@@ -212,6 +303,7 @@ fn accept_with(
     let door = Door {
         handshakes: Arc::new(Semaphore::new(limits.handshakes)),
         places: Places::default(),
+        complaints: Complaints::default(),
         config,
         limits,
         counters,
@@ -227,6 +319,7 @@ struct Door {
     counters: Arc<Counters>,
     handshakes: Arc<Semaphore>,
     places: Places,
+    complaints: Complaints,
     ready: mpsc::Sender<io::Result<Conn>>,
 }
 
@@ -250,8 +343,7 @@ impl Door {
             match listener.accept().await {
                 Ok((stream, addr)) => {
                     let Some(place) = door.place(addr.ip()) else {
-                        count(&door.counters.address_limit);
-                        tracing::debug!(%addr, "too many unauthenticated connections of one address");
+                        door.refused(addr, &Refused::AddressLimit);
                         continue;
                     };
                     let door = Arc::clone(&door);
@@ -279,7 +371,10 @@ impl Door {
             return Some(None);
         }
         self.places
-            .take(address, self.limits.unauthenticated_per_address)
+            .take(
+                Holder::Address(address),
+                self.limits.unauthenticated_per_address,
+            )
             .map(Some)
     }
 
@@ -302,7 +397,7 @@ impl Door {
                 let config = config.load_full();
                 timeout(
                     self.limits.handshake,
-                    handshake(stream, addr, config, place),
+                    handshake(stream, addr, config, place, &self.places),
                 )
                 .await
                 .unwrap_or(Err(Refused::TimedOut))
@@ -321,15 +416,38 @@ impl Door {
 
     fn refused(&self, addr: SocketAddr, refused: &Refused) {
         let counters = &self.counters;
-        let counter = match refused {
-            Refused::TimedOut => &counters.timed_out,
-            Refused::NotTls => &counters.not_tls,
-            Refused::Incompatible => &counters.incompatible,
-            Refused::Certificate(_) => &counters.certificate,
-            Refused::Broken(_) => &counters.broken,
+        let (reason, counter) = match refused {
+            Refused::TimedOut => ("timed_out", &counters.timed_out),
+            Refused::NotTls => ("not_tls", &counters.not_tls),
+            Refused::Incompatible => ("incompatible", &counters.incompatible),
+            Refused::Certificate { .. } => ("certificate", &counters.certificate),
+            Refused::PeerLimit(_) => ("peer_limit", &counters.peer_limit),
+            Refused::AddressLimit => ("address_limit", &counters.address_limit),
+            Refused::Broken(_) => {
+                // Nobody was turned away: the client left, as probes of ports do.
+                count(&counters.broken);
+                tracing::debug!(door = counters.door, %addr, why = %refused, "connection broke");
+                return;
+            }
         };
         count(counter);
-        tracing::debug!(%addr, why = %refused, "connection refused");
+        let claims = match refused {
+            Refused::Certificate { claims, .. } => claims.as_deref(),
+            _ => None,
+        };
+        match self.complaints.note(reason, Instant::now()) {
+            Some(count) => tracing::warn!(
+                door = counters.door,
+                %addr,
+                why = %refused,
+                certificate_of = claims,
+                count,
+                "connections refused, this one for example"
+            ),
+            None => {
+                tracing::debug!(door = counters.door, %addr, why = %refused, certificate_of = claims, "connection refused");
+            }
+        }
     }
 }
 
@@ -342,8 +460,16 @@ enum Refused {
     NotTls,
     #[error("the client does not speak TLS 1.3 with HTTP/2")]
     Incompatible,
-    #[error("{0}")]
-    Certificate(TlsFault),
+    #[error("{fault}")]
+    Certificate {
+        fault: TlsFault,
+        /// Whom a certificate that was not believed claims to name.
+        claims: Option<String>,
+    },
+    #[error("{0} has too many connections")]
+    PeerLimit(SpiffeId),
+    #[error("too many connections of this address that have not proved who they are")]
+    AddressLimit,
     #[error("the handshake broke: {0}")]
     Broken(io::Error),
 }
@@ -353,6 +479,7 @@ async fn handshake(
     addr: SocketAddr,
     config: Arc<ServerConfig>,
     place: Option<Place>,
+    places: &Places,
 ) -> Result<Conn, Refused> {
     let mut first = [0];
     let seen = stream.peek(&mut first).await.map_err(Refused::Broken)?;
@@ -370,11 +497,11 @@ async fn handshake(
         .map_err(|error| match fault(&error) {
             Some(TlsFault::Incompatible) => Refused::Incompatible,
             Some(TlsFault::NotTls) => Refused::NotTls,
-            Some(fault) => Refused::Certificate(fault),
+            Some(fault) => disbelieved(fault),
             None => Refused::Broken(error),
         })?;
     let (_, session) = stream.get_ref();
-    if wants_h2 && session.alpn_protocol() != Some(b"h2") {
+    if wants_h2 && session.alpn_protocol() != Some(ALPN_H2) {
         return Err(Refused::Incompatible);
     }
     let peer = match session.peer_certificates().and_then(|chain| chain.first()) {
@@ -386,12 +513,28 @@ async fn handshake(
         },
         Some(leaf) => proved(addr, leaf)?,
     };
-    let place = place.filter(|_| peer.id.is_none());
+    let place = match &peer.id {
+        None => place,
+        Some(id) => Some(places.take_of(id)?),
+    };
     Ok(Conn {
         io: Io::Tls(Box::new(stream)),
         peer,
         _place: place,
     })
+}
+
+/// To be called in the moment of the failure, or the claim may be another connection's.
+fn disbelieved(fault: TlsFault) -> Refused {
+    let chain_was_refused = matches!(
+        fault,
+        TlsFault::WrongIssuer
+            | TlsFault::Expired { .. }
+            | TlsFault::NotYetValid { .. }
+            | TlsFault::Unusable(_)
+    );
+    let claims = chain_was_refused.then(refused_certificate).flatten();
+    Refused::Certificate { fault, claims }
 }
 
 /// A letter is the begin of an HTTP request: it gets an answer that a person understands.
@@ -408,7 +551,7 @@ async fn refuse_plain(stream: &mut TcpStream, first: u8) {
 }
 
 fn proved(addr: SocketAddr, leaf: &CertificateDer<'_>) -> Result<Peer, Refused> {
-    let who = peer_id(leaf).map_err(|error| Refused::Certificate(TlsFault::Nameless(error)))?;
+    let who = peer_id(leaf).map_err(|error| disbelieved(TlsFault::Nameless(error)))?;
     let not_after = x509_parser::certificate::X509Certificate::from_der(leaf)
         .ok()
         .map(|(_, parsed)| parsed.validity().not_after.timestamp())
@@ -443,38 +586,77 @@ fn complain(last: &mut Option<Instant>, error: &io::Error) {
     }
 }
 
-/// How many unauthenticated connections each address has.
+/// How often a reason is complained of.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// Lets one complaint a minute through for each reason, and counts those it holds back.
+#[derive(Default)]
+struct Complaints(Mutex<HashMap<&'static str, (Instant, u64)>>);
+
+impl Complaints {
+    /// Takes note of one. When it is to be said: how many there were since the last that was, with this one.
+    fn note(&self, reason: &'static str, now: Instant) -> Option<u64> {
+        let mut complaints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((said, held_back)) = complaints.get_mut(reason) else {
+            complaints.insert(reason, (now, 0));
+            return Some(1);
+        };
+        *held_back += 1;
+        if now.duration_since(*said) < COMPLAIN_EVERY {
+            return None;
+        }
+        *said = now;
+        Some(std::mem::take(held_back))
+    }
+}
+
+/// How many connections each has: addresses those that proved nothing, peers theirs.
 #[derive(Clone, Default)]
-struct Places(Arc<Mutex<HashMap<IpAddr, usize>>>);
+struct Places(Arc<Mutex<HashMap<Holder, usize>>>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Holder {
+    Address(IpAddr),
+    Peer(SpiffeId),
+}
 
 /// One of them; given back when dropped.
 struct Place {
     places: Places,
-    address: IpAddr,
+    holder: Holder,
 }
 
 impl Places {
-    fn take(&self, address: IpAddr, most: usize) -> Option<Place> {
+    fn take(&self, holder: Holder, most: usize) -> Option<Place> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = taken.get(&address).copied().unwrap_or(0);
+        let held = taken.get(&holder).copied().unwrap_or(0);
         if held >= most {
             return None;
         }
-        taken.insert(address, held + 1);
+        taken.insert(holder.clone(), held + 1);
         Some(Place {
             places: self.clone(),
-            address,
+            holder,
         })
+    }
+
+    fn take_of(&self, id: &SpiffeId) -> Result<Place, Refused> {
+        let most = match id {
+            SpiffeId::Operator { .. } => PER_OPERATOR,
+            SpiffeId::Agent { .. } | SpiffeId::Aggregator { .. } => PER_AGENT,
+        };
+        self.take(Holder::Peer(id.clone()), most)
+            .ok_or_else(|| Refused::PeerLimit(id.clone()))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) = taken.get_mut(&self.address) {
+        if let Some(held) = taken.get_mut(&self.holder) {
             *held -= 1;
             if *held == 0 {
-                taken.remove(&self.address);
+                taken.remove(&self.holder);
             }
         }
     }
@@ -553,17 +735,39 @@ mod tests {
     #[test]
     fn an_address_has_its_places_and_gets_them_back() {
         let places = Places::default();
-        let one = IpAddr::from([192, 0, 2, 1]);
-        let two = IpAddr::from([192, 0, 2, 2]);
-        let first = places.take(one, 2).expect("free");
-        let second = places.take(one, 2).expect("free");
-        assert!(places.take(one, 2).is_none());
-        assert!(places.take(two, 2).is_some());
+        let address = |last| Holder::Address(IpAddr::from([192, 0, 2, last]));
+        let (one, two) = (|| address(1), || address(2));
+        let first = places.take(one(), 2).expect("free");
+        let second = places.take(one(), 2).expect("free");
+        assert!(places.take(one(), 2).is_none());
+        assert!(places.take(two(), 2).is_some());
         drop(first);
-        assert!(places.take(one, 2).is_some());
+        assert!(places.take(one(), 2).is_some());
         drop(second);
         let left = places.0.lock().expect("no panic").len();
         assert_eq!(left, 0, "an address without connections is forgotten");
+    }
+
+    #[test]
+    fn a_reason_is_complained_of_once_a_minute_with_its_count() {
+        let complaints = Complaints::default();
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        for (seconds, reason, said) in [
+            (0, "certificate", Some(1)),
+            (1, "certificate", None),
+            (1, "not_tls", Some(1)),
+            (59, "certificate", None),
+            (60, "certificate", Some(3)),
+            (61, "certificate", None),
+            (300, "not_tls", Some(1)),
+        ] {
+            assert_eq!(
+                complaints.note(reason, at(seconds)),
+                said,
+                "{seconds} {reason}"
+            );
+        }
     }
 
     #[test]
