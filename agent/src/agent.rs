@@ -17,11 +17,12 @@ use tokio::time;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    buffer::{Books, Buffer, BufferLimits, Encoded},
+    buffer::{Books, Buffer, BufferLimits, Encoded, Held},
     credentials::Credentials,
     sampler::{HostClock, Sampler, Tick},
+    spool::{SpoolConfig, SpoolHandle},
     status,
-    telemetry::Own,
+    telemetry::{Own, OwnSpool},
     uplink::{Common, Uplink},
 };
 
@@ -51,6 +52,8 @@ pub struct AgentConfig {
     pub interval: Duration,
     /// Memory for frames that are not acknowledged.
     pub buffer: BufferLimits,
+    /// Where frames outlive the process; `None` for nowhere.
+    pub spool: Option<SpoolConfig>,
     /// Where to answer `muster-agent status`; `None` for nowhere.
     pub status_socket: Option<PathBuf>,
     /// Seed of what is left to chance: the incarnation and the waits between connections.
@@ -89,6 +92,9 @@ impl Agent {
             source.boot_id(),
             config.interval,
         ));
+        if let Some(spool) = config.spool.clone() {
+            start_spool(spool, &common);
+        }
         let uplink = Uplink::new(
             Arc::clone(&common),
             credentials.connector,
@@ -150,21 +156,45 @@ impl Agent {
                 }
             }
             stop.cancel();
+            if let Some(spool) = common.spool() {
+                // Before the goodbye, which may take as long as we are given.
+                spool.commit();
+            }
             if time::timeout(GRACE, linked).await.is_err() {
                 tracing::warn!(grace_seconds = GRACE.as_secs(), "shutdown grace is over");
             }
         }
+        if let Some(spool) = common.spool() {
+            spool.stop().await;
+        }
         let mut buffer = common.buffer();
-        buffer.abandon_from(0);
+        buffer.abandon();
         let books = buffer.books();
         tracing::info!(
             produced = books.produced,
             durable = books.durable,
             rejected = books.rejected,
             lost = books.lost,
+            kept_on_disk = books.held,
             "agent stopped"
         );
         books
+    }
+}
+
+/// Without a spool the agent goes on with memory, as it does when the disk fails later.
+fn start_spool(config: SpoolConfig, common: &Arc<Common>) {
+    // The thread must not keep alive what ends it.
+    let listener = Arc::downgrade(common);
+    let incarnation = common.buffer().incarnation();
+    let told = move |event| {
+        if let Some(common) = listener.upgrade() {
+            common.told(event);
+        }
+    };
+    match SpoolHandle::start(config, incarnation, told) {
+        Ok(spool) => common.set_spool(spool),
+        Err(error) => tracing::warn!(%error, "no spool: a restart loses what is in memory"),
     }
 }
 
@@ -251,7 +281,15 @@ impl<'a> Rounds<'a> {
             samples: table.present_count() as u64,
         };
         let series = encoded.samples;
-        self.common.buffer().append(encoded);
+        let spooled = {
+            let mut buffer = self.common.buffer();
+            let seq = buffer.append(encoded);
+            let kept = buffer.newest().filter(|frame| frame.seq() == seq);
+            kept.map(Held::to_spool)
+        };
+        if let Some((spool, frame)) = self.common.spool().zip(spooled) {
+            spool.append(frame);
+        }
         self.common.appended.notify_one();
         let failing = self.source.failing();
         self.common
@@ -265,9 +303,23 @@ impl<'a> Rounds<'a> {
             ticks_missed: self.ticks_missed,
             frames_produced: books.produced,
             frames_lost: books.lost,
+            frames_lost_on_disk: [books.lost_age, books.lost_corrupt, books.lost_disk],
             frames_refused: books.rejected,
             frames_queued: books.held,
             reconnects: self.common.link().sessions.saturating_sub(1),
+            spool: self.common.spool().map(|spool| {
+                let status = spool.status();
+                OwnSpool {
+                    bytes: status.bytes,
+                    frames: books.spooled + status.frames,
+                    failures: status.failures,
+                    dropped: [
+                        status.dropped_full,
+                        status.dropped_age,
+                        status.dropped_corrupt,
+                    ],
+                }
+            }),
         }
     }
 }

@@ -11,21 +11,27 @@
 //! has lost its decoder state is given the chain again from its key frame. For the same reason what goes
 //! first when memory is full is the oldest chain, whole.
 //!
-//! Frames live in memory only and end with the process. The seam for the segmented log on disk is the
-//! interface of [`Buffer`]: append, read from a number, release, gaps.
+//! Where there is a [spool](crate::spool), it tells which frames are on disk too. Those are not lost when
+//! memory is full: they are *spilled*, still held, and sent from the disk.
 
 use std::{collections::VecDeque, time::Duration};
 
+use crate::spool::{Event, Spooled};
 use bytes::Bytes;
 use muster_proto::{
     id::Incarnation,
     limits,
+    ranges::RangeSet,
     time::{Timestamp, duration_millis},
     v1,
 };
 
 /// What a frame costs besides its payload: the record itself and the allocation of its payload, rounded up.
 const FRAME_OVERHEAD_BYTES: usize = 128;
+
+/// Backlog that is sent in the live chain, before anything newer: at 10 s and 500 bytes a frame a quarter of
+/// an hour, on a slow line (1 Mbit/s) one second.
+const CATCH_UP_BYTES: usize = 128 * 1024;
 
 /// Smallest bound on a buffer: the largest payload fits twice.
 pub const MIN_BUFFER_BYTES: usize = 2 * limits::MAX_PAYLOAD_BYTES;
@@ -124,6 +130,20 @@ impl Held {
         }
     }
 
+    /// What the spool keeps of it.
+    #[must_use]
+    pub fn to_spool(&self) -> Spooled {
+        Spooled {
+            seq: self.seq,
+            tick: self.encoded.tick,
+            boottime_ms: self.encoded.boottime_ms,
+            samples: u32::try_from(self.encoded.samples).unwrap_or(u32::MAX),
+            crc32c: self.crc32c,
+            key: self.encoded.key,
+            payload: self.encoded.payload.clone(),
+        }
+    }
+
     fn cost(&self) -> usize {
         self.encoded.payload.len() + FRAME_OVERHEAD_BYTES
     }
@@ -138,10 +158,18 @@ pub struct Books {
     pub durable: u64,
     /// Refused by the aggregator.
     pub rejected: u64,
-    /// Given up for lack of room before they were acknowledged.
+    /// Given up before they were acknowledged.
     pub lost: u64,
+    /// Of these, because they were too old.
+    pub lost_age: u64,
+    /// Of these, because they did not read any more from the disk.
+    pub lost_corrupt: u64,
+    /// Of these, because memory was full and the disk did not take them.
+    pub lost_disk: u64,
     /// Waiting to be acknowledged.
     pub held: u64,
+    /// Of these, on disk: a restart does not lose them.
+    pub spooled: u64,
 }
 
 /// Frames that will never be sent.
@@ -150,8 +178,18 @@ struct Lost {
     first: u64,
     last: u64,
     samples: u64,
+    reason: v1::GapReason,
     /// In this session: the number of the first frame sent after the announcement.
     announced_before: Option<u64>,
+}
+
+/// Where the lanes of a session begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// First number of the live chain.
+    pub live_from: u64,
+    /// First number in memory that goes beside it, with all up to `live_from`.
+    pub aside_from: u64,
 }
 
 /// The frames of one incarnation; see the head of this file.
@@ -166,6 +204,12 @@ pub struct Buffer {
     /// Highest number that was ever put on a stream.
     sent_to: u64,
     lost: Vec<Lost>,
+    /// Why frames are lost for which memory has no room.
+    loss_reason: v1::GapReason,
+    /// Numbers that are on disk and not settled.
+    spooled: RangeSet,
+    /// Of these, the numbers that are not in memory any more.
+    spilled: RangeSet,
     books: Books,
     key_wanted: bool,
     chain: Chain,
@@ -191,6 +235,9 @@ impl Buffer {
             next_seq: 1,
             sent_to: 0,
             lost: Vec::new(),
+            loss_reason: v1::GapReason::Full,
+            spooled: RangeSet::default(),
+            spilled: RangeSet::default(),
             books: Books::default(),
             key_wanted: true,
             chain: Chain::default(),
@@ -212,7 +259,70 @@ impl Buffer {
     /// What became of all frames so far.
     #[must_use]
     pub fn books(&self) -> Books {
-        self.books
+        Books {
+            spooled: self.spooled.count_in(0, u64::MAX),
+            ..self.books
+        }
+    }
+
+    /// Takes over what the spool has to say.
+    pub fn told(&mut self, event: Event) {
+        match event {
+            Event::Durable { first, last } => {
+                let mut from = first.max(1);
+                while let Some(seq) = self.next_open(from).filter(|seq| *seq <= last) {
+                    self.spooled.insert(seq);
+                    from = seq + 1;
+                }
+            }
+            Event::Dropped(gone) => {
+                let (mut first, mut samples) = (gone.first, gone.samples);
+                while let Some(seq) = self.spooled.next_present(first)
+                    && seq <= gone.last
+                {
+                    self.spooled.remove(seq);
+                    if self.spilled.remove(seq) {
+                        self.books.held -= 1;
+                        self.lose(seq, std::mem::take(&mut samples), gone.reason);
+                    }
+                    first = seq + 1;
+                }
+            }
+            Event::WantKey => self.key_wanted = true,
+            Event::LossReason(reason) => self.loss_reason = reason,
+        }
+    }
+
+    /// Whether the frame is on disk and not settled.
+    #[must_use]
+    pub fn is_spooled(&self, seq: u64) -> bool {
+        self.spooled.contains(seq)
+    }
+
+    /// The oldest frame that is only on disk.
+    #[must_use]
+    pub fn first_spilled(&self) -> Option<u64> {
+        self.spilled.next_present(0)
+    }
+
+    /// Number of the oldest frame in memory; the next number without one.
+    #[must_use]
+    pub fn first_in_memory(&self) -> u64 {
+        self.frames.front().map_or(self.next_seq, |frame| frame.seq)
+    }
+
+    /// The newest frame.
+    #[must_use]
+    pub fn newest(&self) -> Option<&Held> {
+        self.frames.back()
+    }
+
+    /// The first frame in memory from this number on that is not settled.
+    fn next_open(&self, seq: u64) -> Option<u64> {
+        let at = usize::try_from(seq.saturating_sub(self.first_in_memory())).ok()?;
+        let mut rest = self.frames.range(at.min(self.frames.len())..);
+        rest.find(|frame| frame.settled.is_none())
+            .map(|frame| frame.seq)
     }
 
     /// Bytes of memory that frames take now.
@@ -302,6 +412,48 @@ impl Buffer {
         key.map_or(first, |at| self.frames[at].seq)
     }
 
+    /// Where a new session begins to send, with two lanes; see [`Plan`].
+    ///
+    /// A short backlog is caught up with in the live chain. Behind a long one the live chain begins anew, with
+    /// the newest chain if that is short and else with the next frame, and the backlog goes beside it.
+    pub fn plan(&mut self, decoded_to: u64) -> Plan {
+        let first = self.resume(decoded_to);
+        let behind = self.bytes_from(first);
+        if self.spilled.is_empty() && behind <= CATCH_UP_BYTES {
+            return Plan {
+                live_from: first,
+                aside_from: first,
+            };
+        }
+        let newest_key = self.frames.iter().rfind(|frame| frame.encoded.key);
+        let newest = newest_key
+            .map(|frame| frame.seq)
+            .filter(|seq| *seq >= first);
+        let live_from = match newest {
+            Some(seq) if self.bytes_from(seq) <= CATCH_UP_BYTES => seq,
+            _ => {
+                self.key_wanted = true;
+                self.next_seq
+            }
+        };
+        // Beside the live chain no decoder stands anywhere yet: from a key frame on.
+        let open = self.next_open(0).unwrap_or(self.next_seq);
+        let key = self
+            .frames
+            .iter()
+            .rfind(|frame| frame.seq <= open && frame.encoded.key);
+        Plan {
+            live_from,
+            aside_from: key.map_or(open, |frame| frame.seq).min(live_from),
+        }
+    }
+
+    fn bytes_from(&self, seq: u64) -> usize {
+        let at = usize::try_from(seq.saturating_sub(self.first_in_memory())).unwrap_or(usize::MAX);
+        let frames = self.frames.range(at.min(self.frames.len())..);
+        frames.map(Held::cost).sum()
+    }
+
     /// The first frame from `seq` on that may be sent.
     #[must_use]
     pub fn from(&self, seq: u64) -> Option<&Held> {
@@ -330,7 +482,8 @@ impl Buffer {
     #[must_use]
     pub fn spool_range(&self) -> v1::SpoolRange {
         let mut open = self.frames.iter().filter(|frame| frame.settled.is_none());
-        let first = open.clone().next().map_or(self.next_seq, |frame| frame.seq);
+        let in_memory = open.clone().next().map(|frame| frame.seq);
+        let first = self.first_spilled().or(in_memory).unwrap_or(self.next_seq);
         let last = open
             .clone()
             .next_back()
@@ -350,6 +503,7 @@ impl Buffer {
             !gap.announced_before
                 .is_some_and(|seq| seq > 0 && (first..=last).contains(&seq))
         });
+        self.settle_spilled(first, last, Settled::Durable);
         for seq in self.held_range(first, last) {
             self.settle(seq, Settled::Durable);
         }
@@ -363,10 +517,11 @@ impl Buffer {
             reason,
             v1::RejectReason::NoKeyFrame | v1::RejectReason::Malformed | v1::RejectReason::Checksum
         );
-        if seq > self.sent_to || self.held_range(seq, seq).is_empty() {
+        if seq > self.sent_to {
             return false;
         }
-        let was_held = self.settle(seq, Settled::Rejected);
+        let was_held = self.settle_spilled(seq, seq, Settled::Rejected)
+            || !self.held_range(seq, seq).is_empty() && self.settle(seq, Settled::Rejected);
         self.retire();
         was_held
     }
@@ -391,7 +546,7 @@ impl Buffer {
             incarnation,
             first: gap.first,
             last: gap.last,
-            reason: v1::GapReason::Full.into(),
+            reason: gap.reason.into(),
             samples: gap.samples,
         })
     }
@@ -402,22 +557,45 @@ impl Buffer {
         self.lost.iter().any(|gap| gap.announced_before.is_none())
     }
 
-    /// Gives up what is held from `seq` on, because the process ends; returns the samples lost.
-    pub fn abandon_from(&mut self, seq: u64) -> u64 {
-        let at = self.frames.partition_point(|frame| frame.seq < seq);
-        let open = self
-            .frames
-            .range(at..)
-            .filter(|frame| frame.settled.is_none());
-        let samples = open.map(|frame| frame.encoded.samples).sum();
+    /// Samples in the frames in memory of this range that are not settled.
+    #[must_use]
+    pub fn samples(&self, first: u64, last: u64) -> u64 {
+        let within = |frame: &&Held| frame.settled.is_none() && (first..=last).contains(&frame.seq);
+        let open = self.frames.iter().filter(within);
+        open.map(|frame| frame.encoded.samples).sum()
+    }
+
+    /// Gives up what is in memory, because the process ends. What is on disk stays held.
+    pub fn abandon(&mut self) {
         self.key_wanted = true;
-        self.give_up(at..self.frames.len());
-        samples
+        self.give_up(0..self.frames.len());
     }
 
     fn held_range(&self, first: u64, last: u64) -> std::ops::RangeInclusive<u64> {
         let front = self.frames.front().map_or(self.next_seq, |frame| frame.seq);
         first.max(front)..=last.min(self.next_seq - 1)
+    }
+
+    /// Notes that frames are settled that are only on disk; true if there were any.
+    fn settle_spilled(&mut self, first: u64, last: u64, how: Settled) -> bool {
+        let mut any = false;
+        while let Some(seq) = self.spilled.next_present(first)
+            && seq <= last
+        {
+            self.spilled.remove(seq);
+            self.spooled.remove(seq);
+            self.count(how);
+            any = true;
+        }
+        any
+    }
+
+    fn count(&mut self, how: Settled) {
+        self.books.held -= 1;
+        match how {
+            Settled::Durable => self.books.durable += 1,
+            Settled::Rejected => self.books.rejected += 1,
+        }
     }
 
     fn settle(&mut self, seq: u64, how: Settled) -> bool {
@@ -434,11 +612,8 @@ impl Buffer {
             return false;
         }
         frame.settled = Some(how);
-        self.books.held -= 1;
-        match how {
-            Settled::Durable => self.books.durable += 1,
-            Settled::Rejected => self.books.rejected += 1,
-        }
+        self.spooled.remove(seq);
+        self.count(how);
         true
     }
 
@@ -470,43 +645,56 @@ impl Buffer {
         }
     }
 
-    /// Removes frames from memory; those that are not settled are lost.
+    /// Removes frames from memory; those that are neither settled nor on disk are lost.
     fn give_up(&mut self, places: std::ops::Range<usize>) {
-        let mut lost: Option<Lost> = None;
-        let mut gaps = Vec::new();
-        for frame in self.frames.drain(places) {
+        let gone: Vec<Held> = self.frames.drain(places).collect();
+        for frame in gone {
             self.bytes -= frame.cost();
             if frame.settled.is_some() {
-                gaps.extend(lost.take());
+                continue;
+            }
+            if self.spooled.contains(frame.seq) {
+                self.spilled.insert(frame.seq);
                 continue;
             }
             self.books.held -= 1;
-            self.books.lost += 1;
-            let gap = lost.get_or_insert(Lost {
-                first: frame.seq,
-                last: frame.seq,
-                samples: 0,
-                announced_before: None,
-            });
-            gap.last = frame.seq;
-            gap.samples += frame.encoded.samples;
-        }
-        gaps.extend(lost);
-        for gap in gaps {
-            self.remember_gap(gap);
+            self.lose(frame.seq, frame.encoded.samples, self.loss_reason);
         }
     }
 
-    fn remember_gap(&mut self, gap: Lost) {
-        match self.lost.last_mut() {
-            Some(last) if last.last + 1 == gap.first && last.announced_before.is_none() => {
-                last.last = gap.last;
-                last.samples += gap.samples;
+    /// Counts a frame that will never be sent, and keeps in mind to say so.
+    fn lose(&mut self, seq: u64, samples: u64, reason: v1::GapReason) {
+        self.books.lost += 1;
+        match reason {
+            v1::GapReason::Age => self.books.lost_age += 1,
+            v1::GapReason::Corrupt => self.books.lost_corrupt += 1,
+            v1::GapReason::DiskError => self.books.lost_disk += 1,
+            v1::GapReason::Full | v1::GapReason::Unspecified => {}
+        }
+        let at = self.lost.partition_point(|gap| gap.first <= seq);
+        let before = at.checked_sub(1).map(|before| &mut self.lost[before]);
+        match before {
+            Some(gap)
+                if gap.last + 1 == seq
+                    && gap.reason == reason
+                    && gap.announced_before.is_none() =>
+            {
+                gap.last = seq;
+                gap.samples += samples;
             }
-            _ => self.lost.push(gap),
+            _ => self.lost.insert(
+                at,
+                Lost {
+                    first: seq,
+                    last: seq,
+                    samples,
+                    reason,
+                    announced_before: None,
+                },
+            ),
         }
         if self.lost.len() > MAX_GAPS {
-            // Between two gaps lie only frames that are settled or lost: the aggregator keeps what it has.
+            // What lies between and comes after all counts as stored: the aggregator keeps what it has.
             let second = self.lost.remove(1);
             self.lost[0].last = second.last;
             self.lost[0].samples += second.samples;

@@ -15,6 +15,7 @@ use crate::{
     buffer::{BufferLimits, MIN_BUFFER_BYTES},
     collect::{self, CollectConfig},
     settings::{self, Faults, Reader, Section, directory, suggestion, text, texts, truth},
+    spool::{MIN_SPOOL_BYTES, SpoolConfig, SpoolLimits},
     telemetry::LogConfig,
 };
 
@@ -26,6 +27,12 @@ const OVERLAYS: &str = "agent.d";
 
 /// Most memory for frames that are not acknowledged: more belongs on a disk.
 const MAX_BUFFER_BYTES: u64 = 4095 << 20;
+
+/// A spool beyond this is a mistake in the unit.
+const MAX_SPOOL_BYTES: u64 = 1 << 40;
+/// Shorter than the shortest restart worth surviving, and longer than any host is away.
+const MIN_SPOOL_AGE: Duration = Duration::from_secs(60);
+const MAX_SPOOL_AGE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Everything an administrator may set, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +51,10 @@ pub struct Config {
     pub collect: CollectConfig,
     /// Memory for frames that are not acknowledged.
     pub buffer: BufferLimits,
+    /// Whether frames are kept on disk until they are acknowledged.
+    pub spool_enabled: bool,
+    /// How many of them.
+    pub spool: SpoolLimits,
     /// The agent's own log.
     pub log: LogConfig,
 }
@@ -58,6 +69,8 @@ impl Default for Config {
             labels: BTreeMap::new(),
             collect: CollectConfig::default(),
             buffer: BufferLimits::default(),
+            spool_enabled: true,
+            spool: SpoolLimits::default(),
             log: LogConfig::default(),
         }
     }
@@ -68,6 +81,15 @@ impl Config {
     #[must_use]
     pub fn status_socket(&self) -> PathBuf {
         self.runtime_dir.join("status.sock")
+    }
+
+    /// Where frames are kept on disk, if they are.
+    #[must_use]
+    pub fn spool(&self) -> Option<SpoolConfig> {
+        self.spool_enabled.then(|| SpoolConfig {
+            folder: self.state_dir.join("spool"),
+            limits: self.spool,
+        })
     }
 
     /// Whether anything but the level of the log is set differently: that much holds only after a restart.
@@ -108,6 +130,15 @@ impl Config {
         root.section("labels", |labels| labels.each(&mut self.labels, label));
         root.section("buffer", |buffer| {
             buffer.value("max_bytes", &mut self.buffer.max_bytes, buffer_bytes);
+        });
+        root.section("spool", |spool| {
+            spool.value("enabled", &mut self.spool_enabled, truth);
+            spool.value("max_size", &mut self.spool.max_bytes, |value| {
+                settings::bytes(value, MIN_SPOOL_BYTES..=MAX_SPOOL_BYTES)
+            });
+            spool.value("max_age", &mut self.spool.max_age, |value| {
+                settings::duration(value, MIN_SPOOL_AGE..=MAX_SPOOL_AGE)
+            });
         });
         root.section("log", |log| self.log.keys(log));
         root.section("collectors", |section| {
@@ -292,7 +323,7 @@ mod tests {
                 "a.toml:8:13: collectors.disable: there is no collector \"cpus\"; did you mean \"cpu\"?; muster-agent collectors lists them",
                 "a.toml:10:13: buffer.max_bytes: expected a size from \"1MiB\" to \"4095MiB\", or a number of bytes",
                 "a.toml:12:9: log.level: expected one of \"error\", \"warn\", \"info\", \"debug\", \"trace\", found \"loud\"",
-                "a.toml:13:2: wholly_else: there is no such key; known here: state_dir, runtime_dir, interval, uplink, labels, buffer, log, collectors",
+                "a.toml:13:2: wholly_else: there is no such key; known here: state_dir, runtime_dir, interval, uplink, labels, buffer, spool, log, collectors",
             ]
         );
     }
@@ -309,6 +340,11 @@ mod tests {
             ("buffer.max_bytes = 1048576", true),
             ("buffer.max_bytes = 1048575", false),
             ("buffer.max_bytes = -1", false),
+            ("spool.max_size = \"2MiB\"", true),
+            ("spool.max_size = \"1MiB\"", false),
+            ("spool.max_age = \"30d\"", true),
+            ("spool.max_age = \"1s\"", false),
+            ("spool.enabled = false", true),
             ("uplink.address = \"a:0\"", false),
             ("uplink.address = \"::1:7443\"", false),
             ("uplink.address = \"a:65536\"", false),
@@ -393,6 +429,7 @@ mod tests {
         assert_eq!(taken.state_dir, default.state_dir);
         assert_eq!(taken.interval, default.interval);
         assert_eq!(taken.buffer, default.buffer);
+        assert_eq!(taken.spool(), default.spool());
         assert_eq!(taken.collect.max_series, default.collect.max_series);
         assert_eq!(
             taken.collect.filesystem.types_exclude,

@@ -20,6 +20,7 @@ pub mod sample;
 pub mod sampler;
 pub mod settings;
 pub mod simulate;
+pub mod spool;
 pub mod status;
 pub mod suggest;
 pub mod telemetry;

@@ -58,7 +58,16 @@ impl Source for LiveHost {
             .frames_queued
             .store(own.frames_queued, Ordering::Relaxed);
         counters.reconnects.store(own.reconnects, Ordering::Relaxed);
-        counters.add_lost(Lost::Full, own.frames_lost - self.told.frames_lost);
+        let on_disk = own.frames_lost_on_disk;
+        let before = self.told.frames_lost_on_disk;
+        let full = own.frames_lost - on_disk.iter().sum::<u64>();
+        let full_before = self.told.frames_lost - before.iter().sum::<u64>();
+        counters.add_lost(Lost::Full, full - full_before);
+        let reasons = [Lost::Age, Lost::Corrupt, Lost::DiskError];
+        for ((reason, now), before) in reasons.into_iter().zip(on_disk).zip(before) {
+            counters.add_lost(reason, now - before);
+        }
+        counters.set_spool(own.spool);
         counters.add_lost(Lost::Refused, own.frames_refused - self.told.frames_refused);
         self.told = *own;
         self.collection.run(tick);

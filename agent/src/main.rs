@@ -254,6 +254,7 @@ fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Re
                 host: identity.host_id,
                 interval: config.interval,
                 buffer: config.buffer,
+                spool: config.spool(),
                 status_socket: Some(config.status_socket()),
                 seed: fastrand::u64(..),
             },

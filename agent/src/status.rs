@@ -22,7 +22,10 @@ use tokio::{
     time::{self, Instant},
 };
 
-use crate::uplink::Common;
+use crate::{
+    spool::{SpoolHandle, SpoolStatus},
+    uplink::Common,
+};
 
 /// Rounds whose durations are kept for the percentiles: 20 minutes at 10 s.
 const KEPT_ROUNDS: usize = 120;
@@ -47,6 +50,9 @@ pub struct Status {
     pub link: LinkStatus,
     /// Frames.
     pub frames: FrameStatus,
+    /// Frames on disk; absent where none are kept there.
+    #[serde(default)]
+    pub spool: Option<SpoolStatus>,
     /// Rounds of collectors.
     pub rounds: RoundStatus,
     /// What the agent costs.
@@ -91,10 +97,13 @@ pub struct FrameStatus {
     pub durable: u64,
     /// Refused by the aggregator.
     pub rejected: u64,
-    /// Given up for lack of room.
+    /// Given up before they were acknowledged.
     pub lost: u64,
     /// Waiting.
     pub queued: u64,
+    /// Of these, on disk: a restart does not lose them.
+    #[serde(default)]
+    pub spooled: u64,
     /// Memory they take, those that are kept for their chain included.
     pub bytes: u64,
 }
@@ -214,8 +223,10 @@ fn status(common: &Common, fixed: &Fixed) -> Status {
             rejected: books.rejected,
             lost: books.lost,
             queued: books.held,
+            spooled: books.spooled,
             bytes,
         },
+        spool: common.spool().map(SpoolHandle::status),
         rounds: RoundStatus {
             interval_seconds: interval.as_secs_f64(),
             last_tick: rounds.last_tick.map(|at| at.to_string()),
@@ -389,6 +400,32 @@ pub fn render(status: &Status) -> String {
         "frames {} produced, {} durable, {} refused, {} lost",
         frames.produced, frames.durable, frames.rejected, frames.lost
     );
+    if let Some(spool) = &status.spool {
+        let _ = write!(
+            out,
+            "spool {}, {} of this run",
+            bytes(spool.bytes),
+            frames.spooled
+        );
+        if spool.incarnations > 0 {
+            let _ = write!(out, " and {} of earlier runs wait", spool.frames);
+        } else {
+            out.push_str(" wait");
+        }
+        if let Some(age) = spool
+            .oldest_seconds
+            .filter(|_| frames.spooled + spool.frames > 0)
+        {
+            let _ = write!(out, ", oldest {} old", span(age));
+        }
+        out.push('\n');
+        if let Some(fault) = &spool.fault {
+            let _ = writeln!(out, "  not written to: {fault}");
+            out.push_str(
+                "  frames are in memory only, and a restart loses them; it is tried every minute\n",
+            );
+        }
+    }
     let _ = write!(out, "cost {:.2} % CPU", status.cost.cpu_ratio * 100.0);
     if let Some(resident) = status.cost.resident_bytes {
         let _ = write!(out, ", {} RSS", bytes(resident));
@@ -470,8 +507,10 @@ mod tests {
                 rejected: 1,
                 lost: 2,
                 queued: 0,
+                spooled: 0,
                 bytes: 3_000,
             },
+            spool: None,
             rounds: RoundStatus {
                 interval_seconds: 10.0,
                 last_tick: Some("1970-01-01T00:00:10Z".into()),
@@ -498,6 +537,23 @@ mod tests {
              frames 100 produced, 97 durable, 1 refused, 2 lost\n\
              cost 0.19 % CPU, 7.8 MiB RSS, pass 3.1 ms p50 6.0 ms p99, 412 series, 0 ticks missed\n\
              collectors failing: hwmon (the agent's log says why)\n"
+        );
+        status.frames.spooled = 7;
+        status.spool = Some(SpoolStatus {
+            bytes: 3 << 20,
+            oldest_seconds: Some(3_720),
+            incarnations: 1,
+            frames: 40,
+            fault: Some("disk full".into()),
+            ..SpoolStatus::default()
+        });
+        let text = render(&status);
+        assert!(
+            text.contains(
+                "spool 3.0 MiB, 7 of this run and 40 of earlier runs wait, oldest 1h 2m old\n  \
+                 not written to: disk full\n"
+            ),
+            "{text}"
         );
         status.link.connected_seconds = None;
         status.link.fault = Some("connection refused".into());

@@ -27,14 +27,31 @@ pub struct Own {
     pub ticks_missed: u64,
     /// Frames numbered.
     pub frames_produced: u64,
-    /// Frames given up for lack of room.
+    /// Frames given up before they were acknowledged.
     pub frames_lost: u64,
+    /// Of these, by age, by damage and because the disk did not take what memory could not hold.
+    pub frames_lost_on_disk: [u64; 3],
     /// Frames the aggregator refused.
     pub frames_refused: u64,
     /// Frames that wait for an acknowledgement.
     pub frames_queued: u64,
     /// Sessions after the first.
     pub reconnects: u64,
+    /// Frames on disk, where there are any.
+    pub spool: Option<OwnSpool>,
+}
+
+/// What the agent tells about its spool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OwnSpool {
+    /// Size on disk.
+    pub bytes: u64,
+    /// Frames that wait, of this run and earlier ones.
+    pub frames: u64,
+    /// Failures of the disk.
+    pub failures: u64,
+    /// Frames of earlier runs that were dropped: for lack of room, by age, by damage.
+    pub dropped: [u64; 3],
 }
 
 impl Own {

@@ -312,6 +312,7 @@ async fn join(
         host: joined.host_id,
         interval,
         buffer: BufferLimits::default(),
+        spool: None,
         status_socket: None,
         seed: fastrand::u64(..),
     };

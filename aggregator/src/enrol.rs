@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status, transport::Server};
 
 use crate::{
     control::{Control, EnrolRefusal, EnrolRequest},
+    directory,
     listen::{self, Counters, Limits, Peer},
     pki::{self, Authority, Doors},
 };
@@ -202,6 +203,12 @@ impl Service {
             ))
         })?;
         let mut facts = request.facts.unwrap_or_default();
+        directory::checked(&facts).map_err(|error| {
+            tracing::warn!(%address, %error, "a host was refused");
+            Status::invalid_argument(format!(
+                "what the host says of itself is not acceptable: {error}"
+            ))
+        })?;
         let labels = std::mem::take(&mut facts.labels).into_iter().collect();
         let asked = EnrolRequest {
             token_id: request.token_id,

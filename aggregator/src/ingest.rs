@@ -38,7 +38,7 @@ use crate::{
     directory::{Admitted, Directory, Known},
     fleet::{
         Fleet,
-        host::{FrameIn, Session},
+        host::{FrameIn, Lane, Session},
         shard::{Connection, Credit, Message, ToAgent},
     },
     listen::Peer,
@@ -215,6 +215,10 @@ impl Inner {
                 }
             }
             Known::No => return Err(Refusal::Deny(v1::DenyReason::Removed)),
+            Known::Refused(error) => {
+                tracing::warn!(%host, %error, "what the agent says of its host is not acceptable");
+                return Err(Refusal::Deny(v1::DenyReason::ProtocolViolation));
+            }
             // The fleet knows the hosts that were there at its start.
             Known::Unavailable => {}
         }
@@ -483,7 +487,7 @@ impl Inner {
         Ok(FrameIn {
             incarnation: Incarnation(frame.incarnation),
             seq: frame.seq,
-            live: frame.lane != i32::from(v1::Lane::Backfill),
+            lane: Lane::of_wire(frame.lane()),
             tick: Timestamp::from_millis(frame.tick_ms),
             received: self.clock.now(),
             crc32c: frame.crc32c,

@@ -2,7 +2,8 @@
 //! anything.
 //!
 //! Each door has at most so many handshakes at a time (further connections wait in the kernel's backlog), at
-//! most so many unauthenticated connections per source address, and a time limit for the handshake. Running out
+//! most so many unauthenticated connections per source address, so many connections of each peer that has proved
+//! who it is, and a time limit for the handshake. Running out
 //! of file descriptors slows accepting down instead of spinning. Every connection comes out with its [`Peer`],
 //! read from the certificate once. What is refused is counted by reason in [`Counters`].
 
@@ -47,6 +48,13 @@ const READY: usize = 64;
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 22;
+
+/// Connections of one agent: the one it uses, one that takes its place, and two that the network has lost and the
+/// keepalive has not yet found out about. More is a broken agent, or two with one identity.
+const PER_AGENT: usize = 4;
+
+/// Connections of one operator: a person, their pages and a few scripts.
+const PER_OPERATOR: usize = 32;
 
 /// What a browser or curl gets from a door that speaks TLS.
 const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\
@@ -95,6 +103,8 @@ pub struct Counters {
     pub broken: AtomicU64,
     /// Connections over the limit of their address.
     pub address_limit: AtomicU64,
+    /// Connections over the limit of the agent or operator they proved to be.
+    pub peer_limit: AtomicU64,
     /// Failed accepts, mostly for want of file descriptors.
     pub accept_errors: AtomicU64,
 }
@@ -140,7 +150,7 @@ impl Peer {
 pub struct Conn {
     io: Io,
     peer: Peer,
-    /// Held for the whole life where nothing was proved.
+    /// Held for the whole life: the peer's, or the address's where nothing was proved.
     _place: Option<Place>,
 }
 
@@ -279,7 +289,10 @@ impl Door {
             return Some(None);
         }
         self.places
-            .take(address, self.limits.unauthenticated_per_address)
+            .take(
+                Holder::Address(address),
+                self.limits.unauthenticated_per_address,
+            )
             .map(Some)
     }
 
@@ -302,7 +315,7 @@ impl Door {
                 let config = config.load_full();
                 timeout(
                     self.limits.handshake,
-                    handshake(stream, addr, config, place),
+                    handshake(stream, addr, config, place, &self.places),
                 )
                 .await
                 .unwrap_or(Err(Refused::TimedOut))
@@ -326,6 +339,7 @@ impl Door {
             Refused::NotTls => &counters.not_tls,
             Refused::Incompatible => &counters.incompatible,
             Refused::Certificate(_) => &counters.certificate,
+            Refused::PeerLimit(_) => &counters.peer_limit,
             Refused::Broken(_) => &counters.broken,
         };
         count(counter);
@@ -344,6 +358,8 @@ enum Refused {
     Incompatible,
     #[error("{0}")]
     Certificate(TlsFault),
+    #[error("{0} has too many connections")]
+    PeerLimit(SpiffeId),
     #[error("the handshake broke: {0}")]
     Broken(io::Error),
 }
@@ -353,6 +369,7 @@ async fn handshake(
     addr: SocketAddr,
     config: Arc<ServerConfig>,
     place: Option<Place>,
+    places: &Places,
 ) -> Result<Conn, Refused> {
     let mut first = [0];
     let seen = stream.peek(&mut first).await.map_err(Refused::Broken)?;
@@ -386,7 +403,10 @@ async fn handshake(
         },
         Some(leaf) => proved(addr, leaf)?,
     };
-    let place = place.filter(|_| peer.id.is_none());
+    let place = match &peer.id {
+        None => place,
+        Some(id) => Some(places.take_of(id)?),
+    };
     Ok(Conn {
         io: Io::Tls(Box::new(stream)),
         peer,
@@ -443,38 +463,53 @@ fn complain(last: &mut Option<Instant>, error: &io::Error) {
     }
 }
 
-/// How many unauthenticated connections each address has.
+/// How many connections each has: addresses those that proved nothing, peers theirs.
 #[derive(Clone, Default)]
-struct Places(Arc<Mutex<HashMap<IpAddr, usize>>>);
+struct Places(Arc<Mutex<HashMap<Holder, usize>>>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Holder {
+    Address(IpAddr),
+    Peer(SpiffeId),
+}
 
 /// One of them; given back when dropped.
 struct Place {
     places: Places,
-    address: IpAddr,
+    holder: Holder,
 }
 
 impl Places {
-    fn take(&self, address: IpAddr, most: usize) -> Option<Place> {
+    fn take(&self, holder: Holder, most: usize) -> Option<Place> {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = taken.get(&address).copied().unwrap_or(0);
+        let held = taken.get(&holder).copied().unwrap_or(0);
         if held >= most {
             return None;
         }
-        taken.insert(address, held + 1);
+        taken.insert(holder.clone(), held + 1);
         Some(Place {
             places: self.clone(),
-            address,
+            holder,
         })
+    }
+
+    fn take_of(&self, id: &SpiffeId) -> Result<Place, Refused> {
+        let most = match id {
+            SpiffeId::Operator { .. } => PER_OPERATOR,
+            SpiffeId::Agent { .. } | SpiffeId::Aggregator { .. } => PER_AGENT,
+        };
+        self.take(Holder::Peer(id.clone()), most)
+            .ok_or_else(|| Refused::PeerLimit(id.clone()))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(held) = taken.get_mut(&self.address) {
+        if let Some(held) = taken.get_mut(&self.holder) {
             *held -= 1;
             if *held == 0 {
-                taken.remove(&self.address);
+                taken.remove(&self.holder);
             }
         }
     }
@@ -553,14 +588,14 @@ mod tests {
     #[test]
     fn an_address_has_its_places_and_gets_them_back() {
         let places = Places::default();
-        let one = IpAddr::from([192, 0, 2, 1]);
-        let two = IpAddr::from([192, 0, 2, 2]);
-        let first = places.take(one, 2).expect("free");
-        let second = places.take(one, 2).expect("free");
-        assert!(places.take(one, 2).is_none());
-        assert!(places.take(two, 2).is_some());
+        let address = |last| Holder::Address(IpAddr::from([192, 0, 2, last]));
+        let (one, two) = (|| address(1), || address(2));
+        let first = places.take(one(), 2).expect("free");
+        let second = places.take(one(), 2).expect("free");
+        assert!(places.take(one(), 2).is_none());
+        assert!(places.take(two(), 2).is_some());
         drop(first);
-        assert!(places.take(one, 2).is_some());
+        assert!(places.take(one(), 2).is_some());
         drop(second);
         let left = places.0.lock().expect("no panic").len();
         assert_eq!(left, 0, "an address without connections is forgotten");

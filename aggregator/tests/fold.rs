@@ -10,7 +10,7 @@ use muster_aggregator::{
     detect::{DetectConfig, Engine},
     fleet::{
         Enrolled, HostState,
-        host::{CheckpointedHost, FrameIn, Receiving, Session, Verdict},
+        host::{CheckpointedHost, FrameIn, Lane, Receiving, Session, Verdict},
         names::Names,
     },
     journal::Record,
@@ -209,7 +209,7 @@ impl Agent {
         self.frames.push(FrameIn {
             incarnation: self.incarnation,
             seq,
-            live: true,
+            lane: Lane::Live,
             tick: Timestamp::from_millis(tick),
             received: Timestamp::from_millis(tick + 5),
             crc32c: crc32c::crc32c(&payload),
@@ -459,6 +459,75 @@ async fn a_decoder_that_lost_its_state_gets_it_from_what_is_sent_again() {
     assert_eq!(held(&aggregator.host), agent.latest());
     let books = aggregator.host.books();
     assert_eq!((books.produced, books.stored, books.rejected), (6, 6, 0));
+}
+
+/// The backlog of an agent that was away, of a life before or of this one, goes beside the live chain.
+#[tokio::test]
+async fn two_chains_are_decoded_apart_and_only_the_live_one_tells_of_now() {
+    let (mut before, mut agent, mut aggregator) = (Agent::new(1), Agent::new(2), Aggregator::new());
+    for _ in 0..9 {
+        before.sample(7, Some(3));
+    }
+    for _ in 0..20 {
+        agent.sample(500, Some(1));
+    }
+    aggregator.begin(agent.hello());
+    let beside = |frame: &FrameIn| FrameIn {
+        lane: Lane::Backfill,
+        ..frame.clone()
+    };
+    // Frame 14 is a key frame: the live chain begins there, all before it is backfill.
+    let backlog: Vec<FrameIn> = before
+        .frames
+        .iter()
+        .chain(&agent.frames[..13])
+        .map(beside)
+        .collect();
+    let mut live = agent.frames[13..].iter();
+    for (at, frame) in backlog.iter().enumerate() {
+        if at % 4 == 0
+            && let Some(live) = live.next()
+        {
+            assert_eq!(aggregator.offer(live), Verdict::Store);
+        }
+        let (tick, liveness) = (aggregator.host.last_tick(), aggregator.host.last_seen());
+        let values = held(&aggregator.host);
+        assert_eq!(aggregator.offer(frame), Verdict::Store, "{at}");
+        assert_eq!(held(&aggregator.host), values);
+        assert_eq!(
+            (aggregator.host.last_tick(), aggregator.host.last_seen()),
+            (tick, liveness)
+        );
+    }
+    for live in live {
+        assert_eq!(aggregator.offer(live), Verdict::Store);
+    }
+    assert_eq!(held(&aggregator.host), agent.latest());
+    aggregator.commit();
+    // The stream ends, and with it the second decoder: what is durable is decoded again for what follows.
+    aggregator.host.set_connected(false);
+    agent.sample(500, Some(1));
+    before.sample(7, Some(3));
+    let delta = beside(&before.frames[9]);
+    for frame in &before.frames[7..9] {
+        let verdict = aggregator.offer(&beside(frame));
+        assert_eq!(verdict, Verdict::Duplicate, "{}", frame.seq);
+    }
+    assert_eq!(
+        aggregator.offer(&delta),
+        Verdict::Rejected(v1::RejectReason::NoKeyFrame)
+    );
+    for frame in &before.frames[6..9] {
+        assert_eq!(aggregator.offer(&beside(frame)), Verdict::Duplicate);
+    }
+    // A restart: the log brings both lives back, and the live chain goes on where it stood.
+    aggregator.crash();
+    assert_eq!(aggregator.host.have(agent.incarnation).decoded_to, 20);
+    assert_eq!(aggregator.offer(&agent.frames[20]), Verdict::Store);
+    aggregator.commit();
+    let books = aggregator.host.books();
+    assert_eq!((books.produced, books.stored), (10 + 21, 9 + 21));
+    assert_eq!((books.rejected, books.lost), (1, 0));
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ use muster_agent::{
 use muster_aggregator::{
     admin::AdminSocket,
     control::{Control, OperatorRole, TokenOptions},
+    directory::{Directory, Known},
     enrol::EnrolDoor,
     listen::{self, Conn, Counters, Incoming, Limits},
     pki::{Authority, Doors, Request},
@@ -299,6 +300,47 @@ async fn hosts_of_one_name_are_told_apart() {
 }
 
 #[tokio::test]
+async fn what_a_host_says_of_itself_is_checked_and_its_name_changes_once_an_hour() {
+    let installation = Installation::new();
+    let address = installation.enrolment().await;
+    let token = installation.token(1).await;
+    let evil = join(address, &token, "web\u{1b}[2J", folder().path()).await;
+    let said = match evil {
+        Err(EnrolError::Refused(said)) => said,
+        other => panic!("{other:?}"),
+    };
+    assert!(said.contains("hostname has control characters"), "{said}");
+    let state = folder();
+    let joined = join(address, &token, "web", state.path()).await;
+    let host = joined.expect("the token was not used up").host_id;
+
+    let clock = Arc::clone(&installation.clock) as Arc<dyn Clock>;
+    let directory = Directory::new(installation.control.clone(), clock);
+    let named = async |hostname: &str| {
+        let facts = HostFacts {
+            hostname: hostname.to_owned(),
+            ..HostFacts::default()
+        };
+        match directory.connected(host, facts).await {
+            Known::Yes(enrolled) => enrolled.name,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(named("web-1").await, "web-1");
+    for at in 0..20 {
+        assert_eq!(named(&format!("flood-{at}")).await, "web-1");
+    }
+    installation.clock.advance(Duration::from_secs(3600));
+    assert_eq!(named("db").await, "db");
+    let facts = HostFacts {
+        kernel: "k".repeat(10_000),
+        ..HostFacts::default()
+    };
+    let known = directory.connected(host, facts).await;
+    assert!(matches!(known, Known::Refused(_)), "{known:?}");
+}
+
+#[tokio::test]
 async fn tokens_that_let_nobody_in() {
     let installation = Installation::new();
     let address = installation.enrolment().await;
@@ -514,6 +556,31 @@ async fn a_silent_connection_is_closed_and_an_address_has_its_limit() {
     }
     assert_eq!(counted(&installation.counters.timed_out), 2);
     assert_eq!(counted(&installation.counters.address_limit), 1);
+}
+
+#[tokio::test]
+async fn one_agent_holds_so_many_connections_at_most() {
+    let installation = Installation::new();
+    let (agents, mut incoming) = installation.agents(Limits::default()).await;
+    let credentials = installation.agent();
+    let config = client_config(&installation.trust(), credentials).expect("usable");
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        let (knocked, conn) = tokio::join!(knock(agents, config.clone()), greet(&mut incoming));
+        held.push((knocked.expect("let in"), conn));
+    }
+    let fifth = knock(agents, config.clone()).await;
+    assert!(fifth.is_err(), "let in");
+    assert_eq!(counted(&installation.counters.peer_limit), 1);
+    // Another one is not concerned.
+    let (operators, mut operators_in) = installation.operators().await;
+    let operator = client_config(&installation.trust(), installation.operator());
+    let operator = operator.expect("usable");
+    let (knocked, _conn) = tokio::join!(knock(operators, operator), greet(&mut operators_in));
+    assert!(knocked.is_ok());
+    held.pop();
+    let (knocked, _conn) = tokio::join!(knock(agents, config), greet(&mut incoming));
+    assert!(knocked.is_ok(), "a place is given back");
 }
 
 #[tokio::test]

@@ -328,6 +328,7 @@ async fn join(plan: &Plan, number: u64) -> anyhow::Result<(String, Agent, u64)> 
         host,
         interval: plan.interval,
         buffer: BufferLimits::default(),
+        spool: None,
         status_socket: None,
         seed: plan.seed.wrapping_mul(1_000_003).wrapping_add(number),
     };

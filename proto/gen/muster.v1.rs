@@ -317,8 +317,8 @@ pub struct Have {
     /// On disk; the agent lets go of these.
     #[prost(message, repeated, tag = "2")]
     pub durable: ::prost::alloc::vec::Vec<Range>,
-    /// The delta state stands after this frame: the next one decodes without a key frame. 0: it has none, and
-    /// the agent begins again with the key frame before its first frame that is not durable.
+    /// The delta state of the live chain stands after this frame: the next one decodes without a key frame. 0: it
+    /// has none, and the agent begins again with a key frame. That of the backfill chain ends with its stream.
     #[prost(uint64, tag = "3")]
     pub decoded_to: u64,
 }
@@ -444,14 +444,19 @@ pub struct Deny {
     #[prost(enumeration = "DenyReason", tag = "1")]
     pub reason: i32,
 }
+/// Which of the two chains of a stream a frame belongs to; each begins with a key frame and has a decoder of
+/// its own (docs/decisions/003).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Lane {
     Unspecified = 0,
-    /// Sent as it was taken.
+    /// In the live chain, sent as it was taken.
     Live = 1,
-    /// Held while there was no aggregator: fills history, never alerts as if it were new.
+    /// In the chain beside it: held while there was no aggregator, of this incarnation or an older one. Fills
+    /// history; never touches the latest values and never alerts.
     Backfill = 2,
+    /// In the live chain, held for a moment: what follows builds on it, and it does not alert as if it were new.
+    Late = 3,
 }
 impl Lane {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -463,6 +468,7 @@ impl Lane {
             Self::Unspecified => "LANE_UNSPECIFIED",
             Self::Live => "LANE_LIVE",
             Self::Backfill => "LANE_BACKFILL",
+            Self::Late => "LANE_LATE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -471,6 +477,7 @@ impl Lane {
             "LANE_UNSPECIFIED" => Some(Self::Unspecified),
             "LANE_LIVE" => Some(Self::Live),
             "LANE_BACKFILL" => Some(Self::Backfill),
+            "LANE_LATE" => Some(Self::Late),
             _ => None,
         }
     }

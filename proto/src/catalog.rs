@@ -255,6 +255,14 @@ catalog! {
         "Frames given up before they were acknowledged as durable.";
     AGENT_FRAMES_QUEUED "muster_agent_frames_queued" Gauge One []
         "Frames held because they are not yet acknowledged as durable.";
+    AGENT_SPOOL_BYTES "muster_agent_spool_bytes" Gauge One []
+        "Size of the agent's spool on disk.";
+    AGENT_SPOOL_FRAMES "muster_agent_spool_frames" Gauge One []
+        "Frames on disk that are not yet acknowledged as durable, of this run of the agent and earlier ones.";
+    AGENT_SPOOL_FAILURES "muster_agent_spool_failures_total" Counter One []
+        "Failures of the spool's disk since the agent started.";
+    AGENT_SPOOL_DROPPED "muster_agent_spool_dropped_frames_total" Counter One ["reason"]
+        "Frames of earlier runs of the agent dropped from the spool: full, age, corrupt.";
     AGENT_RECONNECTS "muster_agent_reconnects_total" Counter One []
         "Connections made to an aggregator after the first.";
 }

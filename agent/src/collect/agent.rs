@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,7 +16,10 @@ use muster_proto::{
 };
 
 use super::{About, CollectError, Collector, Outcome, Readings, text};
-use crate::host::{HostRoot, KeptFile};
+use crate::{
+    host::{HostRoot, KeptFile},
+    telemetry::OwnSpool,
+};
 
 const PATH: &str = "proc/self/status";
 
@@ -42,6 +45,12 @@ static ABOUT: About = About {
 pub enum Lost {
     /// The room for frames was full.
     Full,
+    /// They were too old.
+    Age,
+    /// They did not read any more from the disk.
+    Corrupt,
+    /// Memory was full and the disk did not take them.
+    DiskError,
     /// The aggregator refused them.
     Refused,
 }
@@ -58,6 +67,10 @@ pub struct AgentCounters {
     /// Connections made after the first.
     pub reconnects: AtomicU64,
     frames_lost_full: AtomicU64,
+    frames_lost_age: AtomicU64,
+    frames_lost_corrupt: AtomicU64,
+    frames_lost_disk: AtomicU64,
+    spool: Mutex<Option<OwnSpool>>,
     frames_lost_refused: AtomicU64,
 }
 
@@ -66,9 +79,21 @@ impl AgentCounters {
     pub fn add_lost(&self, reason: Lost, frames: u64) {
         let counter = match reason {
             Lost::Full => &self.frames_lost_full,
+            Lost::Age => &self.frames_lost_age,
+            Lost::Corrupt => &self.frames_lost_corrupt,
+            Lost::DiskError => &self.frames_lost_disk,
             Lost::Refused => &self.frames_lost_refused,
         };
         counter.fetch_add(frames, Ordering::Relaxed);
+    }
+
+    /// Notes how the spool stands, where there is one.
+    pub fn set_spool(&self, spool: Option<OwnSpool>) {
+        *self.spool.lock().unwrap_or_else(PoisonError::into_inner) = spool;
+    }
+
+    fn spool(&self) -> Option<OwnSpool> {
+        *self.spool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -126,6 +151,22 @@ impl Collector for Agent {
             let frames = counter.load(Ordering::Relaxed);
             out.unsigned(catalog::AGENT_FRAMES_LOST, &[reason], frames);
         }
+        if let Some(spool) = counters.spool() {
+            out.unsigned(catalog::AGENT_SPOOL_BYTES, &[], spool.bytes);
+            out.unsigned(catalog::AGENT_SPOOL_FRAMES, &[], spool.frames);
+            out.unsigned(catalog::AGENT_SPOOL_FAILURES, &[], spool.failures);
+            for (reason, frames) in ["full", "age", "corrupt"].into_iter().zip(spool.dropped) {
+                out.unsigned(catalog::AGENT_SPOOL_DROPPED, &[reason], frames);
+            }
+            for (reason, counter) in [
+                ("age", &counters.frames_lost_age),
+                ("corrupt", &counters.frames_lost_corrupt),
+                ("disk_error", &counters.frames_lost_disk),
+            ] {
+                let frames = counter.load(Ordering::Relaxed);
+                out.unsigned(catalog::AGENT_FRAMES_LOST, &[reason], frames);
+            }
+        }
         // Without /proc, as on other systems than Linux, the rest is known all the same.
         if let Ok(status) = self.status.read(&self.machine)
             && let Some(kibi) = resident_kibi(status)
@@ -154,6 +195,12 @@ mod tests {
         let counters = Arc::new(AgentCounters::default());
         counters.frames_produced.store(7, Ordering::Relaxed);
         counters.add_lost(Lost::Full, 3);
+        counters.add_lost(Lost::Age, 2);
+        counters.set_spool(Some(OwnSpool {
+            bytes: 1024,
+            dropped: [0, 0, 5],
+            ..OwnSpool::default()
+        }));
         let mut host = testing::Host::new();
         let values = host.collect(&mut Agent::new(counters));
         assert_eq!(values["muster_agent_frames_produced_total"], 7.0);
@@ -165,6 +212,16 @@ mod tests {
             values[r#"muster_agent_frames_lost_total{reason="refused"}"#],
             0.0
         );
+        for (name, value) in [
+            (r#"muster_agent_frames_lost_total{reason="age"}"#, 2.0),
+            ("muster_agent_spool_bytes", 1024.0),
+            (
+                r#"muster_agent_spool_dropped_frames_total{reason="corrupt"}"#,
+                5.0,
+            ),
+        ] {
+            assert_eq!(values[name], value, "{name}");
+        }
         assert!(values["muster_agent_cpu_seconds_total"] > 0.0);
     }
 

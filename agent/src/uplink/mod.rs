@@ -3,6 +3,7 @@
 //! Everything about one stream is in `session`, how long to wait in [`backoff`], what went wrong in
 //! [`fault`], bytes in [`connect`]. A failing link never disturbs sampling: frames wait in the buffer.
 
+mod aside;
 pub mod backoff;
 pub mod connect;
 pub mod fault;
@@ -12,7 +13,7 @@ mod session;
 use std::{
     io,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicI32, Ordering},
     },
     time::Duration,
@@ -30,6 +31,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::{
     buffer::Buffer,
     sampler::{HostClock, Schedule},
+    spool::{Event, SpoolHandle},
     status::RoundStats,
 };
 
@@ -105,6 +107,8 @@ impl Memory for Forgetful {
 /// What the link, the sampler and the status page share. Locks are held for a few lines.
 pub(crate) struct Common {
     buffer: Mutex<Buffer>,
+    /// Where frames outlive the process, if anywhere.
+    spool: OnceLock<SpoolHandle>,
     link: Mutex<Link>,
     rounds: Mutex<RoundStats>,
     schedule: watch::Sender<Schedule>,
@@ -128,6 +132,7 @@ impl Common {
     ) -> Self {
         Self {
             buffer: Mutex::new(buffer),
+            spool: OnceLock::new(),
             link: Mutex::new(Link::default()),
             rounds: Mutex::new(RoundStats::default()),
             schedule: watch::Sender::new(Schedule::new(&*clock, interval)),
@@ -142,6 +147,25 @@ impl Common {
 
     pub(crate) fn buffer(&self) -> MutexGuard<'_, Buffer> {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives frames a place on disk; once.
+    pub(crate) fn set_spool(&self, spool: SpoolHandle) {
+        // There is one call of this, where the agent is made.
+        let _ = self.spool.set(spool);
+    }
+
+    pub(crate) fn spool(&self) -> Option<&SpoolHandle> {
+        self.spool.get()
+    }
+
+    /// What the spool has to say to the buffer.
+    pub(crate) fn told(&self, event: Event) {
+        self.buffer().told(event);
+        if matches!(event, Event::Dropped(_)) {
+            // A gap is to be announced.
+            self.appended.notify_one();
+        }
     }
 
     pub(crate) fn link(&self) -> MutexGuard<'_, Link> {

@@ -1,12 +1,15 @@
 //! One stream: Hello and Welcome, then frames and gaps up and acknowledgements down, until an end.
 //!
-//! Frames go in the order of their numbers, oldest first, because payloads build on one another; a frame
-//! that is older than one interval when it is sent goes on the backfill lane, so that the aggregator does not
-//! take it for news. What was sent and is not yet durable never exceeds the aggregator's credit.
+//! Frames of the live chain go in the order of their numbers, because payloads build on one another; one that
+//! is older than one interval when it is sent is marked as late, so that the aggregator does not take it for
+//! news. A longer backlog goes beside it, see [`super::aside`]. What was sent and is not yet durable never
+//! exceeds the aggregator's credit.
 
 use std::{collections::VecDeque, time::Duration};
 
+use crate::spool::SpoolHandle;
 use muster_proto::{
+    id::Incarnation,
     limits,
     time::{Timestamp, duration_millis},
     v1::{self, agent_message::Message as Up, aggregator_message::Message as Down},
@@ -18,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
-use super::{Common, Memory, fault::Fault};
+use super::{Common, Memory, aside::Aside, fault::Fault};
 
 /// From the open stream to Welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,10 +65,11 @@ pub(super) struct Opened {
 pub(super) fn hello(common: &Common, session: u64, memory: &dyn Memory) -> v1::AgentMessage {
     let buffer = common.buffer();
     // Named also when nothing is held, so that the aggregator says where its decoder stands.
-    let spool = match buffer.last_seq() {
+    let mut spool = match buffer.last_seq() {
         0 => Vec::new(),
         _ => vec![buffer.spool_range()],
     };
+    spool.extend(common.spool().into_iter().flat_map(SpoolHandle::ranges));
     message(Up::Hello(v1::Hello {
         protocol: limits::PROTOCOL_VERSION,
         incarnation: buffer.incarnation().0,
@@ -170,6 +174,7 @@ pub(super) struct Session<'a> {
     cursor: u64,
     in_flight: VecDeque<Sent>,
     in_flight_bytes: u64,
+    aside: Aside,
     /// Since when frames are outstanding without an acknowledgement.
     waiting_since: Instant,
     last_sent: Instant,
@@ -187,24 +192,37 @@ impl<'a> Session<'a> {
         opened: Opened,
     ) -> Self {
         let Opened { welcome, inbound } = opened;
-        let cursor = {
+        if let Some(spool) = common.spool() {
+            for have in &welcome.have {
+                let durable = have.durable.iter();
+                let durable = durable.map(|range| (range.first, range.last)).collect();
+                spool.settle(Incarnation(have.incarnation), durable);
+            }
+            spool.rewind();
+        }
+        let plan = {
             let mut buffer = common.buffer();
             let own = buffer.incarnation().0;
             let have = welcome.have.iter().find(|have| have.incarnation == own);
             for range in have.iter().flat_map(|have| &have.durable) {
                 buffer.release(range.first, range.last);
             }
-            buffer.resume(have.map_or(0, |have| have.decoded_to))
+            buffer.plan(have.map_or(0, |have| have.decoded_to))
         };
+        let mut aside = Aside::new(plan);
+        if common.spool().is_none() {
+            aside.without_disk();
+        }
         let now = Instant::now();
         Self {
             common,
             outbound: Some(outbound),
             inbound,
             credit_bytes: welcome.credit_bytes,
-            cursor,
+            cursor: plan.live_from,
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
+            aside,
             waiting_since: now,
             last_sent: now,
             heartbeat: match welcome.heartbeat_ms {
@@ -233,11 +251,15 @@ impl<'a> Session<'a> {
             if self.is_finished() {
                 self.outbound = None;
             }
+            if let Some(spool) = self.common.spool().filter(|_| self.leaving.is_none()) {
+                self.aside.ask(spool, &self.common.buffer());
+            }
             let outbound = self.outbound.clone();
             let may_send = outbound.is_some() && self.has_more();
             let stopping = matches!(self.leaving, Some((Leaving::Stopping, _)));
             let patience = self.patience();
-            let progress = (!self.in_flight.is_empty()).then(|| self.waiting_since + patience);
+            let waiting = !self.in_flight.is_empty() || self.aside.is_in_flight();
+            let progress = waiting.then(|| self.waiting_since + patience);
             let beat = self.heartbeat.filter(|_| outbound.is_some() && !may_send);
             let beat = beat.map(|beat| self.last_sent + beat);
             let until = self.leaving.map(|(_, until)| until);
@@ -262,6 +284,7 @@ impl<'a> Session<'a> {
                     // The connection task is gone; the stream above says why.
                     None => self.outbound = None,
                 },
+                batch = self.aside.answer() => self.aside.take(batch, &self.common.buffer()),
                 () = self.common.appended.notified(), if self.leaving.is_none() => {}
                 () = sleep_until(progress) => return Ok(Fault::NoProgress(patience).into()),
                 () = sleep_until(beat) => self.beat(),
@@ -283,23 +306,27 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// At the end of the time for a goodbye: names what was not sent and says Fin, if there is room. Without
-    /// room the aggregator learns of the loss by the numbers that are missing when the next incarnation comes.
+    /// At the end of the time for a goodbye: names what was not sent, unless it is on disk for the next
+    /// incarnation to send, and says Fin, if there is room. Without room the aggregator learns of the loss by the
+    /// numbers that are missing when the next incarnation comes.
     fn last_words(&mut self) {
         self.leaving = Some((Leaving::Stopping, Instant::now() + LAST_WORDS));
         self.fin_sent = true;
         let Some(outbound) = self.outbound.take() else {
             return;
         };
-        let mut buffer = self.common.buffer();
+        let buffer = self.common.buffer();
         let last = buffer.last_seq();
-        if self.cursor <= last {
+        let beside = self.aside.unsent(&buffer);
+        let live = (self.cursor <= last).then_some((self.cursor, last));
+        let unsent = beside.into_iter().chain(live);
+        for (first, last) in unsent.filter(|_| self.common.spool().is_none()) {
             let gap = v1::Gap {
                 incarnation: buffer.incarnation().0,
-                first: self.cursor,
+                first,
                 last,
                 reason: v1::GapReason::Unspecified.into(),
-                samples: buffer.abandon_from(self.cursor),
+                samples: buffer.samples(first, last),
             };
             if outbound.try_send(message(Up::Gap(gap))).is_err() {
                 return;
@@ -336,15 +363,25 @@ impl<'a> Session<'a> {
                 buffer.has_gap()
                     || match buffer.from(self.cursor) {
                         Some(frame) => self.has_credit(frame.payload_bytes()),
+                        None if self.sends_aside() && self.aside.has_next(&buffer) => {
+                            let (credit, used) = (self.credit_bytes, self.in_flight_bytes);
+                            self.aside.may_send(&buffer, credit, used)
+                        }
                         None => leaving.is_some(),
                     }
             }
         }
     }
 
+    /// At the end there is no time for a backlog that will be there after the next start.
+    fn sends_aside(&self) -> bool {
+        self.leaving.is_none() || self.common.spool().is_none()
+    }
+
     /// A frame larger than the whole credit goes alone, else it would never go.
     fn has_credit(&self, bytes: u64) -> bool {
-        let after = self.in_flight_bytes.saturating_add(bytes);
+        let used = self.in_flight_bytes + self.aside.in_flight_bytes();
+        let after = used.saturating_add(bytes);
         after <= self.credit_bytes || (self.in_flight.is_empty() && self.credit_bytes > 0)
     }
 
@@ -366,14 +403,17 @@ impl<'a> Session<'a> {
             return Some(message(Up::Gap(gap)));
         }
         let incarnation = buffer.incarnation();
-        let frame = buffer.from(self.cursor)?;
+        if self.in_flight.is_empty() && !self.aside.is_in_flight() {
+            self.waiting_since = now;
+        }
+        let Some(frame) = buffer.from(self.cursor) else {
+            let next = self.sends_aside().then(|| self.aside.next(&mut buffer));
+            return next.flatten().map(message);
+        };
         let (seq, bytes, again) = (frame.seq(), frame.payload_bytes(), frame.is_durable());
         let wire = frame.to_wire(incarnation, self.lane(frame.tick()));
         buffer.mark_sent(seq);
         drop(buffer);
-        if self.in_flight.is_empty() {
-            self.waiting_since = now;
-        }
         self.cursor = seq + 1;
         self.in_flight.push_back(Sent { seq, bytes, again });
         self.in_flight_bytes += bytes;
@@ -386,7 +426,7 @@ impl<'a> Session<'a> {
             .at(self.common.clock.boottime_ms())
             .millis_since(tick);
         if age > duration_millis(schedule.interval()) {
-            v1::Lane::Backfill
+            v1::Lane::Late
         } else {
             v1::Lane::Live
         }
@@ -435,11 +475,23 @@ impl<'a> Session<'a> {
     fn acknowledge(&mut self, ack: &v1::Ack) {
         self.acknowledged = true;
         self.waiting_since = Instant::now();
+        self.credit_bytes = ack.credit_bytes;
+        let durable = ack.durable.iter().map(|range| (range.first, range.last));
+        let rejected = ack
+            .rejected
+            .iter()
+            .map(|rejected| (rejected.seq, rejected.seq));
+        let settled: Vec<(u64, u64)> = durable.chain(rejected).collect();
+        self.aside.settle(ack.incarnation, &settled);
+        if let Some(spool) = self.common.spool() {
+            spool.settle(Incarnation(ack.incarnation), settled);
+        }
         let mut buffer = self.common.buffer();
         if ack.incarnation != buffer.incarnation().0 {
+            drop(buffer);
+            self.common.link().last_ack = Some(Instant::now());
             return;
         }
-        self.credit_bytes = ack.credit_bytes;
         for range in &ack.durable {
             buffer.release(range.first, range.last);
         }

@@ -307,6 +307,7 @@ pub(crate) fn start_with(
         host: source.host_id(),
         interval: INTERVAL,
         buffer: BufferLimits::default(),
+        spool: None,
         status_socket: None,
         seed: 5,
     };

@@ -202,7 +202,7 @@ async fn credit_is_never_exceeded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn frames_that_waited_go_on_the_backfill_lane() {
+async fn frames_that_waited_a_moment_are_late() {
     let mut world = World::new();
     let mut session = world.session().await;
     session.hello().await;
@@ -221,7 +221,7 @@ async fn frames_that_waited_go_on_the_backfill_lane() {
     assert!(held >= 3, "{held}");
     for seq in 1..held {
         let frame = session.frame().await;
-        assert_eq!((frame.seq, frame.lane()), (seq, v1::Lane::Backfill));
+        assert_eq!((frame.seq, frame.lane()), (seq, v1::Lane::Late));
     }
     session
         .ack(hello.incarnation, held - 1, &[(1, held - 1)])

@@ -11,7 +11,7 @@ use std::{
 };
 
 use muster_proto::{
-    codec::{Changes, DecodeError, Decoder},
+    codec::{self, Changes, DecodeError, Decoder},
     id::{HostId, Incarnation},
     limits,
     ranges::RangeSet,
@@ -64,8 +64,8 @@ pub struct FrameIn {
     pub incarnation: Incarnation,
     /// Number within it.
     pub seq: u64,
-    /// Sent as it was taken, or held back before.
-    pub live: bool,
+    /// Which chain it belongs to, and whether it is news.
+    pub lane: Lane,
     /// The host's own time of the sample.
     pub tick: Timestamp,
     /// When this aggregator received it.
@@ -74,6 +74,30 @@ pub struct FrameIn {
     pub crc32c: u32,
     /// The encoded sample.
     pub payload: bytes::Bytes,
+}
+
+/// Which of the two chains of a stream a frame belongs to, and whether it is news. In the order of their
+/// numbers in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lane {
+    /// In the live chain, held back before: what follows builds on it.
+    Late,
+    /// In the live chain, sent as it was taken.
+    Live,
+    /// In the chain beside it: fills the books and history, never touches what is known of now.
+    Backfill,
+}
+
+impl Lane {
+    /// The lane of a message. One that is not known is live: an agent that is newer means nothing old.
+    #[must_use]
+    pub fn of_wire(lane: v1::Lane) -> Self {
+        match lane {
+            v1::Lane::Backfill => Self::Backfill,
+            v1::Lane::Late => Self::Late,
+            v1::Lane::Live | v1::Lane::Unspecified => Self::Live,
+        }
+    }
 }
 
 /// What becomes of a frame.
@@ -239,6 +263,8 @@ pub struct HostState {
     kept: Kept,
     duplicates: u64,
     decoder: Decoder<Arc<SeriesKey>>,
+    /// State of the backfilled chain; ends with the stream, and the agent begins that chain again.
+    aside: Option<(Incarnation, Decoder<Arc<SeriesKey>>)>,
     /// The value each series had at the tick before; parallel to the decoder's slots.
     before: Vec<Option<Raw>>,
     rates: Vec<f32>,
@@ -262,6 +288,7 @@ impl HostState {
             },
             duplicates: 0,
             decoder: Decoder::default(),
+            aside: None,
             before: Vec::new(),
             rates: Vec::new(),
             events: VecDeque::new(),
@@ -469,6 +496,7 @@ impl HostState {
 
     /// A stream was opened or closed.
     pub fn set_connected(&mut self, connected: bool) {
+        self.aside = None;
         self.connected = connected;
     }
 
@@ -529,7 +557,8 @@ impl HostState {
         if frame.seq == 0 || frame.seq > MAX_SEQ {
             return Verdict::Violation;
         }
-        if !context.replayed {
+        let of_now = frame.lane != Lane::Backfill;
+        if !context.replayed && of_now {
             // Refused or not, it is a sign of life.
             self.heard = Some(context.now);
         }
@@ -576,7 +605,9 @@ impl HostState {
         }
         self.checksums
             .push_back((frame.incarnation, frame.seq, frame.crc32c));
-        self.kept.last_received = self.kept.last_received.max(Some(frame.received));
+        if of_now {
+            self.kept.last_received = self.kept.last_received.max(Some(frame.received));
+        }
         if context.replayed {
             self.stored(frame.incarnation, frame.seq);
         } else {
@@ -728,15 +759,22 @@ impl HostState {
         let same = self.kept.decoding == Some(frame.incarnation);
         let after = !same || frame.seq > self.decoder.decoded_to();
         let follows = same && self.decoder.accepts(frame.seq, &frame.payload);
-        after && (follows || muster_proto::codec::is_key_frame(&frame.payload))
+        after && (follows || codec::is_key_frame(&frame.payload))
     }
 
     /// Takes a frame that is stored already into the decoder, where that lost its state: the agent sends it
     /// again from its key frame on so that what follows can be decoded.
     fn prime(&mut self, frame: &FrameIn, context: &mut Receiving<'_>) {
+        if frame.lane == Lane::Backfill {
+            if crc32c::crc32c(&frame.payload) == frame.crc32c {
+                // If it does not decode, what builds on it will be refused by name.
+                let _ = self.decode_aside(frame, context);
+            }
+            return;
+        }
         let lost = self.kept.decoding != Some(frame.incarnation) || self.decoder.decoded_to() == 0;
         let follows = self.decoder.decoded_to() < frame.seq;
-        let begins = muster_proto::codec::is_key_frame(&frame.payload);
+        let begins = codec::is_key_frame(&frame.payload);
         if (lost && begins) || (!lost && follows) {
             // It was judged when it was stored; its time is over, so it opens and closes nothing.
             let mut nothing = Vec::new();
@@ -753,16 +791,19 @@ impl HostState {
         context: &mut Receiving<'_>,
         out: &mut Vec<Transition>,
     ) -> Result<(), v1::RejectReason> {
+        if frame.lane == Lane::Backfill {
+            return self.decode_aside(frame, context);
+        }
         if self.kept.decoding == Some(frame.incarnation) && frame.seq <= self.decoder.decoded_to() {
             return Ok(());
         }
         if self.kept.decoding != Some(frame.incarnation) {
-            if !muster_proto::codec::is_key_frame(&frame.payload) {
+            if !codec::is_key_frame(&frame.payload) {
                 return Err(v1::RejectReason::NoKeyFrame);
             }
             self.kept.decoding = Some(frame.incarnation);
         }
-        let old = muster_proto::codec::is_key_frame(&frame.payload).then(|| self.last_values());
+        let old = codec::is_key_frame(&frame.payload).then(|| self.last_values());
         let decoded = self.decoder.apply(
             frame.seq,
             &frame.payload,
@@ -776,11 +817,7 @@ impl HostState {
                 self.before.clear();
                 self.rates.clear();
             }
-            return Err(match error {
-                DecodeError::NoKeyFrame { .. } => v1::RejectReason::NoKeyFrame,
-                DecodeError::TooMany("series") => v1::RejectReason::Quota,
-                _ => v1::RejectReason::Malformed,
-            });
+            return Err(refusal(&error));
         }
         if let Some(old) = old {
             self.carry_over(&old);
@@ -793,13 +830,14 @@ impl HostState {
             // A clock was wrong when that sample was taken, ours or the host's, and is not any more: what is
             // right now must not wait until then.
             self.kept.last_tick = None;
+            self.kept.detection.forget_time();
         }
         if self.kept.last_tick >= Some(frame.tick) {
             // Out of order: it completes the books and the decoder, and tells nothing about now.
             return Ok(());
         }
         let (signals, clock) = self.derive(frame.tick, context.changes);
-        if let Some(clock) = clock.filter(|_| frame.live && !context.replayed) {
+        if let Some(clock) = clock.filter(|_| frame.lane == Lane::Live && !context.replayed) {
             if self.clock_offsets.len() == CLOCK_SAMPLES {
                 self.clock_offsets.pop_front();
             }
@@ -810,7 +848,7 @@ impl HostState {
         let seen = Observation {
             tick: frame.tick,
             interval: self.interval(),
-            live: frame.live,
+            live: frame.lane == Lane::Live,
             signals: &signals,
             filesystems: &self.kept.derived.filesystems,
             filesystems_known: !self.kept.derived.filesystems.is_empty(),
@@ -819,6 +857,33 @@ impl HostState {
         };
         context.engine.step(&mut self.kept.detection, &seen, out);
         Ok(())
+    }
+
+    /// Checks that a backfilled frame decodes. From the log it was checked before, and nothing is made of it.
+    fn decode_aside(
+        &mut self,
+        frame: &FrameIn,
+        context: &mut Receiving<'_>,
+    ) -> Result<(), v1::RejectReason> {
+        if context.replayed {
+            return Ok(());
+        }
+        let (incarnation, decoder) = self
+            .aside
+            .get_or_insert_with(|| (frame.incarnation, Decoder::default()));
+        if *incarnation != frame.incarnation {
+            (*incarnation, *decoder) = (frame.incarnation, Decoder::default());
+        }
+        if frame.seq <= decoder.decoded_to() && !codec::is_key_frame(&frame.payload) {
+            return Ok(());
+        }
+        let (quota, names) = (context.series_quota, &mut *context.names);
+        decoder
+            .apply(frame.seq, &frame.payload, quota, names, context.changes)
+            .map_err(|error| {
+                tracing::debug!(host = %self.who.id, seq = frame.seq, %error, "backfilled frame refused");
+                refusal(&error)
+            })
     }
 
     /// Values before a key frame, by series.
@@ -1053,6 +1118,15 @@ const MAX_SEQ: u64 = 1 << 48;
 
 /// How far beyond what is known a host may say that numbers were given: a week of ticks at 1 s.
 const MAX_GAP_AHEAD: u64 = 7 * 24 * 3600;
+
+/// What an agent is told of a frame that does not decode.
+fn refusal(error: &DecodeError) -> v1::RejectReason {
+    match error {
+        DecodeError::NoKeyFrame { .. } => v1::RejectReason::NoKeyFrame,
+        DecodeError::TooMany("series") => v1::RejectReason::Quota,
+        _ => v1::RejectReason::Malformed,
+    }
+}
 
 impl SettledBooks {
     fn plus(self, ledger: &Ledger) -> Self {

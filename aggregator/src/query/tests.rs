@@ -19,7 +19,7 @@ use crate::{
     detect::{DetectConfig, Engine},
     fleet::{
         Counters, Enrolled, Fleet, HostState, ReadContext,
-        host::{FrameIn, Receiving, Session},
+        host::{FrameIn, Lane, Receiving, Session},
         names::Names,
         shard::Message,
     },
@@ -236,7 +236,7 @@ fn heard(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState
     let frame = FrameIn {
         incarnation,
         seq: 1,
-        live: true,
+        lane: Lane::Live,
         tick: NOW,
         received: NOW,
         crc32c: crc32c::crc32c(&payload),

@@ -141,6 +141,7 @@ impl Site {
             host: enrolment.host,
             interval: limits::MIN_INTERVAL,
             buffer: BufferLimits::default(),
+            spool: None,
             status_socket: None,
             seed,
         };
@@ -209,6 +210,11 @@ pub(crate) struct Enrolment {
 }
 
 impl Enrolment {
+    /// Where its identity is, and what else survives a restart.
+    pub(crate) fn state(&self) -> &std::path::Path {
+        self.state.path()
+    }
+
     /// What it proves itself with.
     pub(crate) fn tls(&self) -> rustls::ClientConfig {
         let identity = Identity::load(self.state.path()).expect("an identity");

@@ -216,6 +216,8 @@ pub struct Log<S: Storage> {
     active: Option<S::File>,
     /// Records not yet committed, as they will stand in a segment.
     pending: Vec<u8>,
+    /// So many bytes of `pending` stand in the open file already, not synced.
+    written: usize,
     /// Number of the next record.
     next: u64,
     /// Highest number that is durable.
@@ -232,12 +234,14 @@ impl<S: Storage> Log<S> {
     /// a segment. Damaged contents are no error: they are in [`Recovery`].
     pub fn open(storage: S, config: LogConfig) -> Result<(Self, Recovery), LogError> {
         let recovered = recover::recover(&storage, &config)?;
+        sync_newest(&storage, config.stream, &recovered.segments);
         let log = Self {
             storage,
             config,
             segments: recovered.segments.into(),
             active: None,
             pending: Vec::new(),
+            written: 0,
             next: recovered.next,
             durable: recovered.next - 1,
             bad_bytes: recovered.bad_bytes,
@@ -269,6 +273,34 @@ impl<S: Storage> Log<S> {
         Ok(number)
     }
 
+    /// Hands what was appended to the operating system, with one write and no sync: it survives the end of
+    /// the process, not that of the machine. Where that takes a new segment it is a [`commit`](Self::commit).
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Io`], as of a commit: nothing is lost.
+    pub fn flush(&mut self) -> Result<(), LogError> {
+        if self.pending.len() as u64 > self.room() {
+            return self.commit().map(drop);
+        }
+        let Some(mut file) = self.active.take() else {
+            return self.commit().map(drop);
+        };
+        let rest = &self.pending[std::mem::take(&mut self.written)..];
+        if let Err(source) = append_all(&self.storage, &mut file, rest) {
+            let segment = self
+                .segments
+                .back_mut()
+                .expect("the open file is the last segment's");
+            segment.bytes = self.storage.len(&file).unwrap_or(segment.bytes);
+            let name = segment_name(self.config.stream, segment.first);
+            return Err(LogError::io(&self.storage, "write", name, source));
+        }
+        self.written = self.pending.len();
+        self.active = Some(file);
+        Ok(())
+    }
+
     /// Makes all appended records durable: one write and one `fdatasync` for each segment they go to.
     /// Returns the highest durable number.
     ///
@@ -296,9 +328,10 @@ impl<S: Storage> Log<S> {
     fn commit_part(&mut self, from: usize) -> Result<usize, LogError> {
         // Out of `self` until all went well, so that after any error the file is never touched again.
         let usable = self.active.take().filter(|_| self.fits_one(from));
-        let mut file = match usable {
-            Some(file) => file,
-            None => self.create_segment()?,
+        let written = std::mem::take(&mut self.written);
+        let (mut file, written) = match usable {
+            Some(file) => (file, written),
+            None => (self.create_segment()?, 0),
         };
         let (bytes, last) = self.part(from);
         let segment = self
@@ -306,10 +339,11 @@ impl<S: Storage> Log<S> {
             .back_mut()
             .expect("the open file is the last segment's");
         let name = segment_name(self.config.stream, segment.first);
-        let records = &self.pending[from..from + bytes];
-        let written = append_all(&self.storage, &mut file, records)
+        // A flush writes only what fits, so what it wrote is part of this part.
+        let records = &self.pending[from + written..from + bytes];
+        let outcome = append_all(&self.storage, &mut file, records)
             .and_then(|()| self.storage.sync(&mut file));
-        if let Err(source) = written {
+        if let Err(source) = outcome {
             // Part of it may be there, and takes room until the segment is released.
             segment.bytes = self.storage.len(&file).unwrap_or(segment.bytes);
             return Err(LogError::io(&self.storage, "write", name, source));
@@ -400,6 +434,15 @@ impl<S: Storage> Log<S> {
         storage.rename(temporary, name)?;
         storage.sync_folder()?;
         Ok(file)
+    }
+
+    /// Gives up what was appended and is not durable, for a disk that stays away. The numbers are given again:
+    /// nobody was told that they were kept. What a flush left in a file may still be read after a start.
+    pub fn forget_pending(&mut self) {
+        self.active = None;
+        self.pending = Vec::new();
+        self.written = 0;
+        self.next = self.durable + 1;
     }
 
     /// Committed records from `number` on, or from the oldest if that is later.
@@ -533,6 +576,16 @@ pub fn streams<S: Storage>(storage: &S) -> Result<Vec<u64>, LogError> {
         })
         .collect();
     Ok(streams.into_iter().collect())
+}
+
+/// What the run before flushed and did not commit is read again and counts as durable, so it is synced. If
+/// the disk refuses, nothing that was reported by a commit is at stake, and the next commit will tell.
+fn sync_newest<S: Storage>(storage: &S, stream: u64, segments: &[Segment]) {
+    if let Some(newest) = segments.last()
+        && let Ok(mut file) = storage.open(&segment_name(stream, newest.first))
+    {
+        let _ = storage.sync(&mut file);
+    }
 }
 
 /// Appends all of `bytes`; usually one write.

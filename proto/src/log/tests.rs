@@ -88,6 +88,44 @@ fn a_commit_is_one_write_and_one_sync() {
 }
 
 #[test]
+fn a_flush_is_one_write_and_survives_the_process() {
+    let storage = FaultyStorage::new();
+    let (mut log, _) = Log::open(storage.clone(), LogConfig::aggregator()).expect("nothing fails");
+    log.append(1, b"makes the segment").expect("there is room");
+    log.flush().expect("nothing fails");
+    let before = storage.operations();
+    for _ in 0..3 {
+        log.append(1, b"more").expect("there is room");
+        log.flush().expect("nothing fails");
+    }
+    assert_eq!((storage.operations() - before, log.durable()), (3, 1));
+    drop(log);
+    let (log, _) = Log::open(storage, LogConfig::aggregator()).expect("nothing fails");
+    assert_eq!(log.read_from(1).filter_map(Result::ok).count(), 4);
+}
+
+#[test]
+fn what_a_failed_flush_left_behind_is_written_anew() {
+    for (fault, synced) in [(Fault::TornWrite, false), (Fault::InputOutput, true)] {
+        let storage = FaultyStorage::new();
+        let (mut log, _) = open(&storage);
+        log.append(1, &payload(1)).expect("there is room");
+        log.commit().expect("nothing fails");
+        log.append(1, &payload(2)).expect("there is room");
+        log.flush().expect("nothing fails");
+        log.append(1, &payload(3)).expect("there is room");
+        // The write of the flush fails, or the sync of a commit after it.
+        storage.fail(u64::from(synced), fault, false);
+        let failed = log.flush().and_then(|()| log.commit().map(drop));
+        failed.expect_err("the disk fails");
+        assert_eq!(log.commit().expect("the disk is well"), 3, "{fault:?}");
+        assert_eq!(numbers(&log, 1), [1, 2, 3]);
+        storage.crash(1);
+        assert_eq!(numbers(&open(&storage).0, 1), [1, 2, 3], "{fault:?}");
+    }
+}
+
+#[test]
 fn release_takes_whole_segments_and_keeps_the_newest() {
     let storage = filled(40);
     let (mut log, _) = open(&storage);

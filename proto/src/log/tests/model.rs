@@ -13,6 +13,7 @@ enum Action {
         len: usize,
     },
     Commit,
+    Flush,
     /// The process ends and starts; nothing is lost but what was in memory.
     Restart,
     /// The power goes.
@@ -29,6 +30,7 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         8 => (any::<u8>(), 0..150_usize).prop_map(|(kind, len)| Action::Append { kind, len }),
         4 => Just(Action::Commit),
+        4 => Just(Action::Flush),
         1 => Just(Action::Restart),
         2 => any::<u64>().prop_map(|seed| Action::Crash { seed }),
         1 => any::<u8>().prop_map(|part| Action::Release { part }),
@@ -103,6 +105,10 @@ impl Model {
                     let durable = log.commit().expect("nothing fails");
                     assert_eq!(durable + 1, log.next());
                     model.known = durable;
+                }
+                Action::Flush => {
+                    log.flush().expect("nothing fails");
+                    model.known = model.known.max(log.durable());
                 }
                 Action::Restart | Action::Crash { .. } => {
                     drop(log);

@@ -1,0 +1,302 @@
+//! The thread that runs a spool, and the handle to it.
+//!
+//! The handle never waits for the disk. What it cannot hand over (the thread is behind by a thousand frames)
+//! is not on disk, which the spool notices by the hole in the numbers.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use muster_proto::{id::Incarnation, log::DiskStorage, v1};
+use tokio::sync::oneshot;
+
+use super::{Batch, Event, Spool, SpoolConfig, SpoolLimits, SpoolStatus, Spooled, chain};
+
+/// What was written is made durable this often, if there is any.
+const COMMIT_EVERY: Duration = Duration::from_secs(10);
+/// A disk that was left alone is tried again this often.
+const PROBE_EVERY: Duration = Duration::from_secs(60);
+/// A folder that another process holds, most likely the agent before, is tried again sooner at first.
+const REOPEN_EVERY: Duration = Duration::from_millis(500);
+const QUICK_REOPENS: u32 = 20;
+/// Commands that wait for the thread.
+const QUEUE: usize = 1024;
+/// Payload that is read from the disk at a time.
+const BATCH_BYTES: usize = 128 * 1024;
+/// Longest wait for the last commit when the agent stops.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
+
+enum Command {
+    Append(Spooled),
+    Settle(Incarnation, Vec<(u64, u64)>),
+    Rewind,
+    Next(u64, oneshot::Sender<Batch>),
+    Commit,
+    Stop(oneshot::Sender<()>),
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    status: SpoolStatus,
+    ranges: Vec<v1::SpoolRange>,
+    is_open: bool,
+}
+
+/// Handle to a spool; see the head of this file. The thread ends with it, after a commit.
+pub struct SpoolHandle {
+    commands: SyncSender<Command>,
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl SpoolHandle {
+    /// Starts the thread. `told` hears what the buffer has to know.
+    ///
+    /// # Errors
+    /// If there can be no thread. All that is wrong with the folder is in [`SpoolHandle::status`].
+    pub fn start(
+        config: SpoolConfig,
+        incarnation: Incarnation,
+        told: impl FnMut(Event) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (commands, queue) = sync_channel(QUEUE);
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let keeper = Keeper {
+            config,
+            incarnation,
+            spool: None,
+            fault: None,
+            reopens: 0,
+            probe_at: Instant::now(),
+            commit_at: Instant::now() + COMMIT_EVERY,
+            shared: Arc::clone(&shared),
+            told,
+        };
+        thread::Builder::new()
+            .name("spool".into())
+            .spawn(move || keeper.run(&queue))?;
+        Ok(Self { commands, shared })
+    }
+
+    /// Hands over a frame of this incarnation.
+    pub fn append(&self, frame: Spooled) {
+        let _ = self.commands.try_send(Command::Append(frame));
+    }
+
+    /// The aggregator has these frames, or has refused them. Said again with every acknowledgement, so one
+    /// that finds no room is no loss.
+    pub fn settle(&self, incarnation: Incarnation, ranges: Vec<(u64, u64)>) {
+        if !ranges.is_empty() {
+            let _ = self.commands.try_send(Command::Settle(incarnation, ranges));
+        }
+    }
+
+    /// A session begins: what is not settled is to be sent again.
+    pub fn rewind(&self) {
+        let _ = self.commands.try_send(Command::Rewind);
+    }
+
+    /// Asks for what is to be sent next beside the live chain; see [`Spool::next_batch`].
+    #[must_use]
+    pub fn next_batch(&self, own_below: u64) -> oneshot::Receiver<Batch> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.commands.try_send(Command::Next(own_below, reply));
+        answer
+    }
+
+    /// Makes durable what was handed over, without waiting for it.
+    pub fn commit(&self) {
+        let _ = self.commands.try_send(Command::Commit);
+    }
+
+    /// Makes durable what was handed over and lets go of the folder.
+    pub async fn stop(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.commands.try_send(Command::Stop(reply)).is_err()
+            || tokio::time::timeout(STOP_PATIENCE, done).await.is_err()
+        {
+            tracing::warn!("the disk of the spool is too slow: the newest frames may not be on it");
+        }
+    }
+
+    /// Whether the folder has been read. Before, nothing is known of what it holds.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        lock(&self.shared).is_open
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn status(&self) -> SpoolStatus {
+        lock(&self.shared).status.clone()
+    }
+
+    /// What Hello says of earlier incarnations.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<v1::SpoolRange> {
+        lock(&self.shared).ranges.clone()
+    }
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the thread owns.
+struct Keeper<F> {
+    config: SpoolConfig,
+    incarnation: Incarnation,
+    spool: Option<Spool<DiskStorage>>,
+    /// Why there is none.
+    fault: Option<String>,
+    reopens: u32,
+    probe_at: Instant,
+    commit_at: Instant,
+    shared: Arc<Mutex<Shared>>,
+    told: F,
+}
+
+impl<F: FnMut(Event)> Keeper<F> {
+    fn run(mut self, queue: &Receiver<Command>) {
+        loop {
+            self.attend();
+            let wait = self.commit_at.saturating_duration_since(Instant::now());
+            let wait = match &self.spool {
+                Some(_) => wait,
+                None => wait.min(self.probe_at.saturating_duration_since(Instant::now())),
+            };
+            match queue.recv_timeout(wait) {
+                Ok(Command::Stop(reply)) => {
+                    self.commit();
+                    drop(self.spool.take());
+                    // Whoever asked may have lost patience.
+                    let _ = reply.send(());
+                    return;
+                }
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.commit();
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What is due by time, and what others want to know.
+    fn attend(&mut self) {
+        let now = Instant::now();
+        if now >= self.probe_at {
+            match &mut self.spool {
+                None => self.open(now),
+                Some(spool) if spool.is_suspended() => {
+                    spool.probe();
+                    self.probe_at = now + PROBE_EVERY;
+                }
+                // A failure from now on is probed a minute after it.
+                Some(_) => {}
+            }
+        }
+        if now >= self.commit_at {
+            self.commit();
+        }
+        let Some(spool) = &mut self.spool else {
+            return;
+        };
+        for event in spool.take_events() {
+            if matches!(event, Event::LossReason(_)) && spool.is_suspended() {
+                self.probe_at = now + PROBE_EVERY;
+            }
+            (self.told)(event);
+        }
+        let mut shared = lock(&self.shared);
+        shared.is_open = true;
+        shared.status = spool.status();
+        shared.ranges = spool.ranges();
+    }
+
+    fn commit(&mut self) {
+        self.commit_at = Instant::now() + COMMIT_EVERY;
+        if let Some(spool) = &mut self.spool {
+            spool.commit();
+            for event in spool.take_events() {
+                (self.told)(event);
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        let Some(spool) = &mut self.spool else {
+            // A reply that is dropped says that there is nothing.
+            return;
+        };
+        match command {
+            Command::Append(frame) => spool.append(&frame),
+            Command::Settle(incarnation, ranges) => {
+                for (first, last) in ranges {
+                    spool.settle(incarnation, first, last);
+                }
+            }
+            Command::Rewind => spool.rewind(),
+            Command::Next(own_below, reply) => {
+                // A session that has ended asks again in the next.
+                let _ = reply.send(spool.next_batch(own_below, BATCH_BYTES));
+            }
+            Command::Commit => self.commit(),
+            Command::Stop(_) => {}
+        }
+    }
+
+    fn open(&mut self, now: Instant) {
+        self.reopens += 1;
+        self.probe_at = now
+            + if self.reopens <= QUICK_REOPENS {
+                REOPEN_EVERY
+            } else {
+                PROBE_EVERY
+            };
+        let opened = DiskStorage::open(&self.config.folder)
+            .map_err(|error| chain(&error))
+            .and_then(|storage| {
+                let limits = self.limits();
+                Spool::open(storage, self.incarnation, limits).map_err(|error| chain(&error))
+            });
+        match opened {
+            Ok(spool) => {
+                self.spool = Some(spool);
+                self.fault = None;
+                (self.told)(Event::LossReason(v1::GapReason::Full));
+            }
+            Err(why) => {
+                if self.fault.as_ref() != Some(&why) {
+                    tracing::warn!(
+                        why,
+                        "no spool on disk: frames are in memory only, and a restart loses them"
+                    );
+                }
+                lock(&self.shared).status.fault = Some(why.clone());
+                self.fault = Some(why);
+                (self.told)(Event::LossReason(v1::GapReason::DiskError));
+            }
+        }
+    }
+
+    /// The bounds, with the share of this filesystem that is left free.
+    fn limits(&self) -> SpoolLimits {
+        let total = rustix::fs::statvfs(&self.config.folder)
+            .map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
+        SpoolLimits {
+            min_free_bytes: self
+                .config
+                .limits
+                .min_free_bytes
+                .max(super::free_share(total)),
+            ..self.config.limits
+        }
+    }
+}

@@ -1,0 +1,526 @@
+//! Frames on disk, until the aggregator has them: what a restart or a long outage would lose from memory.
+//!
+//! Every frame is written when it is numbered (one write, no sync) and made durable every 10 s or 256 KiB and
+//! at the end. The remains of earlier incarnations lie beside it, each in a log of its own, and are read
+//! oldest first, chain by chain, when there is an aggregator to take them.
+//!
+//! What it promises: a start never fails because of what is in the folder; what is dropped is counted by
+//! reason and named to the aggregator as a gap; nothing is written beyond the bounds on size, age and free
+//! space. A disk that fails three times, or is nearly full, is left alone for a minute at a time: until it is
+//! well, frames are in memory only, as they would be without a spool.
+//!
+//! [`Spool`] is plain code over a [`Storage`]; [`SpoolHandle`] is the thread that runs it, because every call
+//! may wait for the disk. The segments are those of [`muster_proto::log`], the records those of `record`.
+
+mod handle;
+mod record;
+mod shelf;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::VecDeque, path::PathBuf, time::Duration};
+
+use muster_proto::{
+    id::Incarnation,
+    log::{self, LogError, Storage},
+    time::{Timestamp, duration_millis},
+    v1,
+};
+use serde::{Deserialize, Serialize};
+
+pub use handle::SpoolHandle;
+pub use record::Spooled;
+pub use shelf::Missing;
+
+use shelf::Shelf;
+
+/// Bytes after which what was written is made durable, whatever the time.
+const COMMIT_BYTES: usize = 256 * 1024;
+/// Failures in a row after which the disk is left alone.
+const MAX_FAILURES: u32 = 3;
+/// Most incarnations a Hello names (design/delivery.md §2: 64 for an agent, its own included).
+const MAX_NAMED: usize = 60;
+
+/// Smallest bound on the spool's size: two segments.
+pub const MIN_SPOOL_BYTES: u64 = 2 << 20;
+
+/// Free space that is left to others in any case, and the share of the filesystem where that is more.
+const MIN_FREE_BYTES: u64 = 200 << 20;
+const MIN_FREE_SHARE: u64 = 20;
+
+/// Where the spool is and how much it may keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpoolConfig {
+    /// Its folder, made when it is missing.
+    pub folder: PathBuf,
+    /// Bounds.
+    pub limits: SpoolLimits,
+}
+
+/// How much a spool may keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpoolLimits {
+    /// Most bytes on disk, [`MIN_SPOOL_BYTES`] or more. The newest segment (1 MiB) always stays.
+    pub max_bytes: u64,
+    /// Older samples go.
+    pub max_age: Duration,
+    /// With less free on the filesystem, or less than 5 % of it, nothing is written.
+    pub min_free_bytes: u64,
+}
+
+impl Default for SpoolLimits {
+    fn default() -> Self {
+        Self {
+            max_bytes: 64 << 20,
+            max_age: Duration::from_secs(7 * 24 * 3600),
+            min_free_bytes: MIN_FREE_BYTES,
+        }
+    }
+}
+
+/// The share of a filesystem of this size that is left free, in bytes.
+fn free_share(filesystem_bytes: u64) -> u64 {
+    filesystem_bytes / MIN_FREE_SHARE
+}
+
+/// What the buffer of the running incarnation has to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Frames up to this number that were handed over without a hole before it are on disk.
+    Durable {
+        /// First number.
+        first: u64,
+        /// Last number.
+        last: u64,
+    },
+    /// Frames of the running incarnation are not on disk any more.
+    Dropped(Missing),
+    /// Only a key frame can be written next.
+    WantKey,
+    /// Why frames that memory cannot hold are lost from now on.
+    LossReason(v1::GapReason),
+}
+
+/// How the spool stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SpoolStatus {
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Age of the oldest sample on disk when the newest was taken.
+    pub oldest_seconds: Option<u64>,
+    /// Earlier incarnations of which frames wait.
+    pub incarnations: u64,
+    /// Frames of earlier incarnations that wait.
+    pub frames: u64,
+    /// Why nothing is written to disk now.
+    pub fault: Option<String>,
+    /// Failures of the disk since the start.
+    pub failures: u64,
+    /// Frames of earlier incarnations acknowledged as durable or refused.
+    pub delivered: u64,
+    /// Frames of earlier incarnations dropped for lack of room.
+    pub dropped_full: u64,
+    /// Frames of earlier incarnations dropped by age.
+    pub dropped_age: u64,
+    /// Frames of earlier incarnations that do not read any more.
+    pub dropped_corrupt: u64,
+}
+
+/// What is to be sent next beside the live chain.
+#[derive(Debug)]
+pub struct Batch {
+    /// Whose frames.
+    pub incarnation: Incarnation,
+    /// In order, each chain from its key frame on.
+    pub frames: Vec<Spooled>,
+    /// What will never come, to be told first.
+    pub gaps: Vec<v1::Gap>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            incarnation: Incarnation(0),
+            frames: Vec::new(),
+            gaps: Vec::new(),
+        }
+    }
+}
+
+impl Batch {
+    /// Whether there is nothing more to send for now.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty() && self.gaps.is_empty()
+    }
+}
+
+/// See the head of this file.
+pub struct Spool<S: Storage> {
+    storage: S,
+    limits: SpoolLimits,
+    own: Shelf<S>,
+    /// Earlier incarnations, oldest first.
+    older: VecDeque<Shelf<S>>,
+    missing: Vec<Missing>,
+    events: Vec<Event>,
+    /// Bytes handed over since the last commit.
+    uncommitted: usize,
+    /// First frame since the last commit.
+    first_uncommitted: Option<u64>,
+    /// Newest tick that was handed over.
+    now: Timestamp,
+    failures: u32,
+    /// Nothing is written until a probe.
+    suspended: bool,
+    status: SpoolStatus,
+}
+
+impl<S: Storage> Spool<S> {
+    /// Opens what is in the folder, and a log for this incarnation.
+    ///
+    /// # Errors
+    /// If the folder cannot be listed, or a newer program has written there.
+    pub fn open(
+        storage: S,
+        incarnation: Incarnation,
+        limits: SpoolLimits,
+    ) -> Result<Self, LogError> {
+        let mut missing = Vec::new();
+        let mut older = Vec::new();
+        let mut unreadable = 0u64;
+        for stream in log::streams(&storage)? {
+            if stream == incarnation.0 {
+                continue;
+            }
+            match Shelf::open(storage.clone(), Incarnation(stream), &mut missing) {
+                Ok(shelf) => older.push(shelf),
+                Err(error @ LogError::NewerVersion { .. }) => return Err(error),
+                Err(_) => unreadable += 1,
+            }
+        }
+        if unreadable > 0 {
+            tracing::warn!(
+                incarnations = unreadable,
+                "part of the spool cannot be read"
+            );
+        }
+        older.sort_by_key(|shelf| (shelf.oldest(), shelf.incarnation().0));
+        let own = Shelf::open(storage.clone(), incarnation, &mut missing)?;
+        let mut spool = Self {
+            storage,
+            limits,
+            own,
+            older: older.into(),
+            missing,
+            events: Vec::new(),
+            uncommitted: 0,
+            first_uncommitted: None,
+            now: Timestamp::from_millis(i64::MIN / 2),
+            failures: 0,
+            suspended: false,
+            status: SpoolStatus::default(),
+        };
+        spool.clear_done();
+        spool.enforce_bounds();
+        Ok(spool)
+    }
+
+    /// What happened since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn status(&self) -> SpoolStatus {
+        let shelves = || self.older.iter().chain([&self.own]);
+        let oldest = shelves().filter_map(Shelf::oldest).min();
+        SpoolStatus {
+            bytes: self.bytes(),
+            oldest_seconds: oldest.map(|oldest| self.now.since(oldest).as_secs()),
+            incarnations: self.older.len() as u64,
+            frames: self.older.iter().map(Shelf::open_frames).sum(),
+            ..self.status.clone()
+        }
+    }
+
+    /// What Hello says of earlier incarnations.
+    #[must_use]
+    pub fn ranges(&self) -> Vec<v1::SpoolRange> {
+        let ranges = self.older.iter().filter_map(Shelf::range);
+        ranges.take(MAX_NAMED).collect()
+    }
+
+    fn bytes(&self) -> u64 {
+        let shelves = self.older.iter().chain([&self.own]);
+        shelves.map(|shelf| shelf.log().bytes_on_disk()).sum()
+    }
+
+    /// Writes a frame of this incarnation. It is on disk for certain when [`Event::Durable`] says so.
+    pub fn append(&mut self, frame: &Spooled) {
+        self.now = self.now.max(frame.tick);
+        if self.suspended {
+            return;
+        }
+        if !self.own.accepts(frame) {
+            self.events.push(Event::WantKey);
+            return;
+        }
+        self.first_uncommitted.get_or_insert(frame.seq);
+        self.uncommitted += frame.payload.len();
+        match self.own.append(frame) {
+            Ok(()) if self.uncommitted >= COMMIT_BYTES => self.commit(),
+            Ok(()) => self.tell_durable(),
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Makes durable what was written, and keeps the bounds.
+    pub fn commit(&mut self) {
+        if self.suspended {
+            return;
+        }
+        if self
+            .storage
+            .free_bytes()
+            .is_ok_and(|free| free < self.limits.min_free_bytes)
+        {
+            self.suspend(
+                v1::GapReason::Full,
+                format!(
+                    "less than {} MiB are free on the filesystem of the spool",
+                    self.limits.min_free_bytes >> 20
+                ),
+            );
+            return;
+        }
+        match self.own.commit() {
+            Ok(_) => {
+                self.uncommitted = 0;
+                self.failures = 0;
+                self.tell_durable();
+            }
+            Err(error) => self.failed(&error),
+        }
+        self.enforce_bounds();
+    }
+
+    /// A commit may have happened on the way of a write.
+    fn tell_durable(&mut self) {
+        if let Some(first) = self.first_uncommitted
+            && let Some(last) = self.own.durable_to()
+            && first <= last
+        {
+            self.events.push(Event::Durable { first, last });
+            self.first_uncommitted = Some(last + 1);
+        }
+    }
+
+    fn failed(&mut self, error: &LogError) {
+        self.tell_durable();
+        self.failures += 1;
+        self.status.failures += 1;
+        if self.failures >= MAX_FAILURES {
+            let full = matches!(error, LogError::Io { source, .. }
+                if source.kind() == std::io::ErrorKind::StorageFull);
+            let reason = if full {
+                v1::GapReason::Full
+            } else {
+                v1::GapReason::DiskError
+            };
+            self.suspend(reason, chain(error));
+        }
+    }
+
+    fn suspend(&mut self, reason: v1::GapReason, why: String) {
+        tracing::warn!(
+            why,
+            "the spool is not written to for a minute; frames are in memory only, and a restart loses them"
+        );
+        self.suspended = true;
+        self.status.fault = Some(why);
+        self.own.forget_pending();
+        self.uncommitted = 0;
+        self.first_uncommitted = None;
+        self.events.push(Event::LossReason(reason));
+    }
+
+    /// Whether nothing is written.
+    #[must_use]
+    pub fn is_suspended(&self) -> bool {
+        self.suspended
+    }
+
+    /// Tries a disk that was left alone again, with the next frame.
+    pub fn probe(&mut self) {
+        let free = self.storage.free_bytes();
+        if !self.suspended || free.is_ok_and(|free| free < self.limits.min_free_bytes) {
+            return;
+        }
+        self.suspended = false;
+        // One more failure is enough to leave it alone again.
+        self.failures = MAX_FAILURES - 1;
+        self.status.fault = None;
+        self.events.push(Event::LossReason(v1::GapReason::Full));
+        self.events.push(Event::WantKey);
+    }
+
+    /// The aggregator has these, or has refused them.
+    pub fn settle(&mut self, incarnation: Incarnation, first: u64, last: u64) {
+        let before = self
+            .shelf(incarnation)
+            .map_or(0, |shelf| shelf.open_frames());
+        let own = incarnation == self.own.incarnation();
+        let Some(shelf) = self.shelf(incarnation) else {
+            return;
+        };
+        shelf.settle(first, last);
+        let settled = before - shelf.open_frames();
+        let released = shelf.release();
+        if !own {
+            self.status.delivered += settled;
+        }
+        if let Err(error) = released {
+            self.cannot_remove(&error);
+        }
+        self.clear_done();
+    }
+
+    fn shelf(&mut self, incarnation: Incarnation) -> Option<&mut Shelf<S>> {
+        let shelves = self.older.iter_mut().chain([&mut self.own]);
+        shelves
+            .into_iter()
+            .find(|shelf| shelf.incarnation() == incarnation)
+    }
+
+    /// A session begins.
+    pub fn rewind(&mut self) {
+        for shelf in self.older.iter_mut().chain([&mut self.own]) {
+            shelf.rewind();
+        }
+    }
+
+    /// The next frames to send beside the live chain, about `bytes` of payload. Of this incarnation those of
+    /// chains that end before `own_below`: the others are in memory.
+    pub fn next_batch(&mut self, own_below: u64, bytes: usize) -> Batch {
+        let mut batch = Batch::default();
+        let own = self.own.incarnation();
+        let mut missing = std::mem::take(&mut self.missing);
+        for shelf in self.older.iter_mut().chain([&mut self.own]) {
+            let below = if shelf.incarnation() == own {
+                own_below
+            } else {
+                u64::MAX
+            };
+            shelf.read(below, bytes, &mut batch.frames, &mut missing);
+            batch.incarnation = shelf.incarnation();
+            if !batch.frames.is_empty() {
+                break;
+            }
+        }
+        for gone in missing {
+            if gone.incarnation == own {
+                // The buffer tells it, with what memory has lost.
+                self.events.push(Event::Dropped(gone));
+            } else {
+                self.count(&gone);
+                batch.gaps.push(gone.to_wire());
+            }
+        }
+        self.clear_done();
+        batch
+    }
+
+    fn count(&mut self, gone: &Missing) {
+        let settled = self
+            .shelf(gone.incarnation)
+            .map_or(0, |shelf| shelf.settled_in(gone.first, gone.last));
+        let frames = gone.frames() - settled;
+        match gone.reason {
+            v1::GapReason::Age => self.status.dropped_age += frames,
+            v1::GapReason::Corrupt => self.status.dropped_corrupt += frames,
+            _ => self.status.dropped_full += frames,
+        }
+    }
+
+    /// Removes what is left of earlier incarnations of which all is settled.
+    fn clear_done(&mut self) {
+        let (done, open): (VecDeque<_>, VecDeque<_>) =
+            self.older.drain(..).partition(Shelf::is_done);
+        self.older = open;
+        for shelf in done {
+            if let Err(error) = shelf.remove() {
+                self.cannot_remove(&error);
+            }
+        }
+    }
+
+    fn cannot_remove(&mut self, error: &LogError) {
+        self.status.failures += 1;
+        tracing::debug!(
+            error = chain(error),
+            "delivered part of the spool not removed"
+        );
+    }
+
+    /// Drops what is too old or too much, oldest first.
+    fn enforce_bounds(&mut self) {
+        let oldest_kept = self.now.as_millis() - duration_millis(self.limits.max_age);
+        let mut missing = Vec::new();
+        loop {
+            let reason = if self.bytes() > self.limits.max_bytes {
+                v1::GapReason::Full
+            } else if self
+                .oldest_tick()
+                .is_some_and(|tick| tick.as_millis() < oldest_kept)
+            {
+                v1::GapReason::Age
+            } else {
+                break;
+            };
+            let dropped = match self.older.pop_front() {
+                Some(mut shelf) if shelf.can_drop() => {
+                    let dropped = shelf.drop_segment(reason, &mut missing);
+                    self.older.push_front(shelf);
+                    dropped
+                }
+                Some(shelf) => shelf.drop_all(reason, &mut missing),
+                None if self.own.can_drop() => self.own.drop_segment(reason, &mut missing),
+                None => break,
+            };
+            if let Err(error) = dropped {
+                self.cannot_remove(&error);
+                break;
+            }
+        }
+        for gone in missing {
+            if gone.incarnation == self.own.incarnation() {
+                self.events.push(Event::Dropped(gone));
+            } else {
+                self.missing.push(gone);
+            }
+        }
+    }
+
+    /// Tick of the newest samples of what would go first.
+    fn oldest_tick(&self) -> Option<Timestamp> {
+        match self.older.front() {
+            Some(shelf) => shelf.oldest_segment_tick(),
+            None => self.own.oldest_segment_tick(),
+        }
+    }
+}
+
+/// An error and its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}

@@ -1,0 +1,419 @@
+//! The spool on a disk that forgets, fills and fails; with the buffer beside it, as in the agent.
+
+use std::collections::BTreeMap;
+
+use muster_proto::log::{Fault, FaultyStorage};
+use proptest::prelude::*;
+
+use super::*;
+use crate::buffer::{Books, Buffer, BufferLimits, Encoded, Held, MIN_BUFFER_BYTES};
+
+const START: i64 = 1_700_000_000_000;
+
+fn frame(incarnation: u64, seq: u64, key: bool, bytes: usize) -> Spooled {
+    let payload = format!("{incarnation} {seq} ").repeat(bytes / 4 + 1);
+    let payload = bytes::Bytes::from(payload.into_bytes());
+    Spooled {
+        seq,
+        tick: Timestamp::from_millis(START + seq.cast_signed() * 10_000),
+        boottime_ms: seq.cast_signed() * 10_000,
+        samples: 3,
+        crc32c: crc32c::crc32c(&payload),
+        key,
+        payload,
+    }
+}
+
+fn open(storage: &FaultyStorage, incarnation: u64, limits: SpoolLimits) -> Spool<FaultyStorage> {
+    Spool::open(storage.clone(), Incarnation(incarnation), limits).expect("the folder is listed")
+}
+
+/// Frames 1 to `last` of an incarnation, every fifth a key frame, committed.
+fn written(storage: &FaultyStorage, incarnation: u64, last: u64) {
+    let mut spool = open(storage, incarnation, SpoolLimits::default());
+    for seq in 1..=last {
+        spool.append(&frame(incarnation, seq, seq % 5 == 1, 100));
+    }
+    spool.commit();
+}
+
+/// Everything the spool would send now: (incarnation, number, key), and the gaps.
+fn drain(spool: &mut Spool<FaultyStorage>) -> (Vec<(u64, u64, bool)>, Vec<v1::Gap>) {
+    spool.rewind();
+    let (mut sent, mut gaps) = (Vec::new(), Vec::new());
+    loop {
+        let batch = spool.next_batch(u64::MAX, 300);
+        if batch.is_empty() {
+            return (sent, gaps);
+        }
+        gaps.extend(batch.gaps);
+        for frame in batch.frames {
+            assert_eq!(frame.crc32c, crc32c::crc32c(&frame.payload));
+            sent.push((batch.incarnation.0, frame.seq, frame.key));
+        }
+    }
+}
+
+#[test]
+fn what_is_left_comes_oldest_first_and_goes_when_it_is_settled() {
+    let storage = FaultyStorage::new();
+    written(&storage, 2, 7);
+    written(&storage, 1, 3);
+    let mut spool = open(&storage, 9, SpoolLimits::default());
+    let (sent, gaps) = drain(&mut spool);
+    let expected: Vec<_> = (1..=3)
+        .map(|seq| (1, seq, seq == 1))
+        .chain((1..=7).map(|seq| (2, seq, seq % 5 == 1)))
+        .collect();
+    assert_eq!((sent, gaps.len()), (expected, 0));
+    // A chain begins at its key frame again, however much of it is settled; a settled one does not.
+    spool.settle(Incarnation(2), 1, 6);
+    spool.settle(Incarnation(1), 1, 3);
+    assert_eq!(drain(&mut spool).0, [(2, 6, true), (2, 7, false)]);
+    assert_eq!((spool.status().incarnations, spool.status().frames), (1, 1));
+    spool.settle(Incarnation(2), 1, u64::MAX);
+    assert_eq!(spool.status().delivered, 10);
+    assert!(storage.files().keys().all(|name| !name.ends_with(".seg")));
+}
+
+#[test]
+fn damage_costs_the_rest_of_the_chain_and_is_named() {
+    let storage = FaultyStorage::new();
+    written(&storage, 1, 12);
+    let names: Vec<String> = storage.files().into_keys().collect();
+    let name = names.iter().find(|name| name.ends_with(".seg"));
+    // The second record; its payload is at 48 + 20 + 32 + … and what lies there is text.
+    storage.edit(name.expect("one segment"), |bytes| bytes[48 + 250] ^= 1);
+    let mut spool = open(&storage, 2, SpoolLimits::default());
+    let (sent, gaps) = drain(&mut spool);
+    let named: u64 = gaps.iter().map(|gap| gap.last - gap.first + 1).sum();
+    // The log gives up from the damage to the end of its segment; a start goes on in any case.
+    assert!(sent.len() as u64 + named <= 12 && !sent.is_empty());
+    assert!(
+        sent.iter()
+            .all(|&(incarnation, seq, _)| incarnation == 1 && seq <= 2),
+        "{sent:?}"
+    );
+}
+
+#[test]
+fn a_tick_costs_one_write_and_no_sync() {
+    let storage = FaultyStorage::new();
+    let mut spool = open(&storage, 1, SpoolLimits::default());
+    spool.append(&frame(1, 1, true, 100));
+    let before = storage.operations();
+    for seq in 2..=11 {
+        spool.append(&frame(1, seq, false, 100));
+    }
+    assert_eq!(storage.operations() - before, 10);
+}
+
+#[test]
+fn a_full_disk_is_left_alone_and_taken_up_again() {
+    for (fault, reason) in [
+        (Fault::NoSpace, v1::GapReason::Full),
+        (Fault::InputOutput, v1::GapReason::DiskError),
+    ] {
+        let storage = FaultyStorage::new();
+        let mut spool = open(&storage, 1, SpoolLimits::default());
+        spool.append(&frame(1, 1, true, 100));
+        spool.commit();
+        spool.take_events();
+        storage.fail(0, fault, true);
+        for seq in 2..=4 {
+            assert!(!spool.is_suspended(), "{seq}");
+            spool.append(&frame(1, seq, false, 100));
+        }
+        assert!(spool.is_suspended() && spool.status().fault.is_some());
+        assert_eq!(spool.take_events(), [Event::LossReason(reason)]);
+        // Nothing is tried while it is left alone.
+        let before = storage.operations();
+        spool.append(&frame(1, 5, false, 100));
+        spool.commit();
+        assert_eq!(storage.operations(), before);
+
+        storage.heal();
+        spool.probe();
+        assert!(spool.take_events().contains(&Event::WantKey));
+        spool.append(&frame(1, 6, false, 100));
+        assert_eq!(
+            spool.take_events(),
+            [Event::WantKey],
+            "its chain has a hole"
+        );
+        spool.append(&frame(1, 7, true, 100));
+        spool.commit();
+        assert!(
+            spool
+                .take_events()
+                .contains(&Event::Durable { first: 7, last: 7 })
+        );
+        drop(spool);
+        storage.crash(3);
+        let mut spool = open(&storage, 2, SpoolLimits::default());
+        let sent = drain(&mut spool).0;
+        assert_eq!(
+            (sent.first(), sent.last()),
+            (Some(&(1, 1, true)), Some(&(1, 7, true)))
+        );
+    }
+}
+
+#[test]
+fn nothing_is_written_where_little_is_free() {
+    let storage = FaultyStorage::new();
+    let mut spool = open(&storage, 1, SpoolLimits::default());
+    storage.limit_bytes(MIN_FREE_BYTES);
+    spool.append(&frame(1, 1, true, 100));
+    spool.commit();
+    assert!(spool.is_suspended());
+    spool.probe();
+    assert!(spool.is_suspended(), "as little is free as before");
+    storage.heal();
+    spool.probe();
+    assert!(!spool.is_suspended());
+}
+
+#[test]
+fn bounds_drop_the_oldest_and_say_so() {
+    let storage = FaultyStorage::new();
+    written(&storage, 1, 5);
+    let limits = SpoolLimits {
+        max_bytes: MIN_SPOOL_BYTES,
+        ..SpoolLimits::default()
+    };
+    let mut spool = open(&storage, 2, limits);
+    for seq in 1..=60 {
+        spool.append(&frame(2, seq, seq % 5 == 1, 60_000));
+        assert!(spool.status().bytes <= MIN_SPOOL_BYTES + 2 * 300_000);
+    }
+    spool.commit();
+    assert!(spool.status().bytes <= MIN_SPOOL_BYTES);
+    assert_eq!(spool.status().dropped_full, 0, "counted when it is told");
+    let dropped: u64 = spool
+        .take_events()
+        .iter()
+        .filter_map(|event| match event {
+            Event::Dropped(gone) => Some(gone.frames()),
+            _ => None,
+        })
+        .sum();
+    let (sent, gaps) = drain(&mut spool);
+    assert_eq!((gaps.len(), gaps[0].incarnation, gaps[0].last), (1, 1, 5));
+    assert_eq!(gaps[0].reason(), v1::GapReason::Full);
+    assert_eq!(spool.status().dropped_full, 5);
+    assert_eq!(sent.len() as u64 + dropped, 60);
+    assert_eq!(sent.last(), Some(&(2, 60, false)));
+    // A week later.
+    let mut late = frame(2, 61, true, 100);
+    late.tick = Timestamp::from_millis(START + 8 * 24 * 3_600_000);
+    spool.append(&late);
+    spool.commit();
+    let age = spool
+        .take_events()
+        .iter()
+        .any(|event| matches!(event, Event::Dropped(gone) if gone.reason == v1::GapReason::Age));
+    assert!(age);
+}
+
+/// A buffer and a spool as the agent has them.
+struct Host {
+    storage: FaultyStorage,
+    incarnation: u64,
+    buffer: Buffer,
+    spool: Spool<FaultyStorage>,
+}
+
+impl Host {
+    fn start(storage: FaultyStorage, incarnation: u64) -> Self {
+        let limits = BufferLimits {
+            max_bytes: MIN_BUFFER_BYTES,
+            ..BufferLimits::default()
+        };
+        Self {
+            buffer: Buffer::new(Incarnation(incarnation), limits),
+            spool: open(&storage, incarnation, SpoolLimits::default()),
+            incarnation,
+            storage,
+        }
+    }
+
+    fn pass_on(&mut self) {
+        for event in self.spool.take_events() {
+            self.buffer.told(event);
+        }
+    }
+
+    fn sample(&mut self, bytes: usize) -> u64 {
+        let frame = frame(self.incarnation, self.buffer.last_seq() + 1, false, bytes);
+        let key = self.buffer.needs_key(frame.tick);
+        let seq = self.buffer.append(Encoded {
+            tick: frame.tick,
+            boottime_ms: frame.boottime_ms,
+            payload: frame.payload,
+            key,
+            samples: 3,
+        });
+        if let Some(frame) = self.buffer.newest().map(Held::to_spool) {
+            self.spool.append(&frame);
+        }
+        self.pass_on();
+        seq
+    }
+
+    fn commit(&mut self) {
+        self.spool.commit();
+        self.pass_on();
+    }
+}
+
+fn balanced(books: Books) -> bool {
+    books.produced == books.durable + books.rejected + books.lost + books.held
+        && books.spooled <= books.held
+}
+
+#[test]
+fn an_outage_longer_than_memory_loses_nothing() {
+    let mut host = Host::start(FaultyStorage::new(), 1);
+    for _ in 0..100 {
+        host.sample(60_000);
+    }
+    host.commit();
+    let books = host.buffer.books();
+    assert!(balanced(books), "{books:?}");
+    assert_eq!((books.lost, books.held, books.spooled), (0, 100, 100));
+    let front = host.buffer.first_in_memory();
+    assert!(front > 50 && host.buffer.first_spilled() == Some(1));
+    // The link is back: the live chain begins with a frame to come, all else goes beside it.
+    let plan = host.buffer.plan(0);
+    assert_eq!(plan.live_from, 101);
+    assert!(host.buffer.needs_key(Timestamp::from_millis(START)));
+    host.spool.rewind();
+    let mut next = 1;
+    loop {
+        let batch = host.spool.next_batch(front, 100_000);
+        let Some(last) = batch.frames.last().map(|frame| frame.seq) else {
+            break;
+        };
+        assert_eq!(batch.frames[0].seq, next);
+        next = last + 1;
+    }
+    assert_eq!((next, plan.aside_from), (front, front));
+    host.buffer.mark_sent(100);
+    host.buffer.release(1, 100);
+    host.spool.settle(Incarnation(1), 1, 100);
+    let books = host.buffer.books();
+    assert_eq!((books.durable, books.held, books.spooled), (100, 0, 0));
+}
+
+#[test]
+fn without_a_disk_memory_drops_its_oldest_and_says_why() {
+    let mut host = Host::start(FaultyStorage::new(), 1);
+    host.storage.fail(0, Fault::InputOutput, true);
+    for _ in 0..100 {
+        host.sample(60_000);
+    }
+    let books = host.buffer.books();
+    assert!(balanced(books) && books.lost > 0, "{books:?}");
+    assert_eq!(books.lost, books.lost_disk);
+    let gap = host.buffer.next_gap().expect("the first chain is gone");
+    assert_eq!((gap.first, gap.reason()), (1, v1::GapReason::DiskError));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Sample(usize),
+    Commit,
+    /// kill -9 and a new start.
+    Restart,
+    PowerCut(u64),
+    /// The aggregator takes so many of the oldest frames of an incarnation.
+    Deliver(u64, u64),
+    Fail(u64, bool),
+    Heal,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let one = prop_oneof![
+        12 => (10usize..60_000).prop_map(Step::Sample),
+        3 => Just(Step::Commit),
+        1 => Just(Step::Restart),
+        1 => any::<u64>().prop_map(Step::PowerCut),
+        3 => (0u64..4, 1u64..30).prop_map(|(back, count)| Step::Deliver(back, count)),
+        1 => (0u64..8, any::<bool>()).prop_map(|(after, ever)| Step::Fail(after, ever)),
+        1 => Just(Step::Heal),
+    ];
+    prop::collection::vec(one, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// What was called durable and not settled is sent after any crash, unchanged, from a key frame on and in
+    /// order; what is sent was produced under its number; the books balance at each step.
+    #[test]
+    fn what_is_on_disk_survives(steps in steps()) {
+        let mut host = Host::start(FaultyStorage::new(), 1);
+        // By incarnation: highest number produced, and highest number delivered.
+        let mut produced: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut delivered: BTreeMap<u64, u64> = BTreeMap::new();
+        // What was on disk when its incarnation ended, not settled then.
+        let mut owed: Vec<(u64, u64)> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Sample(bytes) => {
+                    let seq = host.sample(bytes);
+                    produced.insert(host.incarnation, seq);
+                }
+                Step::Commit => host.commit(),
+                Step::Restart | Step::PowerCut(_) => {
+                    let durable = (1..=host.buffer.last_seq()).filter(|seq| host.buffer.is_spooled(*seq));
+                    owed.extend(durable.map(|seq| (host.incarnation, seq)));
+                    let Host { storage, incarnation, spool, .. } = host;
+                    drop(spool);
+                    storage.heal();
+                    if let Step::PowerCut(seed) = step {
+                        storage.crash(seed);
+                    }
+                    host = Host::start(storage, incarnation + 1);
+                }
+                Step::Deliver(back, count) => {
+                    let whose = host.incarnation.saturating_sub(back).max(1);
+                    let to = delivered.entry(whose).or_default();
+                    *to = (*to + count).min(produced.get(&whose).copied().unwrap_or(0));
+                    host.spool.settle(Incarnation(whose), 1, *to);
+                    if whose == host.incarnation {
+                        host.buffer.mark_sent(*to);
+                        host.buffer.release(1, *to);
+                    }
+                    host.pass_on();
+                }
+                Step::Fail(after, ever) => host.storage.fail(after, Fault::InputOutput, ever),
+                Step::Heal => {
+                    host.storage.heal();
+                    host.spool.probe();
+                    host.pass_on();
+                }
+            }
+            prop_assert!(balanced(host.buffer.books()), "{:?}", host.buffer.books());
+        }
+        host.storage.heal();
+        let done = |(whose, seq): &(u64, u64)| delivered.get(whose).is_some_and(|to| seq <= to);
+        for (&whose, &to) in &delivered {
+            host.spool.settle(Incarnation(whose), 1, to);
+        }
+        let (sent, _) = drain(&mut host.spool);
+        let mut before: Option<(u64, u64)> = None;
+        for &(whose, seq, key) in &sent {
+            let follows = before.is_some_and(|(last_whose, last)| last_whose == whose && last + 1 == seq);
+            prop_assert!(key || follows, "{whose} {seq} does not decode");
+            prop_assert!(seq <= produced[&whose]);
+            before = Some((whose, seq));
+        }
+        let missing: Vec<_> = owed
+            .iter()
+            .filter(|owed| !done(owed) && !sent.iter().any(|(whose, seq, _)| (*whose, *seq) == **owed))
+            .collect();
+        prop_assert!(missing.is_empty(), "{missing:?}");
+    }
+}
