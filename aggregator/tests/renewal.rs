@@ -302,6 +302,7 @@ async fn a_host_that_was_off_for_a_month_comes_back_by_itself() {
         host: joined.host_id,
         interval: Duration::from_secs(1),
         buffer: BufferLimits::default(),
+        spool: None,
         status_socket: None,
         seed: 1,
     };
