@@ -296,6 +296,9 @@ impl Uplink {
                 return (Fault::from_status(&status, witness.take()).into(), false);
             }
         };
+        if let Err(fault) = session::check(&opened.welcome) {
+            return (fault.into(), false);
+        }
         self.welcomed(&opened.welcome, asked.elapsed());
         let common = Arc::clone(&self.common);
         let fleet_hint = opened.welcome.fleet_hint;

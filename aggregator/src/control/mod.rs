@@ -18,8 +18,8 @@ pub use hosts::{Facts, Host, Labels};
 pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, Transition};
 pub use operators::{OperatorRole, RoleError};
 pub use tokens::{
-    DEFAULT_TOKEN_TTL, EnrolRefusal, EnrolRequest, Enrolled, MAX_TOKEN_TTL, TokenOptions, TokenRow,
-    TokenState,
+    DEFAULT_TOKEN_TTL, EnrolRefusal, EnrolRequest, Enrolled, MAX_TOKEN_TTL, MAX_USES, TokenOptions,
+    TokenRow, TokenState,
 };
 
 /// Why the control state cannot be opened, read or written.
