@@ -31,7 +31,10 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::Endpoint;
 
-use crate::identity::{IdentityError, Joining};
+use crate::{
+    identity::{IdentityError, Joining},
+    uplink::connect::first_that_answers,
+};
 
 /// Port of the enrolment door when none is given.
 pub const DEFAULT_PORT: u16 = 7444;
@@ -281,12 +284,15 @@ async fn connect(address: &str, token: &Token) -> Result<TlsStream<TcpStream>, E
 /// longer than that: whoever makes a token and uses it at once is not turned away.
 async fn dial(address: &str) -> io::Result<TcpStream> {
     let began = Instant::now();
+    let mut failures = 0;
     loop {
-        match TcpStream::connect(address).await {
+        let addresses = tokio::net::lookup_host(address).await?.collect();
+        match first_that_answers(addresses, failures, TcpStream::connect).await {
             Err(error)
                 if error.kind() == io::ErrorKind::ConnectionRefused
                     && began.elapsed() < DOOR_OPENS =>
             {
+                failures += 1;
                 sleep(DOOR_KNOCK).await;
             }
             outcome => return outcome,

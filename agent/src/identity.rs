@@ -3,19 +3,23 @@
 //! ```text
 //! <state>/identity/key.pem         0600, made here, never leaves
 //! <state>/identity/chain.pem       leaf, then its issuer
+//! <state>/identity/current.pem     0600, key, leaf, issuer: after the first renewal, in the place of the two above
+//! <state>/identity/next.pem        the same, renewed and not yet accepted by the aggregator
 //! <state>/identity/bundle.pem      roots; the first line is "version <n>"
 //! <state>/identity/identity.toml   host id, trust domain, uplink address
-//! <state>/identity/session         the last session number used
+//! <state>/identity/session         the last session number set aside
 //! <state>/identity/ratchet         the value of the last Welcome
 //! <state>/enrolling/               the same while joining; takes its final name when complete
 //! ```
 //!
 //! Every file is replaced whole: written beside, synced, renamed, the folder synced. After a crash there is the
-//! old content or the new, and one usable identity. Root makes them for the service's user ([`owner`]).
+//! old content or the new, and one usable identity: a renewed certificate is whole in `next.pem` before it is used,
+//! and takes the place of the one before it by a rename once the aggregator has accepted it. Root makes them for the service's user ([`owner`]).
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
+    ops::Range,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -35,6 +39,8 @@ const FOLDER: &str = "identity";
 const JOINING: &str = "enrolling";
 const KEY: &str = "key.pem";
 const CHAIN: &str = "chain.pem";
+const CURRENT: &str = "current.pem";
+const NEXT: &str = "next.pem";
 const BUNDLE: &str = "bundle.pem";
 const SETTINGS: &str = "identity.toml";
 const SESSION: &str = "session";
@@ -131,6 +137,8 @@ pub struct Identity {
     pub roots: Vec<CertificateDer<'static>>,
     /// Version of the trust bundle.
     pub bundle_version: u64,
+    /// The credentials were renewed and the aggregator has not accepted them yet.
+    pub is_next: bool,
 }
 
 impl Identity {
@@ -139,6 +147,14 @@ impl Identity {
     /// # Errors
     /// When the host has not joined, a file cannot be read or is damaged, or others can read the key.
     pub fn load(state: &Path) -> Result<Self, IdentityError> {
+        Self::load_with(state, true)
+    }
+
+    /// As [`Identity::load`]; a renewed certificate that waits is taken only if `next`.
+    ///
+    /// # Errors
+    /// As [`Identity::load`].
+    pub fn load_with(state: &Path, next: bool) -> Result<Self, IdentityError> {
         let folder = state.join(FOLDER);
         match fs::metadata(&folder) {
             Ok(_) => {}
@@ -155,16 +171,16 @@ impl Identity {
         let path = folder.join(SETTINGS);
         let settings: Settings = toml::from_str(&read(&path)?)
             .map_err(|_| wrong(path, "a host id, a trust domain and an uplink address"))?;
-        let key = load_key(&folder.join(KEY))?;
-        let chain = certificates(&folder.join(CHAIN))?;
+        let (credentials, is_next) = load_credentials(&folder, next)?;
         let (bundle_version, roots) = load_bundle(&folder.join(BUNDLE))?;
         Ok(Self {
             host_id: settings.host_id.0,
             trust_domain: settings.trust_domain,
             uplink_address: settings.uplink_address,
-            credentials: Credentials { chain, key },
+            credentials,
             roots,
             bundle_version,
+            is_next,
         })
     }
 
@@ -190,11 +206,12 @@ pub fn store_bundle(state: &Path, bundle: &TrustBundle) -> Result<(), IdentityEr
     write_bundle(&state.join(FOLDER), bundle)
 }
 
-/// The next session number: larger than all before it, whatever happens in between.
+/// Sets session numbers aside: larger than all before them, whatever happens in between. Those that are
+/// not used before the process ends are never used.
 ///
 /// # Errors
 /// When the counter cannot be read or written; the host must not connect then.
-pub fn next_session(state: &Path) -> Result<u64, IdentityError> {
+pub fn reserve_sessions(state: &Path, count: u64) -> Result<Range<u64>, IdentityError> {
     let folder = state.join(FOLDER);
     let path = folder.join(SESSION);
     let last = match fs::read_to_string(&path) {
@@ -205,9 +222,16 @@ pub fn next_session(state: &Path) -> Result<u64, IdentityError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(source) => return Err(IdentityError::Read { path, source }),
     };
-    let next = last.saturating_add(1);
-    replace(&folder, SESSION, format!("{next}\n").as_bytes(), 0o600)?;
-    Ok(next)
+    let last_reserved = last
+        .checked_add(count)
+        .ok_or_else(|| wrong(folder.join(SESSION), "a number with others after it"))?;
+    replace(
+        &folder,
+        SESSION,
+        format!("{last_reserved}\n").as_bytes(),
+        0o600,
+    )?;
+    Ok(last + 1..last_reserved + 1)
 }
 
 /// The value of the last Welcome; empty before the first.
@@ -234,6 +258,100 @@ pub fn store_ratchet(state: &Path, value: &[u8]) -> Result<(), IdentityError> {
         return Err(wrong(folder.join(RATCHET), "a ratchet value"));
     }
     replace(&folder, RATCHET, value, 0o600)
+}
+
+// ---- renewing ----------------------------------------------------------------------------------------
+
+/// Whether a renewed certificate waits to be accepted.
+#[must_use]
+pub fn has_next(state: &Path) -> bool {
+    state.join(FOLDER).join(NEXT).exists()
+}
+
+/// Stores a renewed certificate beside the one in use.
+///
+/// # Errors
+/// When it cannot be written; the identity is as it was.
+pub fn store_next(
+    state: &Path,
+    key_pem: &str,
+    chain: &[CertificateDer<'_>],
+) -> Result<(), IdentityError> {
+    let mut text = key_pem.to_owned();
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    for certificate in chain {
+        text.push_str(&pem(certificate));
+    }
+    replace(&state.join(FOLDER), NEXT, text.as_bytes(), 0o600)
+}
+
+/// The renewed certificate was accepted: it takes the place of the one before it.
+///
+/// # Errors
+/// When it cannot be moved; it is found as the renewed one again.
+pub fn promote_next(state: &Path) -> Result<(), IdentityError> {
+    let folder = state.join(FOLDER);
+    let place = folder.join(CURRENT);
+    fs::rename(folder.join(NEXT), &place)
+        .and_then(|()| File::open(&folder)?.sync_all())
+        .map_err(|source| IdentityError::Write {
+            path: place,
+            source,
+        })?;
+    // What enrolment gave is refused from now on.
+    for old in [KEY, CHAIN] {
+        remove(&folder.join(old))?;
+    }
+    Ok(())
+}
+
+/// The renewed certificate is of no use: the one before it was accepted.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn discard_next(state: &Path) -> Result<(), IdentityError> {
+    remove(&state.join(FOLDER).join(NEXT))
+}
+
+fn remove(path: &Path) -> Result<(), IdentityError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(IdentityError::Write {
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The credentials to show, and whether they are the renewed ones. Those that are damaged give way to the ones
+/// before them.
+fn load_credentials(folder: &Path, next: bool) -> Result<(Credentials, bool), IdentityError> {
+    if next {
+        match load_slot(&folder.join(NEXT)) {
+            Ok(Some(credentials)) => return Ok((credentials, true)),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "the renewed certificate cannot be used; the one before it is");
+            }
+        }
+    }
+    if let Some(credentials) = load_slot(&folder.join(CURRENT))? {
+        return Ok((credentials, false));
+    }
+    let key = load_key(&folder.join(KEY))?;
+    let chain = certificates(&folder.join(CHAIN))?;
+    Ok((Credentials { chain, key }, false))
+}
+
+fn load_slot(path: &Path) -> Result<Option<Credentials>, IdentityError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let key = load_key(path)?;
+    let chain = certificates(path)?;
+    Ok(Some(Credentials { chain, key }))
 }
 
 // ---- joining -----------------------------------------------------------------------------------------
@@ -494,14 +612,55 @@ mod tests {
     }
 
     #[test]
+    fn a_crash_at_any_step_of_a_renewal_leaves_one_usable_identity() {
+        let state = joined();
+        let folder = state.path().join(FOLDER);
+        let shown = |next| {
+            let identity = Identity::load_with(state.path(), next).expect("usable");
+            (identity.credentials.chain[0].to_vec(), identity.is_next)
+        };
+        let (old, new) = (CERTIFICATE.to_vec(), vec![0x31; 90]);
+        let key = rcgen::KeyPair::generate().expect("a key").serialize_pem();
+        // Torn while it was written.
+        fs::write(folder.join("next.pem.new"), &key[..20]).expect("written");
+        assert_eq!(shown(true), (old.clone(), false));
+        store_next(state.path(), &key, &[CertificateDer::from(new.clone())]).expect("stored");
+        // Stored; perhaps used, perhaps not: both are there.
+        assert!(has_next(state.path()));
+        assert_eq!(shown(true), (new.clone(), true));
+        assert_eq!(shown(false), (old.clone(), false));
+        // Renamed, and the enrolment's files still there.
+        fs::copy(folder.join(NEXT), folder.join("kept")).expect("copied");
+        fs::rename(folder.join(NEXT), folder.join(CURRENT)).expect("renamed");
+        assert_eq!(shown(true), (new.clone(), false));
+        // And done to the end.
+        fs::rename(folder.join("kept"), folder.join(NEXT)).expect("renamed");
+        promote_next(state.path()).expect("promoted");
+        assert_eq!(shown(true), (new.clone(), false));
+        assert!(!folder.join(KEY).exists() && !has_next(state.path()));
+        // A damaged one gives way to the one in use, and one of no use goes.
+        fs::write(folder.join(NEXT), "nonsense").expect("written");
+        fs::set_permissions(folder.join(NEXT), fs::Permissions::from_mode(0o600)).expect("chmod");
+        assert_eq!(shown(true), (new, false));
+        discard_next(state.path()).expect("removed");
+        discard_next(state.path()).expect("nothing to do");
+        assert!(!has_next(state.path()));
+    }
+
+    #[test]
     fn sessions_grow_and_a_damaged_counter_stops_them() {
         let state = joined();
-        let numbers: Vec<u64> = (0..3)
-            .map(|_| next_session(state.path()).expect("a number"))
+        let blocks: Vec<Range<u64>> = (0..3)
+            .map(|_| reserve_sessions(state.path(), 64).expect("numbers"))
             .collect();
-        assert_eq!(numbers, [1, 2, 3]);
+        assert_eq!(blocks, [1..65, 65..129, 129..193]);
         fs::write(state.path().join("identity/session"), "x").expect("damaged");
-        assert!(next_session(state.path()).is_err());
+        assert!(reserve_sessions(state.path(), 1).is_err());
+        fs::write(state.path().join("identity/session"), u64::MAX.to_string()).expect("damaged");
+        assert!(
+            reserve_sessions(state.path(), 1).is_err(),
+            "never the same again"
+        );
     }
 
     #[test]

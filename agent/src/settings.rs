@@ -319,7 +319,11 @@ fn overlays_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|end| end == "toml") {
+        // What begins with a dot is an editor's or a package manager's, half written or put aside.
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|end| end == "toml") {
             paths.push(path);
         }
     }
@@ -674,6 +678,7 @@ mod tests {
             ("a.toml", "ratio = 0.1\nsize = \"1MiB\""),
             ("a.d/20.toml", "\nratio = 0.3"),
             ("a.d/10.toml", "ratio = 0.2\nlabels.b = \"2\""),
+            ("a.d/.30.toml", "ratio = nonsense"),
             ("a.d/30.toml.bak", "nonsense"),
         ] {
             fs::write(path(name), text).expect("written");

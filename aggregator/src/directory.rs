@@ -17,7 +17,7 @@ use muster_proto::{
 };
 
 use crate::{
-    control::{Control, Facts, Host},
+    control::{CertificateRefusal, Control, Facts, Host, Presented},
     fleet::Enrolled,
 };
 
@@ -129,6 +129,17 @@ pub enum Known {
     Refused(FactsError),
 }
 
+/// Whether a certificate may speak for its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admitted {
+    /// It may.
+    Yes,
+    /// It may not.
+    No(CertificateRefusal),
+    /// The store cannot be asked; the fleet's own memory decides.
+    Unavailable,
+}
+
 impl Directory {
     /// A directory on this store.
     #[must_use]
@@ -158,6 +169,26 @@ impl Directory {
             Err(error) => {
                 tracing::warn!(host = %id, error = crate::chain(&error), "the control store cannot be read");
                 Known::Unavailable
+            }
+        }
+    }
+
+    /// Judges the certificate of a connection, and puts one that was renewed in use.
+    pub async fn admit(&self, presented: &Presented) -> Admitted {
+        let host = presented.host_id;
+        let judged = self
+            .control
+            .admit_host(presented.clone(), self.clock.now())
+            .await;
+        match judged {
+            Ok(Ok(())) => Admitted::Yes,
+            Ok(Err(refusal)) => {
+                tracing::warn!(%host, serial = presented.serial, why = %refusal, "certificate refused");
+                Admitted::No(refusal)
+            }
+            Err(error) => {
+                tracing::warn!(%host, error = crate::chain(&error), "the control store cannot be asked");
+                Admitted::Unavailable
             }
         }
     }

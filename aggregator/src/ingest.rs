@@ -4,11 +4,15 @@
 //! by a Hello, answered with a Welcome, and from then on hands what it receives to the host's shard.
 //! What the shard answers goes straight to the agent. A breach of the contract ends the stream with a
 //! Deny; a slow shard slows the stream down, since nothing is read while its inbox is full.
+//!
+//! A connection whose certificate has expired may renew it and nothing else; a stream ends with the life of
+//! its certificate.
 
 use std::{
+    collections::HashMap,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -24,20 +28,22 @@ use muster_proto::{
 };
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    directory::{Directory, Known},
+    control::{CertificateRefusal, Control, Presented},
+    directory::{Admitted, Directory, Known},
     fleet::{
         Fleet,
         host::{FrameIn, Lane, Session},
         shard::{Connection, Credit, Message, ToAgent},
     },
     listen::Peer,
+    pki::{self, Authority},
 };
 
 /// Longest wait for the Hello of a new stream.
@@ -53,6 +59,11 @@ const MAX_SPOOLED_INCARNATIONS: usize = 64;
 const IDLE_INTERVALS: u32 = 6;
 const IDLE_FLOOR: Duration = Duration::from_secs(60);
 
+/// Renewals one host may ask for within [`RENEWAL_WINDOW`]: an honest one asks once in weeks, and a few times
+/// more when answers are lost.
+const MAX_RENEWALS: u32 = 20;
+const RENEWAL_WINDOW: Duration = Duration::from_secs(3600);
+
 /// The service behind the uplink door.
 #[derive(Clone)]
 pub struct UplinkService(Arc<Inner>);
@@ -60,9 +71,12 @@ pub struct UplinkService(Arc<Inner>);
 struct Inner {
     fleet: Fleet,
     directory: Directory,
+    renewing: Renewing,
     clock: Arc<dyn Clock>,
     welcome: WelcomeTerms,
     connections: AtomicU64,
+    /// Begin of each host's window, and what it asked for in it. Bounded by the hosts that have a certificate.
+    renewals: Mutex<HashMap<HostId, (Instant, u32)>>,
 }
 
 /// What every Welcome says.
@@ -76,21 +90,32 @@ pub struct WelcomeTerms {
     pub bundle: v1::TrustBundle,
 }
 
+/// What a renewal needs.
+pub struct Renewing {
+    /// Which certificate is in use, and the audit log.
+    pub control: Control,
+    /// Signs.
+    pub authority: Arc<Authority>,
+}
+
 impl UplinkService {
     /// A service that hands what it receives to `fleet`.
     #[must_use]
     pub fn new(
         fleet: Fleet,
         directory: Directory,
+        renewing: Renewing,
         clock: Arc<dyn Clock>,
         welcome: WelcomeTerms,
     ) -> Self {
         Self(Arc::new(Inner {
             fleet,
             directory,
+            renewing,
             clock,
             welcome,
             connections: AtomicU64::new(1),
+            renewals: Mutex::default(),
         }))
     }
 }
@@ -147,10 +172,11 @@ impl Inner {
 
     async fn open(
         &self,
-        host: HostId,
+        presented: &Presented,
         inbound: &mut Streaming<v1::AgentMessage>,
         to_agent: &ToAgent,
     ) -> Result<Opened, Refusal> {
+        let host = presented.host_id;
         let first = timeout(HELLO_TIMEOUT, inbound.next()).await;
         let hello = match first {
             Ok(Some(Ok(v1::AgentMessage {
@@ -173,6 +199,16 @@ impl Inner {
         let interval = session.interval;
         let facts = hello.facts.clone().unwrap_or_default();
         let stopping = || Refusal::Status(Status::unavailable("the aggregator is stopping"));
+        match self.directory.admit(presented).await {
+            Admitted::Yes => {}
+            Admitted::No(refusal) => return Err(Refusal::Deny(denied(refusal))),
+            // Known hosts stay connected while the store is sick; who expired does not.
+            Admitted::Unavailable => {
+                if presented.not_after < self.clock.now() {
+                    return Err(Refusal::Deny(v1::DenyReason::Expired));
+                }
+            }
+        }
         match self.directory.connected(host, facts).await {
             Known::Yes(enrolled) => {
                 if !self.fleet.upsert(*enrolled).await {
@@ -207,10 +243,16 @@ impl Inner {
             .await
             .map_err(|_| stopping())?
             .map_err(Refusal::Deny)?;
+        // Removed between the first look and now: then the fleet was told before it was told of this stream.
+        if matches!(self.directory.host(host).await, Known::No) {
+            self.fleet.forget(host).await;
+            return Err(Refusal::Deny(v1::DenyReason::Removed));
+        }
         Ok(Opened {
             host,
             connection,
             idle: (interval * IDLE_INTERVALS).max(IDLE_FLOOR),
+            until: Instant::now() + presented.not_after.since(self.clock.now()),
             close,
             credit: Arc::new(Semaphore::new(self.credit())),
         })
@@ -222,6 +264,8 @@ struct Opened {
     host: HostId,
     connection: Connection,
     idle: Duration,
+    /// End of the certificate's life.
+    until: Instant,
     /// Cancelled by the shard when it lets go of the stream.
     close: CancellationToken,
     /// Bytes that may still be on their way to the disk; beyond, nothing is read.
@@ -251,16 +295,13 @@ impl Uplink for UplinkService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let host = request
-            .extensions()
-            .get::<Peer>()
-            .and_then(Peer::agent)
-            .ok_or_else(|| Status::permission_denied("the certificate is not an agent's"))?;
+        let presented = presented(&request)?;
+        let host = presented.host_id;
         let mut inbound = request.into_inner();
         let (to_agent, outbound) = mpsc::channel(TO_AGENT);
         let service = Arc::clone(&self.0);
         tokio::spawn(async move {
-            let opened = match service.open(host, &mut inbound, &to_agent).await {
+            let opened = match service.open(&presented, &mut inbound, &to_agent).await {
                 Ok(opened) => opened,
                 Err(refusal) => {
                     refuse(host, refusal, &to_agent);
@@ -281,6 +322,91 @@ impl Uplink for UplinkService {
             ReceiverStream::new(outbound).map(Ok),
         )))
     }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::RenewResponse>, Status> {
+        let presented = presented(&request)?;
+        let csr = request.into_inner().csr;
+        self.0.renew(presented, &csr).await.map(Response::new)
+    }
+}
+
+/// The certificate of a connection.
+fn presented<T>(request: &Request<T>) -> Result<Presented, Status> {
+    let peer = request.extensions().get::<Peer>();
+    let found = peer.and_then(|peer| {
+        Some(Presented {
+            host_id: peer.agent()?,
+            serial: peer.serial.clone()?,
+            not_after: peer.cert_not_after?,
+        })
+    });
+    found.ok_or_else(|| Status::permission_denied("the certificate is not an agent's"))
+}
+
+/// What an agent is told.
+fn denied(refusal: CertificateRefusal) -> v1::DenyReason {
+    match refusal {
+        CertificateRefusal::Removed => v1::DenyReason::Removed,
+        CertificateRefusal::Superseded => v1::DenyReason::StaleCopy,
+        CertificateRefusal::Expired => v1::DenyReason::Expired,
+        CertificateRefusal::OldKey => v1::DenyReason::ProtocolViolation,
+    }
+}
+
+impl Inner {
+    fn may_ask(&self, host: HostId) -> bool {
+        let now = Instant::now();
+        let mut renewals = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, asked) = renewals.entry(host).or_insert((now, 0));
+        if now.duration_since(*since) >= RENEWAL_WINDOW {
+            (*since, *asked) = (now, 0);
+        }
+        *asked += 1;
+        *asked <= MAX_RENEWALS
+    }
+
+    async fn renew(&self, presented: Presented, csr: &[u8]) -> Result<v1::RenewResponse, Status> {
+        let (host, now) = (presented.host_id, self.clock.now());
+        if !self.may_ask(host) {
+            return Err(Status::resource_exhausted(
+                "this host asked for too many certificates within an hour",
+            ));
+        }
+        let csr = pki::Request::check(csr).map_err(|error| {
+            Status::invalid_argument(format!(
+                "the certificate request is not acceptable: {error}"
+            ))
+        })?;
+        let fingerprint = *csr.fingerprint();
+        let authority = Arc::clone(&self.renewing.authority);
+        let issue = move |host| authority.issue_agent(&csr, host, now);
+        let issued = self
+            .renewing
+            .control
+            .renew_host(presented, fingerprint, issue, now)
+            .await
+            .map_err(|error| {
+                tracing::error!(%host, error = crate::chain(&error), "a certificate could not be renewed");
+                Status::unavailable("the aggregator cannot renew now; its log says why")
+            })?
+            .map_err(|refusal| {
+                tracing::warn!(%host, why = %refusal, "renewal refused");
+                Status::permission_denied(refusal.to_string())
+            })?;
+        tracing::info!(%host, serial = issued.serial, until = %issued.not_after, "certificate renewed");
+        Ok(v1::RenewResponse {
+            certificate_chain: issued
+                .chain
+                .iter()
+                .map(|certificate| certificate.to_vec())
+                .collect(),
+            bundle: Some(self.renewing.authority.bundle()),
+            server_wall_ms: now.as_millis(),
+        })
+    }
 }
 
 impl Inner {
@@ -295,6 +421,9 @@ impl Inner {
             let received = tokio::select! {
                 received = timeout(opened.idle, inbound.next()) => received,
                 () = opened.close.cancelled() => return Ok(()),
+                () = sleep_until(opened.until) => {
+                    return Err(Refusal::Deny(v1::DenyReason::Expired));
+                }
                 // The agent is gone.
                 () = to_agent.closed() => return Ok(()),
             };

@@ -50,15 +50,15 @@ const READY: usize = 64;
 /// First byte of a TLS record that carries a handshake (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 22;
 
-/// HTTP/2 in the negotiation of TLS (RFC 9113, 3.1).
-const ALPN_H2: &[u8] = b"h2";
-
 /// Connections of one agent: the one it uses, one that takes its place, and two that the network has lost and the
 /// keepalive has not yet found out about. More is a broken agent, or two with one identity.
 const PER_AGENT: usize = 4;
 
 /// Connections of one operator: a person, their pages and a few scripts.
 const PER_OPERATOR: usize = 32;
+
+/// HTTP/2 in the negotiation of TLS (RFC 9113, 3.1).
+const ALPN_H2: &[u8] = b"h2";
 
 /// What a browser or curl gets from a door that speaks TLS.
 const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\
@@ -127,7 +127,7 @@ impl Counters {
 
     /// How often each outcome came about, those that never did too.
     #[must_use]
-    pub fn outcomes(&self) -> [(&'static str, u64); 9] {
+    pub fn outcomes(&self) -> [(&'static str, u64); 8] {
         [
             ("accepted", &self.accepted),
             ("timed_out", &self.timed_out),
@@ -136,7 +136,6 @@ impl Counters {
             ("certificate", &self.certificate),
             ("broken", &self.broken),
             ("address_limit", &self.address_limit),
-            ("peer_limit", &self.peer_limit),
             ("accept_error", &self.accept_errors),
         ]
         .map(|(outcome, count)| (outcome, count.load(Ordering::Relaxed)))
@@ -467,10 +466,10 @@ enum Refused {
         /// Whom a certificate that was not believed claims to name.
         claims: Option<String>,
     },
-    #[error("too many connections of this address that have not proved who they are")]
-    AddressLimit,
     #[error("{0} has too many connections")]
     PeerLimit(SpiffeId),
+    #[error("too many connections of this address that have not proved who they are")]
+    AddressLimit,
     #[error("the handshake broke: {0}")]
     Broken(io::Error),
 }

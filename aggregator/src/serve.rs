@@ -36,7 +36,7 @@ use crate::{
     },
     http,
     incident::Incidents,
-    ingest::{UplinkService, WelcomeTerms},
+    ingest::{Renewing, UplinkService, WelcomeTerms},
     journal::JournalHealth,
     listen::{self, DoorCounters, Limits},
     pki::{Authority, Doors},
@@ -141,6 +141,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         &config.http.hosts,
         began,
     )?);
+    // Asked first, since what a database says of a folder that it cannot write is hard to understand.
+    rustix::fs::access(&config.state_dir, rustix::fs::Access::WRITE_OK).with_context(|| {
+        let state = config.state_dir.display();
+        format!("cannot write the state folder {state}; this program's user must be able to")
+    })?;
     let control = Control::open(&config.state_dir)?;
     let directory = Directory::new(control.clone(), Arc::clone(&clock));
     let hosts = directory.hosts().await?;
@@ -403,6 +408,10 @@ impl Opening<'_> {
         let service = UplinkService::new(
             self.fleet.clone(),
             self.directory.clone(),
+            Renewing {
+                control: self.control.clone(),
+                authority: Arc::clone(&self.authority),
+            },
             Arc::clone(&self.clock),
             terms,
         );

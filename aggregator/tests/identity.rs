@@ -464,10 +464,10 @@ async fn a_client_knows_its_own_aggregator() {
 }
 
 #[tokio::test]
-async fn an_expired_agent_is_refused() {
+async fn an_agent_that_expired_more_than_thirty_days_ago_is_refused() {
     let installation = Installation::new();
     let (agents, _incoming) = installation.agents(Limits::default()).await;
-    let past = SystemClock.now().minus(Duration::from_secs(31 * 86_400));
+    let past = SystemClock.now().minus(Duration::from_secs(61 * 86_400));
     installation.clock.set(past);
     let config = client_config(&installation.trust(), installation.agent()).expect("usable");
     let error = knock(agents, config).await.expect_err("expired");

@@ -48,6 +48,10 @@ use crate::{
 /// fell back to 1970 can still verify its aggregator.
 pub const EARLIEST_CREDIBLE: Timestamp = Timestamp::from_millis(1_793_491_200_000);
 
+/// How long after its end an agent's certificate still opens the agents' door, where it can do nothing but renew
+/// itself: a host that was switched off for a month comes back without a person.
+pub const EXPIRED_GRACE: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// ALPN of gRPC's doors.
 const ALPN_H2: &[u8] = b"h2";
 const ALPN_HTTP1: &[u8] = b"http/1.1";
@@ -279,7 +283,9 @@ impl Door {
     }
 }
 
-/// The agents' door: client certificates of `issuer` that name an agent of `domain`.
+/// The agents' door: client certificates of `issuer` that name an agent of `domain`. One that expired less than
+/// [`EXPIRED_GRACE`] ago gets through, so whoever serves the connection must look at the end of its life and answer
+/// nothing but a renewal.
 ///
 /// # Errors
 /// When the issuer cannot be read or the credentials do not fit.
@@ -399,6 +405,36 @@ impl DoorKeeper {
     }
 }
 
+impl DoorKeeper {
+    /// Judges the chain at `now`; an agent's certificate that has just expired is judged by the last second of its
+    /// life instead, with everything else the same.
+    fn verify_chain(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self
+            .chain
+            .verify_client_cert(end_entity, intermediates, now);
+        let Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
+            not_after,
+            ..
+        })) = &verified
+        else {
+            return verified;
+        };
+        let late = timestamp(now).since(timestamp(*not_after));
+        if self.door != Door::Agents || late > EXPIRED_GRACE {
+            return verified;
+        }
+        let in_time = timestamp(*not_after).minus(Duration::from_secs(1));
+        // Nothing else gets younger by this: the issuer is the anchor, and an anchor's life is not judged.
+        self.chain
+            .verify_client_cert(end_entity, intermediates, unix_time(in_time))
+    }
+}
+
 impl ClientCertVerifier for DoorKeeper {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.chain.root_hint_subjects()
@@ -411,8 +447,7 @@ impl ClientCertVerifier for DoorKeeper {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let verified = self
-            .chain
-            .verify_client_cert(end_entity, intermediates, now)
+            .verify_chain(end_entity, intermediates, now)
             .inspect_err(|_| {
                 REFUSED.set(peer_id(end_entity).ok().map(|peer| peer.id.to_string()))
             })?;
@@ -463,23 +498,37 @@ fn check_domain(id: &SpiffeId, expected: &TrustDomain) -> Result<(), TlsFault> {
 
 /// The time that certificates are judged by on the client's side: the latest of the machine's clock, the time of
 /// the build and what the aggregator last said, so that a clock reset to 1970 cuts nobody off.
+///
+/// An aggregator is believed no further than its own certificate lasts: whoever holds a stolen one cannot
+/// make all others look expired by telling a time far ahead.
 #[derive(Debug, Clone)]
 pub struct TrustedTime {
     server: Arc<AtomicI64>,
+    /// End of life of the certificate that the aggregator showed last.
+    until: Arc<AtomicI64>,
 }
 
 impl Default for TrustedTime {
     fn default() -> Self {
         Self {
             server: Arc::new(AtomicI64::new(EARLIEST_CREDIBLE.as_millis())),
+            until: Arc::new(AtomicI64::new(EARLIEST_CREDIBLE.as_millis())),
         }
     }
 }
 
 impl TrustedTime {
-    /// Takes note of a time that an authenticated aggregator gave.
+    /// Takes note of a time that the aggregator gave whose certificate was accepted last; of no more than
+    /// the end of that certificate's life.
     pub fn seen(&self, server: Timestamp) {
-        self.server.fetch_max(server.as_millis(), Ordering::Relaxed);
+        let until = self.until.load(Ordering::Relaxed);
+        let server = server.as_millis().min(until);
+        self.server.fetch_max(server, Ordering::Relaxed);
+    }
+
+    /// A certificate was accepted that lasts until then.
+    fn accepted(&self, until: Timestamp) {
+        self.until.store(until.as_millis(), Ordering::Relaxed);
     }
 
     /// The time to judge by.
@@ -611,10 +660,31 @@ impl AggregatorVerifier {
             check_domain(&peer.id, domain)?;
         }
         match peer.id {
-            SpiffeId::Aggregator { .. } => Ok(()),
+            SpiffeId::Aggregator { .. } => {
+                self.time.accepted(self.end_of_life(leaf, others, anchors));
+                Ok(())
+            }
             other => Err(TlsFault::WrongRole {
                 found: other.to_string(),
             }),
+        }
+    }
+}
+
+impl AggregatorVerifier {
+    /// When this leaf's life ends, or its issuer's if that is found sooner: webpki says so only of a chain
+    /// that has expired, as every chain has by the last moment there is.
+    fn end_of_life(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        anchors: &[TrustAnchor<'_>],
+    ) -> Timestamp {
+        let last = Timestamp::from_millis(i64::MAX);
+        match chain_to(leaf, others, anchors, last, self.algorithms.all) {
+            Err(TlsFault::Expired { not_after, .. }) => not_after,
+            // A chain for ever: nothing is learnt from whoever has one.
+            _ => EARLIEST_CREDIBLE,
         }
     }
 }
@@ -744,8 +814,18 @@ mod tests {
         let later = EARLIEST_CREDIBLE.plus(Duration::from_secs(1000));
         assert_eq!(time.at(later), later);
         time.seen(later);
+        assert_eq!(
+            time.at(at(0)),
+            EARLIEST_CREDIBLE,
+            "nobody has shown a certificate"
+        );
+        time.accepted(later.plus(Duration::from_secs(1)));
+        time.seen(later);
         time.seen(EARLIEST_CREDIBLE);
         assert_eq!(time.at(at(0)), later);
+        time.seen(at(i64::MAX));
+        let end = later.plus(Duration::from_secs(1));
+        assert_eq!(time.at(at(0)), end, "no further than the certificate lasts");
     }
 
     #[test]

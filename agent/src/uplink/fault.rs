@@ -49,15 +49,25 @@ pub enum Fault {
     /// Connected, but no Welcome came.
     #[error("connected, but no welcome within {} s", .0.as_secs())]
     WelcomeTimeout(Duration),
+    /// A renewal was asked for and not answered.
+    #[error("no answer to the renewal within {} s", .0.as_secs())]
+    RenewalTimeout(Duration),
     /// The peer does not speak the protocol.
     #[error("the peer broke the protocol: {0}")]
     Protocol(&'static str),
+    /// Frames made in this session are ahead of the aggregator's clock: it was set back, and is learnt anew
+    /// with the next session.
+    #[error("the aggregator's clock was set back: it takes this host's samples for the future's")]
+    Future,
     /// Frames were sent and no acknowledgement came.
     #[error("no acknowledgement for {} s while frames are outstanding", .0.as_secs())]
     NoProgress(Duration),
     /// The aggregator does not want this agent.
     #[error("the aggregator refused this host: {}", words::denied(*.0))]
     Denied(v1::DenyReason),
+    /// The disk does not give the identity.
+    #[error("the disk with this host's identity does not answer within {} s", .0.as_secs())]
+    Disk(Duration),
     /// The identity on disk cannot be used.
     #[error("the identity of this host cannot be used: {0}")]
     Identity(String),
@@ -131,7 +141,13 @@ impl Fault {
             }
             Self::Tls(fault) => tls_hint(fault),
             Self::Handshake(_) => "look at the aggregator's log",
-            Self::Closed | Self::NoProgress(_) | Self::WelcomeTimeout(_) => {
+            Self::Future => {
+                "check the clock of the aggregator (date -u); ticks follow it again with the next connection"
+            }
+            Self::Closed
+            | Self::NoProgress(_)
+            | Self::WelcomeTimeout(_)
+            | Self::RenewalTimeout(_) => {
                 "look at the aggregator's log; the agent keeps its samples and tries again"
             }
             Self::Status {
@@ -142,6 +158,9 @@ impl Fault {
             }
             Self::Status { .. } | Self::Protocol(_) => "look at the aggregator's log",
             Self::Denied(reason) => denial_hint(*reason),
+            Self::Disk(_) => {
+                "look at the disk below the state folder (dmesg); the agent tries again"
+            }
             Self::Identity(_) => "run muster-agent enrol with a new token",
         }
     }

@@ -7,6 +7,7 @@ mod aside;
 pub mod backoff;
 pub mod connect;
 pub mod fault;
+pub mod renew;
 mod session;
 
 use std::{
@@ -37,6 +38,7 @@ use crate::{
 use backoff::{Backoff, Ended};
 use connect::{Connector, Watched, Witness};
 use fault::Fault;
+use renew::{Renewing, Slots, refuses_certificate};
 use session::{End, OpenError, Session};
 
 /// Resolve, TCP and TLS together.
@@ -46,6 +48,11 @@ const WINDOW_BYTES: u32 = 64 * 1024;
 /// HTTP/2 pings find a peer that vanished without a word, also while nothing is sent.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// After a certificate was renewed: within this time a new connection stands.
+const SWITCH_SPREAD: Duration = Duration::from_secs(2);
+/// Tells the draws for renewals from those for connections.
+const RENEWAL_SEED: u64 = 0x7265_6e65_7761_6c73;
 
 /// What an identity remembers between sessions.
 pub trait Memory: Send {
@@ -59,6 +66,10 @@ pub trait Memory: Send {
     fn bundle_version(&self) -> u64;
     /// End of the host certificate's life, where there is one.
     fn certificate_expires(&self) -> Option<Timestamp> {
+        None
+    }
+    /// The host's certificates, where they can be renewed.
+    fn slots(&mut self) -> Option<&mut dyn Slots> {
         None
     }
 }
@@ -210,6 +221,7 @@ pub(crate) struct Uplink {
     connector: Box<dyn Connector>,
     memory: Box<dyn Memory>,
     backoff: Backoff,
+    renewing: Renewing,
     last_cause: Option<String>,
     repeats: u64,
 }
@@ -226,6 +238,7 @@ impl Uplink {
             connector,
             memory,
             backoff: Backoff::new(seed),
+            renewing: Renewing::new(seed ^ RENEWAL_SEED),
             last_cause: None,
             repeats: 0,
         }
@@ -250,6 +263,11 @@ impl Uplink {
                 }
                 End::Fault(fault) => {
                     self.report(&fault);
+                    if refuses_certificate(&fault)
+                        && let Some(slots) = self.memory.slots()
+                    {
+                        slots.refused();
+                    }
                     fault.ended(worked)
                 }
             };
@@ -286,21 +304,30 @@ impl Uplink {
         }
         let asked = Instant::now();
         let opened = tokio::select! {
-            opened = session::open(channel, queue) => opened,
+            opened = session::open(channel.clone(), queue) => opened,
             () = stop.cancelled() => return (End::Stopped, false),
         };
         let opened = match opened {
             Ok(opened) => opened,
-            Err(OpenError::End(end)) => return (end, false),
+            Err(OpenError::End(end)) => return (self.renew_expired(end, channel).await, false),
             Err(OpenError::Status(status)) => {
                 return (Fault::from_status(&status, witness.take()).into(), false);
             }
         };
+        if let Err(fault) = session::check(&opened.welcome) {
+            return (fault.into(), false);
+        }
         self.welcomed(&opened.welcome, asked.elapsed());
+        let server = Timestamp::from_millis(opened.welcome.server_wall_ms);
+        let server = (server, Instant::now());
         let common = Arc::clone(&self.common);
         let fleet_hint = opened.welcome.fleet_hint;
         let mut session = Session::new(&common, outbound, opened);
-        let outcome = session.run(stop).await;
+        let leave = CancellationToken::new();
+        let outcome = tokio::select! {
+            outcome = session.run(stop, &leave) => outcome,
+            never = self.renewing.tend(&mut *self.memory, channel, server, &leave) => match never {},
+        };
         let worked = session.worked();
         if worked {
             self.backoff.succeeded(fleet_hint);
@@ -312,7 +339,25 @@ impl Uplink {
         }
     }
 
+    /// An expired certificate is good for one thing: to renew it.
+    async fn renew_expired(&mut self, end: End, channel: Channel) -> End {
+        if !matches!(end, End::Fault(Fault::Denied(v1::DenyReason::Expired))) {
+            return end;
+        }
+        let Some(slots) = self.memory.slots() else {
+            return end;
+        };
+        tracing::warn!("the aggregator says that this host's certificate has expired; renewing it");
+        if self.renewing.renew(slots, channel).await {
+            return End::Drained(SWITCH_SPREAD);
+        }
+        end
+    }
+
     fn welcomed(&mut self, welcome: &v1::Welcome, round_trip: Duration) {
+        if let Some(slots) = self.memory.slots() {
+            slots.accepted();
+        }
         if let Err(error) = self.memory.welcomed(welcome) {
             // The aggregator accepts the value before the last, so one lost write is harmless.
             tracing::warn!(%error, "cannot keep on disk what the aggregator's welcome gave");

@@ -12,6 +12,7 @@ use muster_proto::{
     id::Incarnation,
     limits,
     time::{Timestamp, duration_millis},
+    tls::EARLIEST_CREDIBLE,
     v1::{self, agent_message::Message as Up, aggregator_message::Message as Down},
     words,
 };
@@ -34,6 +35,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Messages between this task and the HTTP/2 connection. Few: what waits here counts as sent.
 pub(super) const QUEUE: usize = 4;
+/// From the time of the build: for so long an aggregator's time is believed.
+const CREDIBLE_FOR: Duration = Duration::from_secs(50 * 365 * 86_400);
 /// Refusals of frames that are logged one by one in a session.
 const LOGGED_REJECTIONS: u64 = 5;
 
@@ -123,6 +126,20 @@ pub(super) async fn open(
     }
 }
 
+/// What no aggregator says, however far it or we are behind the times.
+pub(super) fn check(welcome: &v1::Welcome) -> Result<(), Fault> {
+    let latest = EARLIEST_CREDIBLE.plus(CREDIBLE_FOR);
+    let server = Timestamp::from_millis(welcome.server_wall_ms);
+    if !(EARLIEST_CREDIBLE..=latest).contains(&server) {
+        return Err(Fault::Protocol("its clock shows an impossible date"));
+    }
+    let too_many = |have: &v1::Have| have.durable.len() > limits::MAX_ACK_RANGES;
+    if welcome.have.iter().any(too_many) {
+        return Err(Fault::Protocol("too many ranges in its welcome"));
+    }
+    Ok(())
+}
+
 /// Why there was no Welcome.
 pub(super) enum OpenError {
     /// gRPC failed: the caller knows what the connection below saw.
@@ -160,6 +177,8 @@ enum Leaving {
     Stopping,
     /// The aggregator stops: nothing new is sent, acknowledgements are still read.
     Draining(Duration),
+    /// A new connection is wanted here: as when draining.
+    Switching,
 }
 
 /// A session after Welcome.
@@ -182,6 +201,8 @@ pub(super) struct Session<'a> {
     fin_sent: bool,
     rejections: u64,
     acknowledged: bool,
+    /// Number of the first frame that is made in this session, by the clock that its Welcome gave.
+    first_own: u64,
 }
 
 impl<'a> Session<'a> {
@@ -232,6 +253,7 @@ impl<'a> Session<'a> {
             fin_sent: false,
             rejections: 0,
             acknowledged: false,
+            first_own: common.buffer().last_seq() + 1,
         }
     }
 
@@ -240,8 +262,12 @@ impl<'a> Session<'a> {
         self.acknowledged
     }
 
-    /// Runs until an end. `Err` is gRPC's word for it; the caller knows what the connection saw.
-    pub(super) async fn run(&mut self, stop: &CancellationToken) -> Result<End, tonic::Status> {
+    /// Runs until an end; `leave` asks for one, with everything under way acknowledged first. `Err` is gRPC's word for it; the caller knows what the connection saw.
+    pub(super) async fn run(
+        &mut self,
+        stop: &CancellationToken,
+        leave: &CancellationToken,
+    ) -> Result<End, tonic::Status> {
         loop {
             if self.is_finished() {
                 self.outbound = None;
@@ -257,7 +283,7 @@ impl<'a> Session<'a> {
             let progress = waiting.then(|| self.waiting_since + patience);
             let beat = self.heartbeat.filter(|_| outbound.is_some() && !may_send);
             let beat = beat.map(|beat| self.last_sent + beat);
-            let leave = self.leaving.map(|(_, until)| until);
+            let until = self.leaving.map(|(_, until)| until);
             tokio::select! {
                 biased;
                 answer = self.inbound.message() => match answer? {
@@ -271,6 +297,9 @@ impl<'a> Session<'a> {
                 () = stop.cancelled(), if !stopping => {
                     self.leaving = Some((Leaving::Stopping, Instant::now() + GOODBYE));
                 }
+                () = leave.cancelled(), if self.leaving.is_none() => {
+                    self.leaving = Some((Leaving::Switching, Instant::now() + GOODBYE));
+                }
                 permit = reserve(outbound.as_ref()), if may_send => match permit {
                     Some(permit) => self.send(permit),
                     // The connection task is gone; the stream above says why.
@@ -280,7 +309,7 @@ impl<'a> Session<'a> {
                 () = self.common.appended.notified(), if self.leaving.is_none() => {}
                 () = sleep_until(progress) => return Ok(Fault::NoProgress(patience).into()),
                 () = sleep_until(beat) => self.beat(),
-                () = sleep_until(leave) => match self.leaving {
+                () = sleep_until(until) => match self.leaving {
                     Some((Leaving::Stopping, _)) if !self.fin_sent => self.last_words(),
                     _ => return Ok(self.closed()),
                 },
@@ -292,6 +321,7 @@ impl<'a> Session<'a> {
     fn closed(&mut self) -> End {
         match self.leaving {
             Some((Leaving::Draining(spread), _)) => End::Drained(spread),
+            Some((Leaving::Switching, _)) => End::Drained(super::SWITCH_SPREAD),
             Some((Leaving::Stopping, _)) => End::Stopped,
             None => Fault::Closed.into(),
         }
@@ -340,14 +370,14 @@ impl<'a> Session<'a> {
     fn is_finished(&self) -> bool {
         match self.leaving {
             Some((Leaving::Stopping, _)) => self.fin_sent && self.in_flight.is_empty(),
-            Some((Leaving::Draining(_), _)) => self.in_flight.is_empty(),
+            Some((Leaving::Draining(_) | Leaving::Switching, _)) => self.in_flight.is_empty(),
             None => false,
         }
     }
 
     fn has_more(&self) -> bool {
         match self.leaving {
-            Some((Leaving::Draining(_), _)) => false,
+            Some((Leaving::Draining(_) | Leaving::Switching, _)) => false,
             Some((Leaving::Stopping, _)) if self.fin_sent => false,
             leaving => {
                 let buffer = self.common.buffer();
@@ -438,10 +468,10 @@ impl<'a> Session<'a> {
 
     fn receive(&mut self, message: Down) -> Option<End> {
         match message {
-            Down::Ack(ack) => {
-                self.acknowledge(&ack);
-                None
+            Down::Ack(ack) if ack.durable.len() > limits::MAX_ACK_RANGES => {
+                Some(Fault::Protocol("too many ranges in an acknowledgement").into())
             }
+            Down::Ack(ack) => self.acknowledge(&ack),
             Down::Throttle(throttle) => Some(throttled(throttle)),
             Down::Deny(deny) => Some(Fault::Denied(deny.reason()).into()),
             Down::Drain(drain) => {
@@ -463,7 +493,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn acknowledge(&mut self, ack: &v1::Ack) {
+    /// Takes over what was decided about frames; an end when they show that the clocks disagree again.
+    fn acknowledge(&mut self, ack: &v1::Ack) -> Option<End> {
         self.acknowledged = true;
         self.waiting_since = Instant::now();
         self.credit_bytes = ack.credit_bytes;
@@ -481,12 +512,16 @@ impl<'a> Session<'a> {
         if ack.incarnation != buffer.incarnation().0 {
             drop(buffer);
             self.common.link().last_ack = Some(Instant::now());
-            return;
+            return None;
         }
+        let mut future = false;
         for range in &ack.durable {
             buffer.release(range.first, range.last);
         }
         for rejected in &ack.rejected {
+            // Older ones bear the time of a clock that this session's Welcome has corrected.
+            future |=
+                rejected.reason() == v1::RejectReason::Future && rejected.seq >= self.first_own;
             if buffer.reject(rejected.seq, rejected.reason()) {
                 self.rejections += 1;
                 if self.rejections <= LOGGED_REJECTIONS {
@@ -512,6 +547,7 @@ impl<'a> Session<'a> {
         let mut link = self.common.link();
         link.epoch = link.epoch.max(ack.epoch);
         link.last_ack = Some(Instant::now());
+        future.then(|| Fault::Future.into())
     }
 }
 

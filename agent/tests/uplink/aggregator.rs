@@ -42,7 +42,7 @@ use tonic::{Request, Response, Status, Streaming};
 /// Time between ticks of the agents under test.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
 /// Wall clock at the start of each test.
-pub(crate) const START_MS: i64 = 1_780_000_000_000;
+pub(crate) const START_MS: i64 = 1_800_000_000_000;
 
 /// Clocks that follow tokio's paused time.
 pub(crate) struct PausedClock(Instant);
@@ -118,6 +118,13 @@ impl Uplink for Service {
             .send(session)
             .map_err(|_| Status::unavailable("the test is over"))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(queue))))
+    }
+
+    async fn renew(
+        &self,
+        _request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::RenewResponse>, Status> {
+        Err(Status::unimplemented("no agent here has a certificate"))
     }
 }
 

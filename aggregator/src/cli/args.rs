@@ -136,11 +136,24 @@ pub enum Command {
     /// List hosts
     #[command(visible_alias = "h")]
     Hosts(Hosts),
-    /// Show everything about one host
+    /// Show everything about one host, or remove it
     Host {
         /// Name or 32-digit id
         name: String,
+        /// What to do with it.
+        #[command(subcommand)]
+        act: Option<HostAct>,
     },
+    /// Withdraw an operator's certificates
+    Operator {
+        /// As muster audit shows it
+        name: String,
+        /// What to do.
+        #[command(subcommand)]
+        act: OperatorAct,
+    },
+    /// Show who did what, newest first
+    Audit,
     /// Show the hosts that use most of something, redrawn on a terminal
     Top(Top),
     /// List units over all hosts, failing first
@@ -180,6 +193,34 @@ pub enum Command {
     Man,
     /// Print the version
     Version,
+}
+
+/// `muster host NAME …`
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum HostAct {
+    /// Cut it off; with a new token it may enrol again, as a new host
+    Evict {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Cut it off, and refuse tokens to the machine
+    Ban {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// `muster operator NAME …`
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum OperatorAct {
+    /// Refuse every certificate the operator has
+    Revoke {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
 }
 
 /// `muster hosts`

@@ -7,6 +7,7 @@
 
 pub mod anomalies;
 pub mod args;
+pub mod audit;
 pub mod client;
 pub mod context;
 pub mod doctor;
@@ -17,6 +18,7 @@ pub mod hosts;
 pub mod incidents;
 pub mod login;
 pub mod output;
+pub mod removal;
 pub mod services;
 pub mod session;
 pub mod summary;
@@ -217,7 +219,31 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let limit = session.limit.or(Some(TOP_ROWS));
             list_hosts(session, &top.selector, Vec::new(), sort, limit).await
         }
-        Command::Host { name } => {
+        Command::Host {
+            name,
+            act: Some(act),
+        } => {
+            session::check_one(name)?;
+            let said = removal::host(session, name, *act)
+                .await
+                .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"))?;
+            Ok(said_lines(&said))
+        }
+        Command::Operator { name, act } => {
+            let said = removal::operator(session, name, *act).await?;
+            Ok(said_lines(&said))
+        }
+        Command::Audit => {
+            let request = v1::ListAuditRequest {
+                limit: session.limit.unwrap_or(0),
+            };
+            let response = session
+                .ask(async move |mut client| client.list_audit(request).await)
+                .await?;
+            let view = session.view(response.meta.as_ref());
+            output::list(audit::list(response), &session.options, &view)
+        }
+        Command::Host { name, act: None } => {
             session::check_one(name)?;
             let request = v1::GetHostRequest { name: name.clone() };
             let host = session

@@ -20,7 +20,11 @@ use super::{ControlError, SharedSqlError};
 const FILE: &str = "control.db";
 
 /// Applied in order; the position of the last one, from 1, is `user_version`.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/001_begin.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/001_begin.sql"),
+    include_str!("migrations/002_renewal.sql"),
+    include_str!("migrations/003_denied.sql"),
+];
 
 /// How long to wait for another process that writes (`token create`).
 const BUSY: Duration = Duration::from_secs(5);

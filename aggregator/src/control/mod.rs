@@ -5,18 +5,22 @@
 //! after the commit, so what was answered is on disk. Reads use a second connection and go on when writing has
 //! become impossible. Another process may work on the same file (`muster-aggregator token create` does).
 
+mod certificates;
 mod db;
 mod hosts;
 mod incidents;
 mod operators;
+mod revoke;
 mod tokens;
 
 use std::path::PathBuf;
 
+pub use certificates::{CertificateRefusal, Presented, RENEWAL_GRACE};
 pub use db::Control;
 pub use hosts::{Facts, Host, Labels};
 pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, Transition};
 pub use operators::{OperatorRole, RoleError};
+pub use revoke::{Removal, Removed};
 pub use tokens::{
     DEFAULT_TOKEN_TTL, EnrolRefusal, EnrolRequest, Enrolled, MAX_TOKEN_TTL, MAX_USES, TokenOptions,
     TokenRow, TokenState,

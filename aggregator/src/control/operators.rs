@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use muster_proto::time::Timestamp;
 use rusqlite::{OptionalExtension as _, params};
 
-use super::{Control, ControlError, db::audit};
+use super::{Control, ControlError, certificates::note, db::audit, revoke};
 use crate::pki::Issued;
 
 /// What an operator may do; each may also do what those before it may.
@@ -69,6 +69,25 @@ impl Control {
         .await
     }
 
+    /// As [`Control::operator_role`], and none for a certificate that was withdrawn.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn operator_admitted(
+        &self,
+        name: &str,
+        serial: Option<&str>,
+    ) -> Result<Option<OperatorRole>, ControlError> {
+        if let Some(serial) = serial.map(str::to_owned)
+            && self
+                .read(move |connection| revoke::serial_denied(connection, &serial))
+                .await?
+        {
+            return Ok(None);
+        }
+        self.operator_role(name).await
+    }
+
     /// Notes a certificate given to an operator, and the role that goes with the name from now on.
     ///
     /// # Errors
@@ -83,7 +102,7 @@ impl Control {
         now: Timestamp,
     ) -> Result<(), ControlError> {
         let (actor, name) = (actor.to_owned(), name.to_owned());
-        let (serial, not_after) = (issued.serial.clone(), issued.not_after);
+        let given = issued.clone();
         let epoch = self.epoch;
         self.write(move |connection| {
             connection.execute(
@@ -91,20 +110,15 @@ impl Control {
                  ON CONFLICT (name) DO UPDATE SET role = excluded.role",
                 params![name, role.word(), now.as_millis(), epoch],
             )?;
-            connection.execute(
-                "INSERT INTO certificates (serial, holder, spki_hash, issued_ms, not_after_ms, epoch)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![
-                    serial,
-                    format!("operator/{name}"),
-                    fingerprint,
-                    now.as_millis(),
-                    not_after.as_millis(),
-                    epoch
-                ],
-            )?;
-            let outcome = format!("role {role}, serial {serial}");
-            audit(connection, epoch, now, [&actor, "issue operator", &name, &outcome])
+            let holder = format!("operator/{name}");
+            note(connection, epoch, &holder, fingerprint, &given, now)?;
+            let outcome = format!("role {role}, serial {}", given.serial);
+            audit(
+                connection,
+                epoch,
+                now,
+                [&actor, "issue operator", &name, &outcome],
+            )
         })
         .await
     }

@@ -12,8 +12,10 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{
     Control, ControlError, Facts, Labels,
+    certificates::note,
     db::audit,
     hosts::{free_name, json},
+    revoke,
 };
 use crate::pki::{Issued, PkiError};
 
@@ -133,6 +135,14 @@ pub enum EnrolRefusal {
     /// Too many wrong secrets were tried.
     #[error("this token is locked after too many wrong attempts: make a new one")]
     Locked,
+    /// An operator banned the machine.
+    #[error("an operator banned this machine: tokens are refused to it")]
+    Banned,
+    /// It joined with this token, and an operator removed it since.
+    #[error(
+        "an operator removed this host: join again with a new token, after removing its state folder"
+    )]
+    Removed,
 }
 
 const SELECT: &str = "SELECT id, secret_hash, uses, labels, created_ms, expires_ms, revoked_ms, \
@@ -330,6 +340,9 @@ fn join(
         )?;
         return Ok(Err(EnrolRefusal::Unknown));
     }
+    if revoke::machine_denied(connection, &request.facts.machine_id_hash)? {
+        return Ok(Err(EnrolRefusal::Banned));
+    }
     let before: Option<String> = connection
         .query_row(
             "SELECT host_id FROM token_uses WHERE token_id = ?1 AND spki_hash = ?2",
@@ -342,6 +355,10 @@ fn join(
         (TokenState::Revoked, _) => return Ok(Err(EnrolRefusal::Revoked)),
         (_, Some(id)) => {
             let host_id = id.parse().map_err(|_| ControlError::Row("token_uses"))?;
+            let known = super::hosts::find(connection, host_id)?;
+            if known.is_none_or(|host| host.removed.is_some()) {
+                return Ok(Err(EnrolRefusal::Removed));
+            }
             return again(connection, epoch, request, host_id, issue, now).map(Ok);
         }
         (TokenState::Used, None) => return Ok(Err(EnrolRefusal::Used)),
@@ -376,7 +393,14 @@ fn join(
             epoch
         ],
     )?;
-    note_certificate(connection, epoch, request, host_id, &issued, now)?;
+    note(
+        connection,
+        epoch,
+        &format!("agent/{host_id}"),
+        request.fingerprint,
+        &issued,
+        now,
+    )?;
     Ok(Ok(Enrolled {
         host_id,
         name,
@@ -396,7 +420,9 @@ fn again(
 ) -> Result<Enrolled, ControlError> {
     let issued = issue(host_id).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
     connection.execute(
-        "UPDATE hosts SET cert_serial = ?2, cert_not_after_ms = ?3 WHERE host_id = ?1 AND epoch = ?4",
+        "UPDATE hosts SET cert_serial = ?2, cert_not_after_ms = ?3,
+                          next_serial = NULL, next_not_after_ms = NULL
+         WHERE host_id = ?1 AND epoch = ?4",
         params![
             host_id.to_string(),
             issued.serial,
@@ -404,7 +430,14 @@ fn again(
             epoch
         ],
     )?;
-    note_certificate(connection, epoch, request, host_id, &issued, now)?;
+    note(
+        connection,
+        epoch,
+        &format!("agent/{host_id}"),
+        request.fingerprint,
+        &issued,
+        now,
+    )?;
     let known = super::hosts::find(connection, host_id)?;
     Ok(Enrolled {
         host_id,
@@ -412,29 +445,6 @@ fn again(
         issued,
         again: true,
     })
-}
-
-fn note_certificate(
-    connection: &Connection,
-    epoch: i64,
-    request: &EnrolRequest,
-    host_id: HostId,
-    issued: &Issued,
-    now: Timestamp,
-) -> Result<(), ControlError> {
-    connection.execute(
-        "INSERT INTO certificates (serial, holder, spki_hash, issued_ms, not_after_ms, epoch)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        params![
-            issued.serial,
-            format!("agent/{host_id}"),
-            request.fingerprint,
-            now.as_millis(),
-            issued.not_after.as_millis(),
-            epoch
-        ],
-    )?;
-    Ok(())
 }
 
 fn find(

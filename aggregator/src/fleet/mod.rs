@@ -187,6 +187,11 @@ impl Fleet {
         self.tell(who.id, Message::Upsert(Box::new(who))).await
     }
 
+    /// Forgets a host that was removed, and closes its stream with the reason.
+    pub async fn forget(&self, host: HostId) -> bool {
+        self.tell(host, Message::Forget(host)).await
+    }
+
     /// Asks all agents to leave, each within the spread.
     pub async fn drain(&self, spread: Duration) {
         for shard in self.shards.iter() {

@@ -58,6 +58,8 @@ pub type Reader = Box<dyn FnOnce(&HashMap<HostId, HostState>, &ReadContext) + Se
 pub enum Message {
     /// A host was enrolled, or its record changed.
     Upsert(Box<Enrolled>),
+    /// A host was removed by an operator.
+    Forget(HostId),
     /// An agent says Hello.
     Attach {
         /// Whose certificate it is.
@@ -316,6 +318,7 @@ impl Shard {
     fn handle(&mut self, message: Message) {
         match message {
             Message::Upsert(who) => self.upsert(*who),
+            Message::Forget(host) => self.forget(host),
             Message::Attach {
                 host,
                 connection,
@@ -459,6 +462,23 @@ impl Shard {
             self.throttle(id);
         }
         Ok(())
+    }
+
+    fn forget(&mut self, id: HostId) {
+        if let Some(stream) = self.streams.get(&id) {
+            // An agent that misses this is told when it comes back.
+            let deny = v1::Deny {
+                reason: v1::DenyReason::Removed.into(),
+            };
+            send(
+                &stream.to_agent,
+                v1::aggregator_message::Message::Deny(deny),
+            );
+        }
+        self.close(id);
+        if self.hosts.remove(&id).is_some() {
+            self.counters.hosts.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     fn detach(&mut self, id: HostId, connection: Connection) {

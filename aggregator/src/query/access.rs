@@ -49,6 +49,10 @@ pub const ACCESS: &[Rule] = &[
     rule("ListAnomalies", OperatorRole::Viewer, 600),
     rule("ListIncidents", OperatorRole::Viewer, 600),
     rule("GetIncident", OperatorRole::Viewer, 1_200),
+    rule("EvictHost", OperatorRole::Admin, 600),
+    rule("BanHost", OperatorRole::Admin, 600),
+    rule("RevokeOperator", OperatorRole::Admin, 60),
+    rule("ListAudit", OperatorRole::Admin, 60),
 ];
 
 /// Buckets kept before full ones are thrown away; far above the number of operators.
@@ -118,10 +122,14 @@ impl Access {
                 rule.per_minute
             )));
         }
-        let role = self.control.operator_role(name).await.map_err(|error| {
-            tracing::error!(error = %chain(&error), "cannot read an operator's role");
-            Status::unavailable("the control store cannot be read, see the aggregator's log")
-        })?;
+        let role = self
+            .control
+            .operator_admitted(name, peer.serial.as_deref())
+            .await
+            .map_err(|error| {
+                tracing::error!(error = %chain(&error), "cannot read an operator's role");
+                Status::unavailable("the control store cannot be read, see the aggregator's log")
+            })?;
         match role {
             Some(role) if role >= rule.role => Ok(Caller {
                 name: name.to_owned(),

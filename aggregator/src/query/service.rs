@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     chain,
-    control::{Control, Incident, IncidentFilter},
+    control::{Control, Incident, IncidentFilter, Removal, Removed},
     fleet::{Answer, Fleet, HostState, UnitState},
     selector::{Selector, pattern::Pattern},
 };
@@ -37,6 +37,10 @@ const WORST: usize = 8;
 const MOST_SLIPS: usize = 2;
 /// From which share on something is worth looking at: CPU busy, memory, filesystem, disk busy, stalled.
 const WORTH: [f64; 5] = [0.80, 0.90, 0.90, 0.90, 0.20];
+
+/// Lines of the audit log unless the caller says otherwise, and at most.
+const AUDIT_LINES: u32 = 100;
+const MAX_AUDIT_LINES: u32 = 10_000;
 
 /// What the aggregator says of itself.
 pub struct About {
@@ -527,6 +531,28 @@ impl OperatorService {
         })
     }
 
+    async fn remove(
+        &self,
+        name: &str,
+        removal: Removal,
+        actor: &str,
+    ) -> Result<(HostId, Removed), Status> {
+        // By its id also a host that was removed before can be banned.
+        let id = match name.parse() {
+            Ok(id) => id,
+            Err(_) => self.known_host(name).await?,
+        };
+        let removed = self
+            .control
+            .remove_host(id, removal, actor, self.clock.now())
+            .await
+            .map_err(|error| not_written(&error))?
+            .ok_or_else(|| Status::not_found(format!("no host has the id {id}")))?;
+        self.fleet.forget(id).await;
+        tracing::info!(host = %id, name = removed.name, ?removal, operator = actor, "host removed");
+        Ok((id, removed))
+    }
+
     /// The hosts that are asked for by name, id or pattern; `None`: all.
     async fn only(&self, name: &str) -> Result<Option<Arc<HashSet<HostId>>>, Status> {
         if name.is_empty() {
@@ -766,6 +792,13 @@ fn store_failed(error: &crate::control::ControlError) -> Status {
     Status::unavailable("the control store cannot be read, see the aggregator's log")
 }
 
+fn not_written(error: &crate::control::ControlError) -> Status {
+    tracing::error!(error = %chain(error), "the control store cannot be written");
+    Status::unavailable(
+        "nothing was changed: the control store cannot be written, see the aggregator's log",
+    )
+}
+
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
@@ -850,5 +883,81 @@ impl Operator for OperatorService {
         self.incident(request.into_inner().number)
             .await
             .map(Response::new)
+    }
+
+    async fn evict_host(
+        &self,
+        request: Request<v1::EvictHostRequest>,
+    ) -> Result<Response<v1::EvictHostResponse>, Status> {
+        let caller = self.access.admit(&request, "EvictHost").await?;
+        let name = request.into_inner().name;
+        let (id, removed) = self.remove(&name, Removal::Evict, &caller.name).await?;
+        Ok(Response::new(v1::EvictHostResponse {
+            name: removed.name,
+            host_id: id.as_bytes().to_vec(),
+        }))
+    }
+
+    async fn ban_host(
+        &self,
+        request: Request<v1::BanHostRequest>,
+    ) -> Result<Response<v1::BanHostResponse>, Status> {
+        let caller = self.access.admit(&request, "BanHost").await?;
+        let name = request.into_inner().name;
+        let (id, removed) = self.remove(&name, Removal::Ban, &caller.name).await?;
+        Ok(Response::new(v1::BanHostResponse {
+            name: removed.name,
+            host_id: id.as_bytes().to_vec(),
+            machine_known: removed.machine_known,
+        }))
+    }
+
+    async fn revoke_operator(
+        &self,
+        request: Request<v1::RevokeOperatorRequest>,
+    ) -> Result<Response<v1::RevokeOperatorResponse>, Status> {
+        let caller = self.access.admit(&request, "RevokeOperator").await?;
+        let name = request.into_inner().name;
+        let role = self.control.operator_role(&name).await;
+        if role.map_err(|error| store_failed(&error))?.is_none() {
+            return Err(Status::not_found(format!("no operator is called {name}")));
+        }
+        let certificates = self
+            .control
+            .revoke_operator(&name, &caller.name, self.clock.now())
+            .await
+            .map_err(|error| not_written(&error))?;
+        tracing::info!(
+            name,
+            certificates,
+            operator = caller.name,
+            "operator revoked"
+        );
+        Ok(Response::new(v1::RevokeOperatorResponse { certificates }))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        self.access.admit(&request, "ListAudit").await?;
+        let limit = match request.into_inner().limit {
+            0 => AUDIT_LINES,
+            limit => limit.min(MAX_AUDIT_LINES),
+        };
+        let log = self.control.audit_log(limit).await;
+        let lines = log.map_err(|error| store_failed(&error))?.into_iter();
+        Ok(Response::new(v1::ListAuditResponse {
+            meta: Some(self.meta(Vec::new())),
+            lines: lines
+                .map(|(at, [actor, action, subject, outcome])| v1::AuditLine {
+                    at_ms: at.as_millis(),
+                    actor,
+                    action,
+                    subject,
+                    outcome,
+                })
+                .collect(),
+        }))
     }
 }
