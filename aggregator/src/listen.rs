@@ -127,7 +127,7 @@ impl Counters {
 
     /// How often each outcome came about, those that never did too.
     #[must_use]
-    pub fn outcomes(&self) -> [(&'static str, u64); 8] {
+    pub fn outcomes(&self) -> [(&'static str, u64); 9] {
         [
             ("accepted", &self.accepted),
             ("timed_out", &self.timed_out),
@@ -136,6 +136,7 @@ impl Counters {
             ("certificate", &self.certificate),
             ("broken", &self.broken),
             ("address_limit", &self.address_limit),
+            ("peer_limit", &self.peer_limit),
             ("accept_error", &self.accept_errors),
         ]
         .map(|(outcome, count)| (outcome, count.load(Ordering::Relaxed)))
