@@ -6,7 +6,8 @@
 #
 # Checks: the printed scrape configuration is legal; every host that is live is `up` under its own name, with
 # node_exporter's metrics; promtool has no complaint about a page but those node_exporter itself earns; a
-# stopped agent gives `up` 0 and its series go stale; Prometheus logs no complaint. Programs are taken from
+# stopped agent gives `up` 0 and its series go stale; an aggregator of the test's own is then scraped over TLS
+# with a bearer token; Prometheus logs no complaint. Programs are taken from
 # MUSTER_BIN_DIR, by default the debug build. Everything runs on loopback, ends within three minutes and leaves
 # nothing behind. Needs prometheus, promtool, curl and jq.
 set -euo pipefail
@@ -126,6 +127,7 @@ TOML
     mkdir -m 700 "$work"/{aggregator,aggregator-run,agent,agent-run,config}
     muster-aggregator init >"$work/init.log" 2>&1 || fail "muster-aggregator init"
     start aggregator muster-aggregator serve
+    aggregator=$pid
     url=http://127.0.0.1:$http
     eventually 20 "the aggregator ready" get "$url/-/ready"
     (
@@ -137,8 +139,9 @@ TOML
     start agent muster-agent run --config "$work/agent.toml"
     host=$(uname -n)
     stop_command=(kill -TERM "$pid")
+    own=yes
 elif [ $# -ge 3 ]; then
-    url=${1%/} host=$2
+    url=${1%/} host=$2 own=no
     shift 2
     stop_command=("$@")
 else
@@ -223,8 +226,50 @@ eventually 30 "stale series of $host" gives "" "node_load1{instance=\"$host\"}"
 printf '   %s\n' "$(curl --silent --max-time 10 "$url$path")"
 holds 1 'up{job="muster"}'
 
+if [ "$own" = yes ]; then
+    step "scraping over TLS with a bearer token"
+    (umask 077 && head -c 24 /dev/urandom | base64 >"$work/token")
+    # The table [http] is the last of the file.
+    printf 'tls = true\ntoken_file = "%s"\n' "$work/token" >>"$work/aggregator.toml"
+    muster-aggregator check-config >"$work/checked" 2>&1 || fail "muster-aggregator check-config"
+    grep -q 'localhost, 127.0.0.1' "$work/checked" || fail "check-config does not name the certificate's names"
+    kill -TERM "$aggregator"
+    eventually 20 "the end of the plain aggregator" bash -c "! kill -0 $aggregator 2>/dev/null"
+    start tls-aggregator muster-aggregator serve
+    ca=$work/aggregator/ca/root.crt url=https://127.0.0.1:$http
+    eventually 20 "the aggregator ready over TLS" get --cacert "$ca" "$url/-/ready"
+    [ "$(status_of --cacert "$ca" "$url/metrics")" = 401 ] || fail "a page without a token is not 401"
+    cat >"$work/tls.yml" <<YAML
+global: { scrape_interval: ${scrape_interval}s, scrape_timeout: ${scrape_interval}s }
+scrape_configs:
+  - job_name: node
+    scheme: https
+    tls_config: &tls { ca_file: "$ca" }
+    authorization: &token { credentials_file: "$work/token" }
+    http_sd_configs:
+      - url: $url/sd
+        tls_config: *tls
+        authorization: *token
+  - job_name: muster
+    scheme: https
+    tls_config: *tls
+    authorization: *token
+    static_configs:
+      - targets: ["127.0.0.1:$http"]
+YAML
+    promtool check config "$work/tls.yml" >"$work/config.log" 2>&1 || fail "promtool refuses the configuration for TLS"
+    free_port
+    prometheus=http://127.0.0.1:$port
+    start tls-prometheus prometheus --config.file="$work/tls.yml" --storage.tsdb.path="$work/tls-tsdb" \
+        --web.listen-address="127.0.0.1:$port"
+    eventually "$up_within" "up 1 over TLS" gives 1 'up{job="muster"}'
+    # The agent is stopped: it is found over TLS and is down.
+    eventually "$up_within" "discovery over TLS" gives 0 "up{job=\"node\",instance=\"$host\"}"
+    printf '   %s\n' "$(cat "$work/checked")"
+fi
+
 # Duplicate or refused samples are warned of and appear nowhere else.
-if grep -E 'level=(warn|error)' "$work/prometheus.log" >"$work/warnings"; then
+if cat "$work"/*prometheus.log | grep -E 'level=(warn|error)' >"$work/warnings"; then
     cat "$work/warnings" >&2
     fail "Prometheus complains"
 fi

@@ -13,11 +13,12 @@ use muster_proto::{
     time::{SystemClock, Timestamp},
     v1,
 };
-use tokio::time;
+use tokio::{sync::Notify, time};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     buffer::{Books, Buffer, BufferLimits, Encoded, Held},
+    collect::CollectorFault,
     credentials::Credentials,
     sampler::{HostClock, Sampler, Tick},
     spool::{SpoolConfig, SpoolHandle},
@@ -29,6 +30,9 @@ use crate::{
 /// From the stop signal to the end, whatever the aggregator does.
 const GRACE: Duration = Duration::from_secs(4);
 
+/// Between an extra round and the round before it: a unit that changes all the time costs no more.
+const URGENT_PAUSE: Duration = Duration::from_secs(1);
+
 /// What a host tells, round by round.
 pub trait Source: Send {
     /// What the host says about itself; read once at the start.
@@ -37,9 +41,13 @@ pub trait Source: Send {
     fn boot_id(&self) -> [u8; 16];
     /// Reads everything now. `own` is what the agent counts about itself, to be told with the rest.
     fn sample(&mut self, tick: Timestamp, own: &Own) -> (&Table, Vec<v1::Event>);
-    /// Names of collectors that failed in the last round.
-    fn failing(&self) -> Vec<&'static str> {
+    /// Collectors whose values are absent or not all there, and why.
+    fn faults(&self) -> Vec<CollectorFault> {
         Vec::new()
+    }
+    /// Told when something happened that should not wait for the next tick.
+    fn urgent(&self) -> Option<Arc<Notify>> {
+        None
     }
 }
 
@@ -136,6 +144,7 @@ impl Agent {
         let mut rounds = Rounds::new(source, &common);
         {
             let mut linked = std::pin::pin!(uplink.run(stop.clone()));
+            let mut urgent = Urgent::new(rounds.source.urgent());
             let mut sampler = Sampler::new(config.host, &*common.clock, common.watch_schedule());
             let mut shutdown = std::pin::pin!(shutdown);
             let mut answered = std::pin::pin!(status::serve(
@@ -149,7 +158,17 @@ impl Agent {
                         common.set_fin_reason(reason);
                         break;
                     }
-                    tick = sampler.next() => rounds.take(tick),
+                    tick = sampler.next() => {
+                        rounds.take(tick);
+                        urgent.done();
+                    }
+                    () = urgent.due() => {
+                        // With a tick about to come, that one has it.
+                        if let Some(tick) = sampler.extra() {
+                            rounds.take(tick);
+                        }
+                        urgent.done();
+                    }
                     // Neither ends before it is stopped.
                     () = &mut linked => break,
                     () = &mut answered => break,
@@ -179,6 +198,42 @@ impl Agent {
             "agent stopped"
         );
         books
+    }
+}
+
+/// When an extra round is due.
+struct Urgent {
+    told: Option<Arc<Notify>>,
+    waiting: bool,
+    last_round: time::Instant,
+}
+
+impl Urgent {
+    fn new(told: Option<Arc<Notify>>) -> Self {
+        Self {
+            told,
+            waiting: false,
+            last_round: time::Instant::now(),
+        }
+    }
+
+    /// Waits until something urgent happened and the last round is long enough ago. Dropping the future
+    /// loses nothing.
+    async fn due(&mut self) {
+        if !self.waiting {
+            match &self.told {
+                Some(told) => told.notified().await,
+                None => std::future::pending().await,
+            }
+            self.waiting = true;
+        }
+        time::sleep_until(self.last_round + URGENT_PAUSE).await;
+    }
+
+    /// A round was taken: it has all that happened before.
+    fn done(&mut self) {
+        self.waiting = false;
+        self.last_round = time::Instant::now();
     }
 }
 
@@ -244,6 +299,8 @@ struct Rounds<'a> {
     ticks_missed: u64,
     /// Room for a payload; the frame gets a copy of its exact size.
     scratch: Vec<u8>,
+    /// Whether the last payload was larger than the aggregator takes.
+    too_large: bool,
 }
 
 impl<'a> Rounds<'a> {
@@ -254,6 +311,7 @@ impl<'a> Rounds<'a> {
             encoder: Encoder::new(),
             ticks_missed: 0,
             scratch: Vec::new(),
+            too_large: false,
         }
     }
 
@@ -273,6 +331,15 @@ impl<'a> Rounds<'a> {
         let key = self.common.buffer().needs_key(tick.at);
         self.scratch.clear();
         let key = self.encoder.encode(table, &events, key, &mut self.scratch);
+        let too_large = self.scratch.len() > limits::MAX_PAYLOAD_BYTES;
+        if too_large && !self.too_large {
+            tracing::error!(
+                bytes = self.scratch.len(),
+                most = limits::MAX_PAYLOAD_BYTES,
+                "frames are larger than the aggregator takes, and are lost; lower [collectors] max_series"
+            );
+        }
+        self.too_large = too_large;
         let encoded = Encoded {
             tick: tick.at,
             boottime_ms: tick.boottime_ms,
@@ -291,10 +358,10 @@ impl<'a> Rounds<'a> {
             spool.append(frame);
         }
         self.common.appended.notify_one();
-        let failing = self.source.failing();
+        let faults = self.source.faults();
         self.common
             .rounds()
-            .note(tick.at, took, series, self.ticks_missed, failing);
+            .note(tick.at, took, series, self.ticks_missed, faults);
     }
 
     fn own(&self) -> Own {
@@ -331,5 +398,35 @@ fn started(tick: Timestamp) -> v1::Event {
         subject: String::new(),
         at_ms: tick.as_millis(),
         fields: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn extra_rounds_come_at_most_once_a_second_and_none_is_forgotten() {
+        let told = Arc::new(Notify::new());
+        let mut urgent = Urgent::new(Some(Arc::clone(&told)));
+        let began = time::Instant::now();
+        let wait = Duration::from_millis(300);
+        assert!(
+            time::timeout(wait, urgent.due()).await.is_err(),
+            "nothing happened"
+        );
+        told.notify_one();
+        // Dropped while it waits for the second to pass.
+        assert!(time::timeout(wait, urgent.due()).await.is_err());
+        urgent.due().await;
+        assert_eq!(began.elapsed(), URGENT_PAUSE);
+        urgent.done();
+        told.notify_one();
+        urgent.due().await;
+        assert_eq!(began.elapsed(), URGENT_PAUSE * 2);
+        urgent.done();
+        assert!(time::timeout(URGENT_PAUSE * 5, urgent.due()).await.is_err());
+        let never = time::timeout(URGENT_PAUSE * 5, async { Urgent::new(None).due().await });
+        assert!(never.await.is_err());
     }
 }

@@ -515,7 +515,11 @@ impl Buffer {
         // After these the aggregator's decoder has no state that a delta could build on.
         self.key_wanted |= matches!(
             reason,
-            v1::RejectReason::NoKeyFrame | v1::RejectReason::Malformed | v1::RejectReason::Checksum
+            v1::RejectReason::NoKeyFrame
+                | v1::RejectReason::Malformed
+                | v1::RejectReason::Checksum
+                | v1::RejectReason::Future
+                | v1::RejectReason::Quota
         );
         if seq > self.sent_to {
             return false;

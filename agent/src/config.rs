@@ -216,19 +216,7 @@ fn buffer_bytes(value: &DeValue<'_>) -> Result<usize, String> {
 
 fn label(key: &str, value: &DeValue<'_>) -> Result<String, String> {
     let given = text(value)?;
-    let legal = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
-    if key.is_empty() || key.len() > limits::MAX_HOST_LABEL_KEY_BYTES || !key.chars().all(legal) {
-        let most = limits::MAX_HOST_LABEL_KEY_BYTES;
-        return Err(format!(
-            "a label's key is 1 to {most} of a-z A-Z 0-9 . _ - /"
-        ));
-    }
-    if given.len() > limits::MAX_HOST_LABEL_VALUE_BYTES || given.chars().any(char::is_control) {
-        let most = limits::MAX_HOST_LABEL_VALUE_BYTES;
-        return Err(format!(
-            "a label's value is at most {most} bytes without control characters"
-        ));
-    }
+    limits::check_host_label(key, given)?;
     Ok(given.to_owned())
 }
 

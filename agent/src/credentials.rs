@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -61,6 +62,7 @@ impl Credentials {
             connector: Box::new(TlsConnector::new(address, Box::new(tls))),
             memory: Box::new(OnDisk {
                 state: state.to_owned(),
+                sessions: 0..0,
                 time,
                 choice,
                 asked: None,
@@ -92,9 +94,14 @@ fn unusable(error: IdentityError) -> Fault {
     Fault::Identity(error.to_string())
 }
 
+/// Session numbers set aside at a time: one write serves so many connections, so that a disk that stalls
+/// rarely holds up the sampling, which runs on the same thread.
+const SESSIONS_RESERVED: u64 = 64;
+
 /// The files of the identity.
 struct OnDisk {
     state: PathBuf,
+    sessions: Range<u64>,
     time: TrustedTime,
     choice: Arc<Choice>,
     /// Key of a renewal that was asked for.
@@ -119,7 +126,12 @@ impl OnDisk {
 
 impl Memory for OnDisk {
     fn next_session(&mut self) -> Result<u64, Fault> {
-        identity::next_session(&self.state).map_err(unusable)
+        if self.sessions.is_empty() {
+            self.sessions =
+                identity::reserve_sessions(&self.state, SESSIONS_RESERVED).map_err(unusable)?;
+        }
+        let next = self.sessions.next();
+        next.ok_or_else(|| Fault::Identity("no session number is left".into()))
     }
 
     fn ratchet(&self) -> Vec<u8> {

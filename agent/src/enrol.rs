@@ -7,6 +7,7 @@
 use std::{
     fs,
     io::{self, BufRead as _, Write as _},
+    net::Ipv6Addr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -30,7 +31,10 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::Endpoint;
 
-use crate::identity::{IdentityError, Joining};
+use crate::{
+    identity::{IdentityError, Joining},
+    uplink::connect::first_that_answers,
+};
 
 /// Port of the enrolment door when none is given.
 pub const DEFAULT_PORT: u16 = 7444;
@@ -60,7 +64,21 @@ pub enum EnrolError {
         #[source]
         source: io::Error,
     },
-    /// The aggregator is not the one that made the token, or cannot be trusted for another reason. Nothing was sent.
+    /// The address cannot be dialled. Nothing was.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// What answers is not the enrolment door of the aggregator that made the token. Nothing was sent.
+    #[error(
+        "{address} is not trusted, nothing was sent to it: is this the enrolment door (port {DEFAULT_PORT}) of the aggregator that made the token?"
+    )]
+    WrongDoor {
+        /// What was dialled.
+        address: String,
+        /// What gave it away.
+        #[source]
+        source: TlsFault,
+    },
+    /// The aggregator cannot be trusted for another reason. Nothing was sent.
     #[error("{address} is not trusted, nothing was sent to it")]
     Untrusted {
         /// What was dialled.
@@ -106,6 +124,16 @@ pub struct Joined {
     pub uplink_address: String,
 }
 
+/// Why an address is none of an enrolment door.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{given:?} is no address of an enrolment door: {wrong}; write HOST or HOST:PORT, for example muster.example:{DEFAULT_PORT}"
+)]
+pub struct AddressError {
+    given: String,
+    wrong: &'static str,
+}
+
 /// Joins the aggregator at `address` (host, or host:port) and stores the identity under `state`.
 ///
 /// # Errors
@@ -117,6 +145,7 @@ pub async fn enrol(
     facts: v1::HostFacts,
     state: &Path,
 ) -> Result<Joined, EnrolError> {
+    let (host, port) = split_address(address)?;
     let joining = Joining::begin(state)?;
     let key = match joining.key()? {
         Some(pem) => KeyPair::from_pem(&pem).map_err(EnrolError::Key)?,
@@ -130,7 +159,6 @@ pub async fn enrol(
         .serialize_request(&key)
         .map_err(EnrolError::Key)?;
 
-    let (host, port) = split_address(address);
     let dialled = format!("{host}:{port}");
     let stream = connect(&dialled, token).await?;
     let trust_domain = domain_of(&stream)?;
@@ -168,18 +196,62 @@ pub async fn enrol(
     Ok(joined)
 }
 
-/// Host and port; an IPv6 address keeps its brackets.
-fn split_address(address: &str) -> (&str, u16) {
-    let bracketed_or_name = address.ends_with(']') || address.matches(':').count() != 1;
-    if bracketed_or_name && !address.contains("]:") {
-        return (address, DEFAULT_PORT);
+/// Says whether [`enrol`] could dial this address.
+///
+/// # Errors
+/// When it could not: what is wrong, and what to write.
+pub fn check_address(address: &str) -> Result<(), AddressError> {
+    split_address(address).map(|_| ())
+}
+
+/// Host and port; an IPv6 address gets brackets if it has none.
+fn split_address(address: &str) -> Result<(String, u16), AddressError> {
+    let wrong = |wrong| AddressError {
+        given: address.to_owned(),
+        wrong,
+    };
+    if address.contains("://") {
+        return Err(wrong("it is no URL"));
     }
-    match address.rsplit_once(':') {
-        Some((host, port)) => match port.parse() {
-            Ok(port) => (host, port),
-            Err(_) => (address, DEFAULT_PORT),
-        },
-        None => (address, DEFAULT_PORT),
+    if let Ok(bare) = address.parse::<Ipv6Addr>() {
+        return Ok((format!("[{bare}]"), DEFAULT_PORT));
+    }
+    let without_port = address.ends_with(']') || !address.contains(':');
+    let (host, port) = match address.rsplit_once(':') {
+        Some((host, port)) if !without_port => (host, Some(port)),
+        _ => (address, None),
+    };
+    let port = match port.map(str::parse) {
+        None => DEFAULT_PORT,
+        Some(Ok(port)) if port > 0 => port,
+        Some(_) => return Err(wrong("a port is a number from 1 to 65535")),
+    };
+    let inside = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let right = match inside {
+        Some(inside) => inside.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            let legal = |letter: char| letter.is_ascii_alphanumeric() || "-._".contains(letter);
+            !host.is_empty() && host.chars().all(legal)
+        }
+    };
+    if !right {
+        return Err(wrong("its host is neither a name nor an IP address"));
+    }
+    Ok((host.to_owned(), port))
+}
+
+/// An aggregator's other doors keep the root to themselves, another aggregator has another, and the HTTP door does
+/// not speak TLS by default: in all these cases the address is what to look at first.
+fn distrusted(address: &str, source: TlsFault) -> EnrolError {
+    let address = address.to_owned();
+    match source {
+        TlsFault::WrongPin { .. }
+        | TlsFault::NotTls
+        | TlsFault::Incompatible
+        | TlsFault::CertificateRequired => EnrolError::WrongDoor { address, source },
+        source => EnrolError::Untrusted { address, source },
     }
 }
 
@@ -200,10 +272,7 @@ async fn connect(address: &str, token: &Token) -> Result<TlsStream<TcpStream>, E
     .await
     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     .map_err(|error| match fault(&error) {
-        Some(source) => EnrolError::Untrusted {
-            address: address.to_owned(),
-            source,
-        },
+        Some(source) => distrusted(address, source),
         None => EnrolError::Handshake {
             address: address.to_owned(),
             source: error,
@@ -215,12 +284,15 @@ async fn connect(address: &str, token: &Token) -> Result<TlsStream<TcpStream>, E
 /// longer than that: whoever makes a token and uses it at once is not turned away.
 async fn dial(address: &str) -> io::Result<TcpStream> {
     let began = Instant::now();
+    let mut failures = 0;
     loop {
-        match TcpStream::connect(address).await {
+        let addresses = tokio::net::lookup_host(address).await?.collect();
+        match first_that_answers(addresses, failures, TcpStream::connect).await {
             Err(error)
                 if error.kind() == io::ErrorKind::ConnectionRefused
                     && began.elapsed() < DOOR_OPENS =>
             {
+                failures += 1;
                 sleep(DOOR_KNOCK).await;
             }
             outcome => return outcome,
@@ -374,9 +446,50 @@ mod tests {
             ("192.0.2.1", ("192.0.2.1", 7444)),
             ("[2001:db8::1]", ("[2001:db8::1]", 7444)),
             ("[2001:db8::1]:9000", ("[2001:db8::1]", 9000)),
+            ("2001:db8::1", ("[2001:db8::1]", 7444)),
         ] {
-            assert_eq!(split_address(address), wanted);
+            let (host, port) = split_address(address).expect(address);
+            assert_eq!((host.as_str(), port), wanted);
         }
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_dialled_says_what_to_write() {
+        for (address, why) in [
+            ("", "neither a name nor an IP address"),
+            (":7444", "neither a name nor an IP address"),
+            ("agg:", "from 1 to 65535"),
+            ("agg:0", "from 1 to 65535"),
+            ("agg:74440", "from 1 to 65535"),
+            ("agg:seven", "from 1 to 65535"),
+            ("agg:1:2", "neither a name nor an IP address"),
+            ("agg/x", "neither a name nor an IP address"),
+            ("two words", "neither a name nor an IP address"),
+            ("[agg]:7444", "neither a name nor an IP address"),
+            ("https://agg:7444", "no URL"),
+        ] {
+            let error = check_address(address).expect_err(address).to_string();
+            assert!(error.contains(why), "{error}");
+            assert!(error.ends_with("muster.example:7444"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_door_is_asked_about_and_both_fingerprints_are_shown() {
+        let pins = TlsFault::WrongPin {
+            expected: "aa".to_owned(),
+            found: "bb".to_owned(),
+        };
+        let error = distrusted("agg:7443", pins);
+        assert!(error.to_string().contains("(port 7444)"), "{error}");
+        let why = std::error::Error::source(&error)
+            .expect("a cause")
+            .to_string();
+        assert!(why.contains("aa") && why.contains("bb"), "{why}");
+        let plain = distrusted("agg:7446", TlsFault::NotTls);
+        assert!(matches!(plain, EnrolError::WrongDoor { .. }));
+        let other = distrusted("agg:7444", TlsFault::WrongIssuer);
+        assert!(matches!(other, EnrolError::Untrusted { .. }));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! <state>/identity/next.pem        the same, renewed and not yet accepted by the aggregator
 //! <state>/identity/bundle.pem      roots; the first line is "version <n>"
 //! <state>/identity/identity.toml   host id, trust domain, uplink address
-//! <state>/identity/session         the last session number used
+//! <state>/identity/session         the last session number set aside
 //! <state>/identity/ratchet         the value of the last Welcome
 //! <state>/enrolling/               the same while joining; takes its final name when complete
 //! ```
@@ -19,6 +19,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
+    ops::Range,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
@@ -205,11 +206,12 @@ pub fn store_bundle(state: &Path, bundle: &TrustBundle) -> Result<(), IdentityEr
     write_bundle(&state.join(FOLDER), bundle)
 }
 
-/// The next session number: larger than all before it, whatever happens in between.
+/// Sets session numbers aside: larger than all before them, whatever happens in between. Those that are
+/// not used before the process ends are never used.
 ///
 /// # Errors
 /// When the counter cannot be read or written; the host must not connect then.
-pub fn next_session(state: &Path) -> Result<u64, IdentityError> {
+pub fn reserve_sessions(state: &Path, count: u64) -> Result<Range<u64>, IdentityError> {
     let folder = state.join(FOLDER);
     let path = folder.join(SESSION);
     let last = match fs::read_to_string(&path) {
@@ -220,9 +222,16 @@ pub fn next_session(state: &Path) -> Result<u64, IdentityError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
         Err(source) => return Err(IdentityError::Read { path, source }),
     };
-    let next = last.saturating_add(1);
-    replace(&folder, SESSION, format!("{next}\n").as_bytes(), 0o600)?;
-    Ok(next)
+    let last_reserved = last
+        .checked_add(count)
+        .ok_or_else(|| wrong(folder.join(SESSION), "a number with others after it"))?;
+    replace(
+        &folder,
+        SESSION,
+        format!("{last_reserved}\n").as_bytes(),
+        0o600,
+    )?;
+    Ok(last + 1..last_reserved + 1)
 }
 
 /// The value of the last Welcome; empty before the first.
@@ -641,12 +650,17 @@ mod tests {
     #[test]
     fn sessions_grow_and_a_damaged_counter_stops_them() {
         let state = joined();
-        let numbers: Vec<u64> = (0..3)
-            .map(|_| next_session(state.path()).expect("a number"))
+        let blocks: Vec<Range<u64>> = (0..3)
+            .map(|_| reserve_sessions(state.path(), 64).expect("numbers"))
             .collect();
-        assert_eq!(numbers, [1, 2, 3]);
+        assert_eq!(blocks, [1..65, 65..129, 129..193]);
         fs::write(state.path().join("identity/session"), "x").expect("damaged");
-        assert!(next_session(state.path()).is_err());
+        assert!(reserve_sessions(state.path(), 1).is_err());
+        fs::write(state.path().join("identity/session"), u64::MAX.to_string()).expect("damaged");
+        assert!(
+            reserve_sessions(state.path(), 1).is_err(),
+            "never the same again"
+        );
     }
 
     #[test]

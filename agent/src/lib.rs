@@ -15,6 +15,7 @@ pub mod goodbye;
 pub mod host;
 pub mod identity;
 mod live;
+pub mod lock;
 pub mod renewal;
 pub mod sample;
 pub mod sampler;

@@ -3,10 +3,11 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use muster_proto::{series::Table, time::Timestamp, v1};
+use tokio::sync::Notify;
 
 use crate::{
     agent::Source,
-    collect::{AgentCounters, CollectConfig, Collection, Lost},
+    collect::{AgentCounters, CollectConfig, Collection, CollectorFault, Lost},
     host::{self, HostRoot},
     telemetry::Own,
 };
@@ -75,8 +76,12 @@ impl Source for LiveHost {
         (self.collection.table(), events)
     }
 
-    fn failing(&self) -> Vec<&'static str> {
-        self.collection.failing().collect()
+    fn faults(&self) -> Vec<CollectorFault> {
+        self.collection.faults()
+    }
+
+    fn urgent(&self) -> Option<Arc<Notify>> {
+        Some(self.collection.urgent())
     }
 }
 

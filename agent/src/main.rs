@@ -18,6 +18,7 @@ use muster_agent::{
     goodbye,
     host::{self, HostRoot},
     identity::{Identity, IdentityError},
+    lock::{self, LockError},
     sample,
     settings::Faults,
     status::{self, StatusError},
@@ -26,6 +27,7 @@ use muster_agent::{
 use muster_proto::{
     time::{Clock as _, SystemClock},
     v1::FinReason,
+    words,
 };
 use sd_notify::NotifyState;
 use tokio::{
@@ -38,10 +40,16 @@ const EXIT_CONFIG: u8 = 78;
 /// sysexits.h EX_UNAVAILABLE: the host is not enrolled.
 const EXIT_NOT_ENROLLED: u8 = 69;
 
+/// Threads for a resolver or a disk that hangs; each question of the link takes one, with a deadline.
+const BLOCKING_THREADS: usize = 8;
+
 /// Time between passes of `sample --repeat`, and between its first, silent pass and the one that is shown:
 /// services are told over the bus and take a moment.
 const PASS_EVERY: Duration = Duration::from_secs(1);
 const PRIMING: Duration = Duration::from_millis(300);
+/// Where the system bus is, on a host that has one, and how long `sample` waits for systemd's first answer.
+const BUS: &str = "/run/dbus/system_bus_socket";
+const BUS_PATIENCE: Duration = Duration::from_secs(2);
 /// How often systemd is told how the link stands, when there is no watchdog to set the pace.
 const STATUS_EVERY: Duration = Duration::from_secs(15);
 
@@ -89,6 +97,7 @@ enum Command {
 #[derive(Args)]
 struct Enrol {
     /// The aggregator: host or host:port of its enrolment door
+    #[arg(value_parser = door)]
     address: String,
     /// Read the join token from a file; - is standard input. Without it the token is taken from
     /// MUSTER_TOKEN or asked for
@@ -145,7 +154,7 @@ fn main() -> ExitCode {
         }
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE
@@ -180,12 +189,13 @@ fn complain(error: &anyhow::Error) {
     }
 }
 
-/// Writes to standard output; a reader that has gone away is no failure.
-fn print(bytes: &[u8]) -> anyhow::Result<()> {
+/// Writes to standard output. False when the reader has gone away, which is no failure.
+fn print(bytes: &[u8]) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        outcome => outcome.context("cannot write to standard output"),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write to standard output"),
     }
 }
 
@@ -193,6 +203,7 @@ fn print(bytes: &[u8]) -> anyhow::Result<()> {
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .context("cannot start the runtime")
 }
@@ -212,6 +223,20 @@ fn run(path: Option<&Path>, log_format: Option<LogShape>) -> ExitCode {
         Some(LogShape::Json) => config.log.format = LogFormat::Json,
         None => {}
     }
+    // Held until the end of the process: two agents with one identity would push each other out.
+    let _lock = match lock::take(&config.state_dir) {
+        Ok(lock) => lock,
+        Err(error) => {
+            let hint = match &error {
+                LockError::Taken(_) => {
+                    "stop it first: systemctl stop muster-agent; or give this one a state_dir of its own"
+                }
+                LockError::Io { .. } => "run the agent as the user that owns this folder",
+            };
+            complain(&anyhow::Error::new(error).context(Hint(hint)));
+            return ExitCode::FAILURE;
+        }
+    };
     let identity = match Identity::load(&config.state_dir) {
         Ok(identity) => identity,
         Err(error @ IdentityError::Missing(_)) => {
@@ -234,7 +259,8 @@ fn run(path: Option<&Path>, log_format: Option<LogShape>) -> ExitCode {
 
 fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Result<()> {
     let log = start_log(config.log).context("cannot start the log")?;
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let served = runtime.block_on(async {
         let labels: Vec<_> = config.labels.clone().into_iter().collect();
         let source = LiveHost::new(HostRoot::at("/"), &config.collect, &labels);
         let address = config
@@ -269,7 +295,10 @@ fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Re
             end = attend(path, &config, &monitor, &log) => end?,
         }
         Ok(())
-    })
+    });
+    // A resolver that does not answer holds a thread for as long as it likes; the end does not wait for it.
+    runtime.shutdown_background();
+    served
 }
 
 /// Completes on SIGTERM or SIGINT, with the reason for the goodbye.
@@ -283,7 +312,7 @@ fn stop_signal() -> anyhow::Result<impl Future<Output = FinReason>> {
         }
         tell_systemd(&[NotifyState::Stopping]);
         let reason = goodbye::reason().await;
-        tracing::info!(reason = reason.as_str_name(), "agent stops");
+        tracing::info!(reason = words::goodbye(reason), "agent stops");
         reason
     })
 }
@@ -367,7 +396,7 @@ fn report(faults: &Faults) {
     }
 }
 
-fn check_config(path: Option<&Path>) -> anyhow::Result<()> {
+fn check_config(path: Option<&Path>) -> anyhow::Result<bool> {
     let shown = path.unwrap_or(Path::new(DEFAULT_PATH)).display();
     match Config::load(path) {
         Ok(_) => print(format!("{shown}: ok\n").as_bytes()),
@@ -379,7 +408,12 @@ fn load(path: Option<&Path>) -> anyhow::Result<Config> {
     Config::load(path).context("the configuration cannot be used")
 }
 
-fn enrol(path: Option<&Path>, flags: Enrol) -> anyhow::Result<()> {
+/// Refused as wrong usage, before anything is dialled or a token is asked for.
+fn door(address: &str) -> Result<String, enrol::AddressError> {
+    enrol::check_address(address).map(|()| address.to_owned())
+}
+
+fn enrol(path: Option<&Path>, flags: Enrol) -> anyhow::Result<bool> {
     let config = load(path)?;
     let source = match (flags.token, flags.token_file) {
         (Some(token), _) => TokenSource::Argument(token),
@@ -398,7 +432,7 @@ fn enrol(path: Option<&Path>, flags: Enrol) -> anyhow::Result<()> {
     print(text.as_bytes())
 }
 
-fn take_samples(path: Option<&Path>, flags: &Sample) -> anyhow::Result<()> {
+fn take_samples(path: Option<&Path>, flags: &Sample) -> anyhow::Result<bool> {
     let mut config = load(path)?.collect;
     let all = collect::describe(&config);
     if let Some(unknown) = flags
@@ -419,29 +453,60 @@ fn take_samples(path: Option<&Path>, flags: &Sample) -> anyhow::Result<()> {
         SampleShape::Json => sample::Format::Json,
         SampleShape::Prometheus => sample::Format::Prometheus,
     };
-    runtime()?.block_on(async {
+    let runtime = runtime()?;
+    let sampled = runtime.block_on(async {
         let mut collection = Collection::new(HostRoot::at("/"), &config);
+        let urgent = collection.urgent();
         collection.run(SystemClock.now());
         time::sleep(PRIMING).await;
+        if config.is_enabled(collect::systemd::NAME) && Path::new(BUS).exists() {
+            // It answers the first question by telling that there is news.
+            if time::timeout(BUS_PATIENCE, urgent.notified())
+                .await
+                .is_err()
+            {
+                eprintln!(
+                    "warning: systemd did not answer on the bus within {} s; its units are absent",
+                    BUS_PATIENCE.as_secs()
+                );
+            }
+        }
         for pass in 0..flags.repeat {
             if pass > 0 {
                 time::sleep(PASS_EVERY).await;
             }
             let now = SystemClock.now();
-            print(&sample::render(collection.run(now), now, format))?;
+            if !print(&sample::render(collection.run(now), now, format))? {
+                break;
+            }
         }
-        for name in collection.failing() {
-            eprintln!("warning: collector {name} failed; its values are absent");
+        for fault in collection.faults() {
+            let state = if fault.failed {
+                "failed; its values are absent"
+            } else {
+                "is cut short"
+            };
+            eprintln!(
+                "warning: collector {} {state}: {}",
+                fault.collector, fault.why
+            );
         }
-        Ok(())
-    })
+        Ok(true)
+    });
+    runtime.shutdown_background();
+    sampled
 }
 
-fn print_status(path: Option<&Path>, output: Shape) -> anyhow::Result<()> {
+fn print_status(path: Option<&Path>, output: Shape) -> anyhow::Result<bool> {
     let config = load(path)?;
     let status = status::fetch(&config.status_socket()).map_err(|error| {
         let hint = match &error {
-            StatusError::NotRunning { .. } if Identity::load(&config.state_dir).is_err() => {
+            StatusError::NotRunning { .. }
+                if matches!(
+                    Identity::load(&config.state_dir),
+                    Err(IdentityError::Missing(_))
+                ) =>
+            {
                 "muster-agent enrol ADDRESS, then systemctl start muster-agent"
             }
             StatusError::NotRunning { .. } => "systemctl start muster-agent",
@@ -459,7 +524,7 @@ fn print_status(path: Option<&Path>, output: Shape) -> anyhow::Result<()> {
     }
 }
 
-fn print_collectors(path: Option<&Path>) -> anyhow::Result<()> {
+fn print_collectors(path: Option<&Path>) -> anyhow::Result<bool> {
     let all = collect::describe(&load(path)?.collect);
     let width = |of: fn(&collect::About) -> &str| {
         let longest = all.iter().map(|info| of(info.about).len()).max();

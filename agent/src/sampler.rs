@@ -129,6 +129,8 @@ pub struct Sampler<'a> {
     schedule: watch::Receiver<Schedule>,
     /// The last tick and the schedule it followed.
     last: Option<(Timestamp, Schedule)>,
+    /// The last time given that was no tick.
+    extra: Option<Timestamp>,
 }
 
 impl<'a> Sampler<'a> {
@@ -144,7 +146,30 @@ impl<'a> Sampler<'a> {
             clock,
             schedule,
             last: None,
+            extra: None,
         }
+    }
+
+    /// The present as the time of a round between two ticks, after all that were given before. Such a time
+    /// lies off the grid, and is right there: what happened is told with the values of the moment at which
+    /// it was seen, and to bear the time of a tick they would have to be older or newer than they are.
+    /// Rates follow from the times of samples, whatever lies between them, and the grid stays where it is.
+    /// `None` while a tick is due, which serves as well, or when the clock was set back.
+    pub fn extra(&mut self) -> Option<Tick> {
+        let schedule = *self.schedule.borrow();
+        let boottime_ms = self.clock.boottime_ms();
+        let at = schedule.at(boottime_ms);
+        let (last, under) = self.last?;
+        let is_due = under != schedule || at >= self.due_after(&schedule, at);
+        if is_due || at <= last || self.extra.is_some_and(|extra| at <= extra) {
+            return None;
+        }
+        self.extra = Some(at);
+        Some(Tick {
+            at,
+            boottime_ms,
+            missed: 0,
+        })
     }
 
     /// Waits for the next tick. Dropping the future loses nothing.
@@ -283,6 +308,31 @@ mod tests {
         assert_eq!(third.at.since(second.at).as_secs() % 10, 0);
         assert_eq!(third.missed, third.at.since(second.at).as_secs() / 10 - 1);
         assert_eq!(sampler.next().await.at, third.at.plus(TEN));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn extra_rounds_rise_between_ticks_and_leave_the_grid_alone() {
+        let host = Host::new(1_000_000);
+        let (sender, schedule) = watch::channel(Schedule::new(&*host, TEN));
+        let mut sampler = Sampler::new(host_id(0), &*host, schedule);
+        assert_eq!(sampler.extra(), None, "the first tick comes first");
+        let first = sampler.next().await;
+        assert_eq!(sampler.extra(), None, "not later than the tick");
+        time::advance(Duration::from_millis(3_456)).await;
+        let extra = sampler.extra().expect("between two ticks");
+        assert_eq!(extra.at.millis_since(first.at), 3_456);
+        assert_eq!(extra.boottime_ms - first.boottime_ms, 3_456);
+        assert_eq!(sampler.extra(), None, "not twice at one time");
+        assert_eq!(sampler.next().await.at, first.at.plus(TEN));
+        time::advance(TEN).await;
+        assert_eq!(sampler.extra(), None, "a tick is due");
+        let last = sampler.next().await;
+        time::advance(Duration::from_secs(2)).await;
+        sender.send_modify(|schedule| {
+            let server = last.at.minus(Duration::from_secs(60));
+            schedule.correct(server, host.boottime_ms(), Duration::ZERO);
+        });
+        assert_eq!(sampler.extra(), None, "the clock was set back");
     }
 
     #[tokio::test(start_paused = true)]

@@ -61,6 +61,8 @@ type Place = (PathBuf, (usize, usize));
 pub struct Reader {
     /// The main file; faults of keys that no file sets are its own.
     file: PathBuf,
+    /// All files that were read, in their order.
+    read: Vec<PathBuf>,
     /// Dotted key to where it was set last.
     places: HashMap<String, Place>,
     faults: Vec<Fault>,
@@ -72,6 +74,7 @@ impl Reader {
     pub fn new(file: &Path) -> Self {
         Self {
             file: file.to_owned(),
+            read: vec![file.to_owned()],
             places: HashMap::new(),
             faults: Vec::new(),
         }
@@ -106,7 +109,7 @@ impl Reader {
 
     /// Reads a text that stands, or could stand, in `file`.
     pub fn text(&mut self, file: &Path, text: &str, keys: impl FnOnce(&mut Section<'_, '_>)) {
-        let before = self.faults.len();
+        self.read.push(file.to_owned());
         let (table, errors) = DeTable::parse_recoverable(text);
         for error in errors {
             self.faults.push(Fault {
@@ -119,7 +122,6 @@ impl Reader {
         let mut root = Section::new(source, String::new(), table.get_ref(), self);
         keys(&mut root);
         root.finish();
-        self.faults[before..].sort_by_key(|fault| fault.at);
     }
 
     /// Notes what is wrong with a key in the light of others, at the place where it was set last.
@@ -138,13 +140,17 @@ impl Reader {
     /// Ends the reading.
     ///
     /// # Errors
-    /// All faults, if there are any.
-    pub fn finish(self) -> Result<(), Faults> {
+    /// All faults, if there are any, in the order of the files and of their lines.
+    pub fn finish(mut self) -> Result<(), Faults> {
         if self.faults.is_empty() {
-            Ok(())
-        } else {
-            Err(Faults(self.faults))
+            return Ok(());
         }
+        let read = &self.read;
+        self.faults.sort_by_key(|fault| {
+            let file = read.iter().position(|file| *file == fault.file);
+            (file.unwrap_or(read.len()), fault.at)
+        });
+        Err(Faults(self.faults))
     }
 
     fn unreadable(&mut self, path: &Path, error: &io::Error) {
@@ -313,7 +319,11 @@ fn overlays_in(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        if path.extension().is_some_and(|end| end == "toml") {
+        // What begins with a dot is an editor's or a package manager's, half written or put aside.
+        let hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|end| end == "toml") {
             paths.push(path);
         }
     }
@@ -668,6 +678,7 @@ mod tests {
             ("a.toml", "ratio = 0.1\nsize = \"1MiB\""),
             ("a.d/20.toml", "\nratio = 0.3"),
             ("a.d/10.toml", "ratio = 0.2\nlabels.b = \"2\""),
+            ("a.d/.30.toml", "ratio = nonsense"),
             ("a.d/30.toml.bak", "nonsense"),
         ] {
             fs::write(path(name), text).expect("written");
@@ -679,10 +690,10 @@ mod tests {
         reader.fault("ratio", "is too much");
         reader.fault("interval", "is needed");
         let Faults(faults) = reader.finish().expect_err("two faults");
-        assert_eq!(faults[0].file, path("a.d/20.toml"));
-        assert_eq!(faults[0].at, Some((2, 9)));
-        assert_eq!((&faults[1].file, faults[1].at), (&path("a.toml"), None));
-        assert_eq!(faults[1].message, "interval: is needed");
+        assert_eq!((&faults[0].file, faults[0].at), (&path("a.toml"), None));
+        assert_eq!(faults[0].message, "interval: is needed");
+        assert_eq!(faults[1].file, path("a.d/20.toml"));
+        assert_eq!(faults[1].at, Some((2, 9)));
         assert_eq!(faults.len(), 2);
     }
 

@@ -23,6 +23,7 @@ use tokio::{
 };
 
 use crate::{
+    collect::CollectorFault,
     spool::{SpoolHandle, SpoolStatus},
     uplink::Common,
 };
@@ -126,6 +127,9 @@ pub struct RoundStatus {
     pub ticks_missed: u64,
     /// Collectors that failed in the last round.
     pub failing: Vec<String>,
+    /// Why they did, and which others have no room for all of their values.
+    #[serde(default)]
+    pub collector_faults: Vec<CollectorFault>,
 }
 
 /// What the agent takes from its host.
@@ -145,7 +149,7 @@ pub(crate) struct RoundStats {
     took: VecDeque<Duration>,
     series: u64,
     ticks_missed: u64,
-    failing: Vec<&'static str>,
+    faults: Vec<CollectorFault>,
 }
 
 impl RoundStats {
@@ -155,7 +159,7 @@ impl RoundStats {
         took: Duration,
         series: u64,
         ticks_missed: u64,
-        failing: Vec<&'static str>,
+        faults: Vec<CollectorFault>,
     ) {
         self.last_tick = Some(tick);
         if self.took.len() == KEPT_ROUNDS {
@@ -164,7 +168,7 @@ impl RoundStats {
         self.took.push_back(took);
         self.series = series;
         self.ticks_missed = ticks_missed;
-        self.failing = failing;
+        self.faults = faults;
     }
 
     /// The duration in seconds that this share of the last rounds stayed within.
@@ -234,7 +238,13 @@ fn status(common: &Common, fixed: &Fixed) -> Status {
             took_seconds_p99: rounds.percentile(99),
             series: rounds.series,
             ticks_missed: rounds.ticks_missed,
-            failing: rounds.failing.iter().map(ToString::to_string).collect(),
+            failing: rounds
+                .faults
+                .iter()
+                .filter(|fault| fault.failed)
+                .map(|fault| fault.collector.clone())
+                .collect(),
+            collector_faults: rounds.faults.clone(),
         },
         cost: cost(uptime),
     }
@@ -439,13 +449,19 @@ pub fn render(status: &Status) -> String {
         rounds.series,
         rounds.ticks_missed
     );
-    if rounds.failing.is_empty() {
+    if rounds.collector_faults.is_empty() {
         out.push_str("collectors all ok\n");
-    } else {
+    }
+    for fault in &rounds.collector_faults {
+        let state = if fault.failed {
+            "fails"
+        } else {
+            "is cut short"
+        };
         let _ = writeln!(
             out,
-            "collectors failing: {} (the agent's log says why)",
-            rounds.failing.join(", ")
+            "collector {} {state}\n  because: {}",
+            fault.collector, fault.why
         );
     }
     out
@@ -519,6 +535,11 @@ mod tests {
                 series: 412,
                 ticks_missed: 0,
                 failing: vec!["hwmon".into()],
+                collector_faults: vec![CollectorFault {
+                    collector: "hwmon".into(),
+                    failed: true,
+                    why: "cannot read sys/x: not allowed".into(),
+                }],
             },
             cost: CostStatus {
                 cpu_ratio: 0.0019,
@@ -536,7 +557,7 @@ mod tests {
              sent 2.1 MiB, queue 0, last acknowledged 0.4 s ago, reconnects 2\n\
              frames 100 produced, 97 durable, 1 refused, 2 lost\n\
              cost 0.19 % CPU, 7.8 MiB RSS, pass 3.1 ms p50 6.0 ms p99, 412 series, 0 ticks missed\n\
-             collectors failing: hwmon (the agent's log says why)\n"
+             collector hwmon fails\n  because: cannot read sys/x: not allowed\n"
         );
         status.frames.spooled = 7;
         status.spool = Some(SpoolStatus {

@@ -17,7 +17,7 @@ use muster_agent::{
 use muster_proto::limits;
 use toml::de::DeValue;
 
-use crate::detect::DetectConfig;
+use crate::{detect::DetectConfig, pki::is_name};
 
 /// Where the file is looked for without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/muster/aggregator.toml";
@@ -183,6 +183,7 @@ impl Draft {
                 Err(why) => reader.fault("http.token_file", why),
             }
         }
+        shared_doors(&self.config, reader);
         let detect = &self.config.detect;
         if detect.filesystem_warning_ratio > detect.filesystem_critical_ratio {
             reader.fault(
@@ -197,6 +198,44 @@ impl Draft {
     }
 }
 
+/// Two doors cannot listen at one address. One of all addresses takes the port at each of them; port 0 is
+/// left to the system, which gives everyone another.
+fn shared_doors(config: &Config, reader: &mut Reader) {
+    let doors = [
+        ("uplink.listen", config.uplink),
+        ("enrolment.listen", config.enrolment),
+        ("operator.listen", config.operator),
+        ("http.listen", config.http.listen),
+    ];
+    for (at, (key, address)) in doors.iter().enumerate() {
+        let taken = doors[..at].iter().find(|(_, other)| {
+            let (ip, other_ip) = (address.ip(), other.ip());
+            address.port() != 0
+                && address.port() == other.port()
+                && (ip == other_ip || ip.is_unspecified() || other_ip.is_unspecified())
+        });
+        if let Some((other, taken)) = taken {
+            reader.fault(
+                key,
+                format_args!(
+                    "{address} and {other} {taken} are one address: give each door its own port"
+                ),
+            );
+        }
+    }
+}
+
+/// Names as a `Host` header has them, without the port.
+fn hosts(value: &DeValue<'_>) -> Result<Vec<String>, String> {
+    let names = texts(value)?;
+    match names.iter().find(|name| !is_name(name)) {
+        Some(wrong) => Err(format!(
+            "{wrong:?} is neither a DNS name nor an IP address: write it without scheme and port, for example \"muster.example\""
+        )),
+        None => Ok(names),
+    }
+}
+
 fn http(section: &mut Section<'_, '_>, http: &mut HttpConfig, token_file: &mut Option<PathBuf>) {
     section.value("listen", &mut http.listen, listen);
     section.value("tls", &mut http.tls, truth);
@@ -204,7 +243,7 @@ fn http(section: &mut Section<'_, '_>, http: &mut HttpConfig, token_file: &mut O
         let path = Some(text(value)?).filter(|path| !path.is_empty());
         Ok(path.map(PathBuf::from))
     });
-    section.value("hosts", &mut http.hosts, texts);
+    section.value("hosts", &mut http.hosts, hosts);
     section.value("external_address", &mut http.external_address, |value| {
         if text(value)?.is_empty() {
             return Ok(String::new());
@@ -321,19 +360,68 @@ mod tests {
         let expected = [
             "1:1: fleet_nam: there is no such key; did you mean \"fleet_name\"?",
             "2:13: state_dir: expected an absolute path",
+            "4:10: http.listen: beyond loopback the page needs tls = true",
             "5:12: http.instance: expected one of \"host\", \"host:9100\", found \"h\"",
+            "6:14: http.token_file: no/such/file cannot be read",
             "8:16: storage.log_max_size: expected a size from \"64MiB\" to \"1024TiB\"",
             "10:9: log.level: expected one of \"error\", \"warn\",",
             "12:10: uplink.listen: \"7443\" is no address to listen on",
-            "15:21: detect.anomaly_threshold: expected a number above 0",
-            "4:10: http.listen: beyond loopback the page needs tls = true",
-            "6:14: http.token_file: no/such/file cannot be read",
             "14:28: detect.filesystem_warning_ratio: 0.98 is above filesystem_critical_ratio, 0.97",
+            "15:21: detect.anomaly_threshold: expected a number above 0",
         ];
         assert_eq!(found.len(), expected.len(), "{found:#?}");
         for (found, expected) in found.iter().zip(expected) {
             let expected = format!("aggregator.toml:{expected}");
             assert!(found.starts_with(&expected), "{found}\n{expected}");
+        }
+    }
+
+    #[test]
+    fn two_doors_need_two_addresses() {
+        for (text, fault) in [
+            (
+                "operator.listen = \"0.0.0.0:7443\"",
+                Some("1:19: operator.listen: 0.0.0.0:7443 and uplink.listen"),
+            ),
+            (
+                "operator.listen = \"127.0.0.1:7443\"",
+                Some("1:19: operator.listen: "),
+            ),
+            (
+                "http.listen = \"[::1]:7445\"",
+                Some("1:15: http.listen: [::1]:7445 and operator.listen"),
+            ),
+            ("uplink.listen = \"127.0.0.2:7446\"", None),
+            (
+                "uplink.listen = \"127.0.0.1:0\"\noperator.listen = \"127.0.0.1:0\"",
+                None,
+            ),
+        ] {
+            let found = faults(text);
+            assert_eq!(
+                found.len(),
+                usize::from(fault.is_some()),
+                "{text}: {found:?}"
+            );
+            let expected = format!("aggregator.toml:{}", fault.unwrap_or_default());
+            assert!(
+                found.iter().all(|found| found.starts_with(&expected)),
+                "{found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_share_may_be_written_whole_and_hosts_are_names() {
+        assert_eq!(faults("detect.filesystem_critical_ratio = 1"), [""; 0]);
+        assert_eq!(
+            faults("http.hosts = [\"muster.example\", \"192.0.2.1\"]"),
+            [""; 0]
+        );
+        for wrong in ["https://muster.example", "muster.example:7446", "a b", ""] {
+            let found = faults(&format!("http.hosts = [{wrong:?}]"));
+            assert_eq!(found.len(), 1, "{wrong}");
+            assert!(found[0].contains("without scheme and port"), "{found:?}");
         }
     }
 

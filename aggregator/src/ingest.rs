@@ -24,6 +24,7 @@ use muster_proto::{
     limits,
     time::{Clock, Timestamp},
     v1::{self, agent_message, aggregator_message, uplink_server::Uplink},
+    words,
 };
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
@@ -506,7 +507,7 @@ async fn credit_for(credit: &Arc<Semaphore>, bytes: usize) -> Credit {
 fn refuse(host: HostId, refusal: Refusal, to_agent: &ToAgent) {
     match refusal {
         Refusal::Deny(reason) => {
-            tracing::warn!(%host, reason = reason.as_str_name(), "agent denied");
+            tracing::warn!(%host, reason = words::denied(reason), "agent denied");
             let deny = v1::Deny {
                 reason: reason.into(),
             };

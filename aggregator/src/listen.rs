@@ -5,7 +5,8 @@
 //! most so many unauthenticated connections per source address, so many connections of each peer that has proved
 //! who it is, and a time limit for the handshake. Running out
 //! of file descriptors slows accepting down instead of spinning. Every connection comes out with its [`Peer`],
-//! read from the certificate once. What is refused is counted by reason in [`Counters`].
+//! read from the certificate once. What is refused is counted by reason in [`Counters`] and warned of, once a
+//! minute for each reason.
 
 use std::{
     collections::HashMap,
@@ -25,7 +26,7 @@ use muster_proto::{
     id::HostId,
     spiffe::{SpiffeId, peer_id},
     time::Timestamp,
-    tls::{TlsFault, fault},
+    tls::{TlsFault, fault, refused_certificate},
 };
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
@@ -55,6 +56,9 @@ const PER_AGENT: usize = 4;
 
 /// Connections of one operator: a person, their pages and a few scripts.
 const PER_OPERATOR: usize = 32;
+
+/// HTTP/2 in the negotiation of TLS (RFC 9113, 3.1).
+const ALPN_H2: &[u8] = b"h2";
 
 /// What a browser or curl gets from a door that speaks TLS.
 const PLAIN_ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\n\
@@ -89,6 +93,8 @@ impl Default for Limits {
 /// What a door did since the start.
 #[derive(Debug, Default)]
 pub struct Counters {
+    /// The door's name, in the log and on the page.
+    pub door: &'static str,
     /// Connections handed to the server.
     pub accepted: AtomicU64,
     /// Handshakes that took too long.
@@ -107,6 +113,72 @@ pub struct Counters {
     pub peer_limit: AtomicU64,
     /// Failed accepts, mostly for want of file descriptors.
     pub accept_errors: AtomicU64,
+}
+
+impl Counters {
+    /// Of the door of this name, which has done nothing yet.
+    #[must_use]
+    pub fn of(door: &'static str) -> Self {
+        Self {
+            door,
+            ..Self::default()
+        }
+    }
+
+    /// How often each outcome came about, those that never did too.
+    #[must_use]
+    pub fn outcomes(&self) -> [(&'static str, u64); 8] {
+        [
+            ("accepted", &self.accepted),
+            ("timed_out", &self.timed_out),
+            ("not_tls", &self.not_tls),
+            ("incompatible", &self.incompatible),
+            ("certificate", &self.certificate),
+            ("broken", &self.broken),
+            ("address_limit", &self.address_limit),
+            ("accept_error", &self.accept_errors),
+        ]
+        .map(|(outcome, count)| (outcome, count.load(Ordering::Relaxed)))
+    }
+}
+
+/// What every door did.
+#[derive(Debug, Clone)]
+pub struct DoorCounters {
+    /// Agents.
+    pub uplink: Arc<Counters>,
+    /// Joining hosts.
+    pub enrolment: Arc<Counters>,
+    /// Operators.
+    pub operator: Arc<Counters>,
+    /// Scrape and discovery.
+    pub http: Arc<Counters>,
+}
+
+impl Default for DoorCounters {
+    fn default() -> Self {
+        let of = |door| Arc::new(Counters::of(door));
+        Self {
+            uplink: of("uplink"),
+            enrolment: of("enrolment"),
+            operator: of("operator"),
+            http: of("http"),
+        }
+    }
+}
+
+impl DoorCounters {
+    /// Connections by door and outcome.
+    #[must_use]
+    pub fn connections(&self) -> Vec<(&'static str, &'static str, u64)> {
+        [&self.uplink, &self.enrolment, &self.operator, &self.http]
+            .into_iter()
+            .flat_map(|counters| {
+                let outcomes = counters.outcomes().into_iter();
+                outcomes.map(|(outcome, count)| (counters.door, outcome, count))
+            })
+            .collect()
+    }
 }
 
 fn count(counter: &AtomicU64) {
@@ -165,6 +237,15 @@ impl Conn {
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
+
+    /// Whether TLS negotiated HTTP/2 (ALPN). A client that names no protocol, and any without TLS, speaks HTTP/1.1.
+    #[must_use]
+    pub fn is_http2(&self) -> bool {
+        match &self.io {
+            Io::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(ALPN_H2),
+            Io::Plain(_) => false,
+        }
+    }
 }
 
 /// Accepted connections, for `serve_with_incoming` or a loop over hyper.
@@ -222,6 +303,7 @@ fn accept_with(
     let door = Door {
         handshakes: Arc::new(Semaphore::new(limits.handshakes)),
         places: Places::default(),
+        complaints: Complaints::default(),
         config,
         limits,
         counters,
@@ -237,6 +319,7 @@ struct Door {
     counters: Arc<Counters>,
     handshakes: Arc<Semaphore>,
     places: Places,
+    complaints: Complaints,
     ready: mpsc::Sender<io::Result<Conn>>,
 }
 
@@ -260,8 +343,7 @@ impl Door {
             match listener.accept().await {
                 Ok((stream, addr)) => {
                     let Some(place) = door.place(addr.ip()) else {
-                        count(&door.counters.address_limit);
-                        tracing::debug!(%addr, "too many unauthenticated connections of one address");
+                        door.refused(addr, &Refused::AddressLimit);
                         continue;
                     };
                     let door = Arc::clone(&door);
@@ -334,16 +416,38 @@ impl Door {
 
     fn refused(&self, addr: SocketAddr, refused: &Refused) {
         let counters = &self.counters;
-        let counter = match refused {
-            Refused::TimedOut => &counters.timed_out,
-            Refused::NotTls => &counters.not_tls,
-            Refused::Incompatible => &counters.incompatible,
-            Refused::Certificate(_) => &counters.certificate,
-            Refused::PeerLimit(_) => &counters.peer_limit,
-            Refused::Broken(_) => &counters.broken,
+        let (reason, counter) = match refused {
+            Refused::TimedOut => ("timed_out", &counters.timed_out),
+            Refused::NotTls => ("not_tls", &counters.not_tls),
+            Refused::Incompatible => ("incompatible", &counters.incompatible),
+            Refused::Certificate { .. } => ("certificate", &counters.certificate),
+            Refused::PeerLimit(_) => ("peer_limit", &counters.peer_limit),
+            Refused::AddressLimit => ("address_limit", &counters.address_limit),
+            Refused::Broken(_) => {
+                // Nobody was turned away: the client left, as probes of ports do.
+                count(&counters.broken);
+                tracing::debug!(door = counters.door, %addr, why = %refused, "connection broke");
+                return;
+            }
         };
         count(counter);
-        tracing::debug!(%addr, why = %refused, "connection refused");
+        let claims = match refused {
+            Refused::Certificate { claims, .. } => claims.as_deref(),
+            _ => None,
+        };
+        match self.complaints.note(reason, Instant::now()) {
+            Some(count) => tracing::warn!(
+                door = counters.door,
+                %addr,
+                why = %refused,
+                certificate_of = claims,
+                count,
+                "connections refused, this one for example"
+            ),
+            None => {
+                tracing::debug!(door = counters.door, %addr, why = %refused, certificate_of = claims, "connection refused");
+            }
+        }
     }
 }
 
@@ -356,10 +460,16 @@ enum Refused {
     NotTls,
     #[error("the client does not speak TLS 1.3 with HTTP/2")]
     Incompatible,
-    #[error("{0}")]
-    Certificate(TlsFault),
+    #[error("{fault}")]
+    Certificate {
+        fault: TlsFault,
+        /// Whom a certificate that was not believed claims to name.
+        claims: Option<String>,
+    },
     #[error("{0} has too many connections")]
     PeerLimit(SpiffeId),
+    #[error("too many connections of this address that have not proved who they are")]
+    AddressLimit,
     #[error("the handshake broke: {0}")]
     Broken(io::Error),
 }
@@ -387,11 +497,11 @@ async fn handshake(
         .map_err(|error| match fault(&error) {
             Some(TlsFault::Incompatible) => Refused::Incompatible,
             Some(TlsFault::NotTls) => Refused::NotTls,
-            Some(fault) => Refused::Certificate(fault),
+            Some(fault) => disbelieved(fault),
             None => Refused::Broken(error),
         })?;
     let (_, session) = stream.get_ref();
-    if wants_h2 && session.alpn_protocol() != Some(b"h2") {
+    if wants_h2 && session.alpn_protocol() != Some(ALPN_H2) {
         return Err(Refused::Incompatible);
     }
     let peer = match session.peer_certificates().and_then(|chain| chain.first()) {
@@ -414,6 +524,19 @@ async fn handshake(
     })
 }
 
+/// To be called in the moment of the failure, or the claim may be another connection's.
+fn disbelieved(fault: TlsFault) -> Refused {
+    let chain_was_refused = matches!(
+        fault,
+        TlsFault::WrongIssuer
+            | TlsFault::Expired { .. }
+            | TlsFault::NotYetValid { .. }
+            | TlsFault::Unusable(_)
+    );
+    let claims = chain_was_refused.then(refused_certificate).flatten();
+    Refused::Certificate { fault, claims }
+}
+
 /// A letter is the begin of an HTTP request: it gets an answer that a person understands.
 async fn refuse_plain(stream: &mut TcpStream, first: u8) {
     if !first.is_ascii_uppercase() {
@@ -428,7 +551,7 @@ async fn refuse_plain(stream: &mut TcpStream, first: u8) {
 }
 
 fn proved(addr: SocketAddr, leaf: &CertificateDer<'_>) -> Result<Peer, Refused> {
-    let who = peer_id(leaf).map_err(|error| Refused::Certificate(TlsFault::Nameless(error)))?;
+    let who = peer_id(leaf).map_err(|error| disbelieved(TlsFault::Nameless(error)))?;
     let not_after = x509_parser::certificate::X509Certificate::from_der(leaf)
         .ok()
         .map(|(_, parsed)| parsed.validity().not_after.timestamp())
@@ -460,6 +583,30 @@ fn complain(last: &mut Option<Instant>, error: &io::Error) {
         tracing::error!(%error, "connections cannot be accepted: raise LimitNOFILE of the service");
     } else {
         tracing::warn!(%error, "a connection could not be accepted");
+    }
+}
+
+/// How often a reason is complained of.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// Lets one complaint a minute through for each reason, and counts those it holds back.
+#[derive(Default)]
+struct Complaints(Mutex<HashMap<&'static str, (Instant, u64)>>);
+
+impl Complaints {
+    /// Takes note of one. When it is to be said: how many there were since the last that was, with this one.
+    fn note(&self, reason: &'static str, now: Instant) -> Option<u64> {
+        let mut complaints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((said, held_back)) = complaints.get_mut(reason) else {
+            complaints.insert(reason, (now, 0));
+            return Some(1);
+        };
+        *held_back += 1;
+        if now.duration_since(*said) < COMPLAIN_EVERY {
+            return None;
+        }
+        *said = now;
+        Some(std::mem::take(held_back))
     }
 }
 
@@ -599,6 +746,28 @@ mod tests {
         drop(second);
         let left = places.0.lock().expect("no panic").len();
         assert_eq!(left, 0, "an address without connections is forgotten");
+    }
+
+    #[test]
+    fn a_reason_is_complained_of_once_a_minute_with_its_count() {
+        let complaints = Complaints::default();
+        let began = Instant::now();
+        let at = |seconds| began + Duration::from_secs(seconds);
+        for (seconds, reason, said) in [
+            (0, "certificate", Some(1)),
+            (1, "certificate", None),
+            (1, "not_tls", Some(1)),
+            (59, "certificate", None),
+            (60, "certificate", Some(3)),
+            (61, "certificate", None),
+            (300, "not_tls", Some(1)),
+        ] {
+            assert_eq!(
+                complaints.note(reason, at(seconds)),
+                said,
+                "{seconds} {reason}"
+            );
+        }
     }
 
     #[test]

@@ -13,10 +13,12 @@ use muster_agent::{settings, telemetry};
 use muster_aggregator::{
     chain,
     config::{self, Config, DEFAULT_PATH},
-    control::{TokenOptions, TokenState},
-    demo, say, serve, setup,
+    control::{MAX_TOKEN_TTL, MAX_USES, TokenOptions, TokenState},
+    demo,
+    pki::Authority,
+    say, serve, setup,
 };
-use muster_proto::time::Timestamp;
+use muster_proto::{limits, time::Timestamp};
 
 /// The configuration is wrong, which does not get better by trying again (sysexits.h).
 const EX_CONFIG: u8 = 78;
@@ -65,7 +67,7 @@ enum Token {
     /// Make a join token and print it: it is shown this once
     Create {
         /// How many hosts may join with it
-        #[arg(long, default_value_t = 1, value_name = "N")]
+        #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_USES)))]
         uses: u32,
         /// For how long, e.g. 15m, 2h; at most 7d
         #[arg(long, default_value = "15m", value_name = "SPAN", value_parser = span)]
@@ -107,8 +109,11 @@ fn main() -> ExitCode {
             let file = named.as_deref().or(file);
             let file = file.unwrap_or(Path::new(DEFAULT_PATH));
             match config::load(Some(file)) {
-                Ok(_) => {
+                Ok(config) => {
                     say!("{}: ok", file.display());
+                    if config.http.tls {
+                        say!("{}", certificate_names(&config));
+                    }
                     ExitCode::SUCCESS
                 }
                 Err(faults) => {
@@ -117,6 +122,20 @@ fn main() -> ExitCode {
                 }
             }
         }
+    }
+}
+
+/// What a scraper may call the http door. Only the owner of the state folder can look.
+fn certificate_names(config: &Config) -> String {
+    match Authority::open(&config.state_dir) {
+        Ok(authority) => format!(
+            "http.tls: the certificate carries the names {}; http.hosts adds more",
+            authority.server_names(&config.http.hosts).join(", ")
+        ),
+        Err(error) => format!(
+            "http.tls: which names the certificate carries cannot be told: {}",
+            chain(&error)
+        ),
     }
 }
 
@@ -293,13 +312,45 @@ fn date(at: Timestamp) -> String {
 }
 
 fn span(text: &str) -> Result<Duration, String> {
-    settings::parse_duration(text).ok_or_else(|| "no span of time: write 15m, 2h or 7d".to_owned())
+    let span = settings::parse_duration(text)
+        .ok_or_else(|| "no span of time: write 15m, 2h or 7d".to_owned())?;
+    if span.is_zero() || span > MAX_TOKEN_TTL {
+        return Err("a token lives for more than nothing and at most 7d".to_owned());
+    }
+    Ok(span)
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text
         .split_once('=')
-        .filter(|(key, _)| !key.is_empty())
         .ok_or_else(|| "a label is KEY=VALUE".to_owned())?;
+    limits::check_host_label(key, value)?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_token_can_be_is_wrong_usage() {
+        for (option, right) in [
+            ("--uses=1", true),
+            ("--uses=0", false),
+            ("--uses=100001", false),
+            ("--ttl=7d", true),
+            ("--ttl=8d", false),
+            ("--ttl=0s", false),
+            ("--ttl=soon", false),
+            ("--label=site/rack=fra 3", true),
+            ("--label=a b=c", false),
+            ("--label=role", false),
+            ("--label==web", false),
+            ("--label=role=\u{7}", false),
+        ] {
+            let parsed = Cli::try_parse_from(["muster-aggregator", "token", "create", option]);
+            let exit = parsed.err().map(|error| error.exit_code());
+            assert_eq!(exit, (!right).then_some(2), "{option}");
+        }
+    }
 }

@@ -38,7 +38,7 @@ use crate::{
     incident::Incidents,
     ingest::{Renewing, UplinkService, WelcomeTerms},
     journal::JournalHealth,
-    listen::{self, Counters, Limits},
+    listen::{self, DoorCounters, Limits},
     pki::{Authority, Doors},
     query,
 };
@@ -136,7 +136,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let began = clock.now();
     let authority = Arc::new(Authority::open(&config.state_dir)?);
-    let doors = Arc::new(Doors::new(Arc::clone(&authority), began)?);
+    let doors = Arc::new(Doors::new(
+        Arc::clone(&authority),
+        &config.http.hosts,
+        began,
+    )?);
     let control = Control::open(&config.state_dir)?;
     let directory = Directory::new(control.clone(), Arc::clone(&clock));
     let hosts = directory.hosts().await?;
@@ -194,6 +198,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         fleet: started.fleet.clone(),
         journal: Arc::clone(started.journal.health()),
         addresses,
+        counters: DoorCounters::default(),
         stop: stop_doors.clone(),
     };
     let socket = config.runtime_dir.join("admin.sock");
@@ -331,6 +336,7 @@ struct Opening<'a> {
     fleet: Fleet,
     journal: Arc<JournalHealth>,
     addresses: Addresses,
+    counters: DoorCounters,
     stop: CancellationToken,
 }
 
@@ -357,7 +363,7 @@ impl Opening<'_> {
             // The host that was dialled for enrolment, with the uplink's port.
             uplink_address: format!(":{}", self.addresses.uplink.port()),
             limits,
-            counters: Arc::new(Counters::default()),
+            counters: Arc::clone(&self.counters.enrolment),
             clock: Arc::clone(&self.clock),
             joined,
         };
@@ -411,7 +417,7 @@ impl Opening<'_> {
             listener,
             Arc::clone(&self.doors.agents),
             limits.clone(),
-            Arc::new(Counters::default()),
+            Arc::clone(&self.counters.uplink),
             self.stop.clone(),
         );
         let stop = self.stop.clone();
@@ -462,7 +468,7 @@ impl Opening<'_> {
             listener,
             Arc::clone(&self.doors.operators),
             limits.clone(),
-            Arc::new(Counters::default()),
+            Arc::clone(&self.counters.operator),
             self.stop.clone(),
         );
         let stop = self.stop.clone();
@@ -490,6 +496,7 @@ impl Opening<'_> {
             fleet: self.fleet.clone(),
             journal: Arc::clone(&self.journal),
             incidents: self.incidents.clone(),
+            doors: self.counters.clone(),
             names: http::live::Names::default(),
         };
         let router = http::router(http::HttpState::new(source, settings, ready));
@@ -498,9 +505,13 @@ impl Opening<'_> {
             unauthenticated_per_address: http::connection::MAX_CONNECTIONS,
             ..limits.clone()
         };
-        let counters = Arc::new(Counters::default());
+        let counters = Arc::clone(&self.counters.http);
         let stop = self.stop.clone();
         let incoming = if self.config.http.tls {
+            tracing::info!(
+                names = self.doors.names().join(", "),
+                "the http door speaks TLS; its certificate carries these names"
+            );
             let tls = Arc::clone(&self.doors.http);
             listen::tls(listener, tls, limits, counters, stop.clone())
         } else {

@@ -43,7 +43,7 @@ impl Lab {
         fs::create_dir(&state).expect("a folder");
         let now = SystemClock.now();
         let authority = Arc::new(Authority::init(&state, &[], now).expect("an authority"));
-        let doors = Arc::new(Doors::new(Arc::clone(&authority), now).expect("doors"));
+        let doors = Arc::new(Doors::new(Arc::clone(&authority), &[], now).expect("doors"));
         let control = Control::open(&state).expect("a store");
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let stop = CancellationToken::new();

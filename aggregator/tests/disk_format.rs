@@ -12,7 +12,7 @@ use muster_aggregator::{
     fleet::{
         Enrolled, HostState, Liveness,
         checkpoint::{self, Checkpoint},
-        host::{FrameIn, Receiving, Session, Verdict},
+        host::{FrameIn, Lane, Receiving, Session, Verdict},
         names::Names,
     },
     journal::Record,
@@ -74,7 +74,7 @@ fn frame(seq: u64, payload: Vec<u8>) -> FrameIn {
     FrameIn {
         incarnation: LIFE,
         seq,
-        live: true,
+        lane: Lane::Live,
         tick: at(seconds),
         received: at(seconds + 1),
         crc32c: crc32c::crc32c(&payload),

@@ -7,7 +7,7 @@ use muster_aggregator::{
     detect::{Engine, HostDetection, Observation, Transition},
     fleet::{
         Enrolled, HostState, SIGNALS, Unit, UnitState,
-        host::{FrameIn, Receiving, Session, Verdict},
+        host::{FrameIn, Lane, Receiving, Session, Verdict},
         names::Names,
     },
 };
@@ -59,7 +59,7 @@ fn frame(incarnation: u64, seq: u64, tick: i64, payload: Vec<u8>) -> FrameIn {
     FrameIn {
         incarnation: Incarnation(incarnation),
         seq,
-        live: true,
+        lane: Lane::Live,
         tick: Timestamp::from_millis(tick),
         received: Timestamp::from_millis(START),
         crc32c: crc32c::crc32c(&payload),

@@ -62,7 +62,7 @@ impl Installation {
         let authority = Arc::new(authority);
         Self {
             control: Control::open(state.path()).expect("a store"),
-            doors: Arc::new(Doors::new(Arc::clone(&authority), now).expect("doors")),
+            doors: Arc::new(Doors::new(Arc::clone(&authority), &[], now).expect("doors")),
             clock: Arc::new(FakeClock::at(now)),
             counters: Arc::default(),
             stop: CancellationToken::new(),

@@ -117,7 +117,7 @@ async fn join(aggregator: &Path, state: &Path, hostname: &str, at: Timestamp) ->
         .expect("a token");
     let door = EnrolDoor {
         control,
-        doors: Arc::new(Doors::new(Arc::clone(&authority), SystemClock.now()).expect("doors")),
+        doors: Arc::new(Doors::new(Arc::clone(&authority), &[], SystemClock.now()).expect("doors")),
         authority,
         uplink_address: ":7443".to_owned(),
         limits: Limits::default(),

@@ -57,8 +57,6 @@ catalog! {
         "Major and minor number of the operating system's version.";
     TIME_SECONDS "node_time_seconds" Gauge Milli []
         "Clock of the host when the sample was taken, in seconds since 1970.";
-    TIME_ZONE_OFFSET "node_time_zone_offset_seconds" Gauge One ["time_zone"]
-        "Offset of the host's time zone from UTC, in seconds.";
     EXPORTER_BUILD_INFO "node_exporter_build_info" Gauge One ["branch" "goarch" "goos" "goversion" "revision" "tags" "version"]
         "Stands for the exporter's version so that dashboards made for node_exporter find it; the version is that of muster-agent.";
     DMI_INFO "node_dmi_info" Gauge One ["bios_date" "bios_vendor" "bios_version" "board_name" "board_vendor" "board_version" "chassis_vendor" "chassis_version" "product_family" "product_name" "product_sku" "product_version" "system_vendor"]

@@ -18,6 +18,7 @@ pub mod spiffe;
 pub mod time;
 pub mod tls;
 pub mod token;
+pub mod words;
 
 /// Messages and services generated from `proto/muster/v1/*.proto`.
 #[expect(

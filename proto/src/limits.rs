@@ -70,3 +70,22 @@ pub const MAX_HOST_LABELS: usize = 32;
 pub const MAX_HOST_LABEL_KEY_BYTES: usize = 64;
 /// Longest value of a host's label.
 pub const MAX_HOST_LABEL_VALUE_BYTES: usize = 256;
+
+/// Whether a host may carry this label, set by its agent or by a join token.
+///
+/// # Errors
+/// What a key or a value has to be.
+pub fn check_host_label(key: &str, value: &str) -> Result<(), String> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    if key.is_empty() || key.len() > MAX_HOST_LABEL_KEY_BYTES || !key.chars().all(legal) {
+        return Err(format!(
+            "a label's key is 1 to {MAX_HOST_LABEL_KEY_BYTES} of a-z A-Z 0-9 . _ - /"
+        ));
+    }
+    if value.len() > MAX_HOST_LABEL_VALUE_BYTES || value.chars().any(char::is_control) {
+        return Err(format!(
+            "a label's value is at most {MAX_HOST_LABEL_VALUE_BYTES} bytes without control characters"
+        ));
+    }
+    Ok(())
+}

@@ -9,6 +9,7 @@
 //! What went wrong in a handshake is told by [`fault`], for messages that help.
 
 use std::{
+    cell::RefCell,
     error::Error as StdError,
     io,
     sync::{
@@ -363,6 +364,18 @@ fn server(
     Ok(config)
 }
 
+thread_local! {
+    static REFUSED: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Whom the certificate claims to name that a door on this thread refused last, and forgets it. Nothing of it is
+/// proved: for the log, where it tells a machine of another fleet from an attack. rustls passes on why a chain was
+/// refused but not whose it was; to be asked right after a handshake failed.
+#[must_use]
+pub fn refused_certificate() -> Option<String> {
+    REFUSED.take()
+}
+
 /// Verifies a client's chain against one issuer, then whom it names.
 #[derive(Debug)]
 struct DoorKeeper {
@@ -433,7 +446,11 @@ impl ClientCertVerifier for DoorKeeper {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.verify_chain(end_entity, intermediates, now)?;
+        let verified = self
+            .verify_chain(end_entity, intermediates, now)
+            .inspect_err(|_| {
+                REFUSED.set(peer_id(end_entity).ok().map(|peer| peer.id.to_string()))
+            })?;
         let peer = peer_id(end_entity).map_err(|error| refuse(TlsFault::Nameless(error)))?;
         check_domain(&peer.id, &self.domain).map_err(refuse)?;
         if !self.door.admits(&peer.id) {
@@ -481,23 +498,37 @@ fn check_domain(id: &SpiffeId, expected: &TrustDomain) -> Result<(), TlsFault> {
 
 /// The time that certificates are judged by on the client's side: the latest of the machine's clock, the time of
 /// the build and what the aggregator last said, so that a clock reset to 1970 cuts nobody off.
+///
+/// An aggregator is believed no further than its own certificate lasts: whoever holds a stolen one cannot
+/// make all others look expired by telling a time far ahead.
 #[derive(Debug, Clone)]
 pub struct TrustedTime {
     server: Arc<AtomicI64>,
+    /// End of life of the certificate that the aggregator showed last.
+    until: Arc<AtomicI64>,
 }
 
 impl Default for TrustedTime {
     fn default() -> Self {
         Self {
             server: Arc::new(AtomicI64::new(EARLIEST_CREDIBLE.as_millis())),
+            until: Arc::new(AtomicI64::new(EARLIEST_CREDIBLE.as_millis())),
         }
     }
 }
 
 impl TrustedTime {
-    /// Takes note of a time that an authenticated aggregator gave.
+    /// Takes note of a time that the aggregator gave whose certificate was accepted last; of no more than
+    /// the end of that certificate's life.
     pub fn seen(&self, server: Timestamp) {
-        self.server.fetch_max(server.as_millis(), Ordering::Relaxed);
+        let until = self.until.load(Ordering::Relaxed);
+        let server = server.as_millis().min(until);
+        self.server.fetch_max(server, Ordering::Relaxed);
+    }
+
+    /// A certificate was accepted that lasts until then.
+    fn accepted(&self, until: Timestamp) {
+        self.until.store(until.as_millis(), Ordering::Relaxed);
     }
 
     /// The time to judge by.
@@ -629,10 +660,31 @@ impl AggregatorVerifier {
             check_domain(&peer.id, domain)?;
         }
         match peer.id {
-            SpiffeId::Aggregator { .. } => Ok(()),
+            SpiffeId::Aggregator { .. } => {
+                self.time.accepted(self.end_of_life(leaf, others, anchors));
+                Ok(())
+            }
             other => Err(TlsFault::WrongRole {
                 found: other.to_string(),
             }),
+        }
+    }
+}
+
+impl AggregatorVerifier {
+    /// When this leaf's life ends, or its issuer's if that is found sooner: webpki says so only of a chain
+    /// that has expired, as every chain has by the last moment there is.
+    fn end_of_life(
+        &self,
+        leaf: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        anchors: &[TrustAnchor<'_>],
+    ) -> Timestamp {
+        let last = Timestamp::from_millis(i64::MAX);
+        match chain_to(leaf, others, anchors, last, self.algorithms.all) {
+            Err(TlsFault::Expired { not_after, .. }) => not_after,
+            // A chain for ever: nothing is learnt from whoever has one.
+            _ => EARLIEST_CREDIBLE,
         }
     }
 }
@@ -762,8 +814,18 @@ mod tests {
         let later = EARLIEST_CREDIBLE.plus(Duration::from_secs(1000));
         assert_eq!(time.at(later), later);
         time.seen(later);
+        assert_eq!(
+            time.at(at(0)),
+            EARLIEST_CREDIBLE,
+            "nobody has shown a certificate"
+        );
+        time.accepted(later.plus(Duration::from_secs(1)));
+        time.seen(later);
         time.seen(EARLIEST_CREDIBLE);
         assert_eq!(time.at(at(0)), later);
+        time.seen(at(i64::MAX));
+        let end = later.plus(Duration::from_secs(1));
+        assert_eq!(time.at(at(0)), end, "no further than the certificate lasts");
     }
 
     #[test]

@@ -23,6 +23,9 @@ use crate::{
 
 const PATH: &str = "proc/self/status";
 
+/// Its name as a collector.
+pub const NAME: &str = "agent";
+
 /// The architecture in Go's words, which dashboards for node_exporter expect.
 const GOARCH: &str = if cfg!(target_arch = "x86_64") {
     "amd64"
@@ -33,7 +36,7 @@ const GOARCH: &str = if cfg!(target_arch = "x86_64") {
 };
 
 static ABOUT: About = About {
-    name: "agent",
+    name: NAME,
     every: Duration::from_secs(15),
     reads: "/proc/self/status, clock_gettime(2)",
     needs: "",

@@ -6,6 +6,9 @@
 
 use muster_proto::limits;
 
+/// Series of a service: five states and its restarts.
+const SERIES_PER_UNIT: usize = 6;
+
 /// Which collectors run, and what they leave out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CollectConfig {
@@ -29,6 +32,16 @@ impl CollectConfig {
     pub fn is_enabled(&self, name: &str) -> bool {
         !self.disabled.iter().any(|disabled| disabled == name)
             && (name != "systemd" || self.systemd.enabled)
+    }
+
+    /// What holds for systemd, with no more units than have room in half of all series.
+    #[must_use]
+    pub fn systemd_in_quota(&self) -> SystemdConfig {
+        let room = self.max_series / 2 / SERIES_PER_UNIT;
+        SystemdConfig {
+            max_units: self.systemd.max_units.min(room),
+            ..self.systemd.clone()
+        }
     }
 }
 
@@ -141,7 +154,7 @@ pub struct SystemdConfig {
     pub include: Vec<String>,
     /// Globs on unit names; a unit that matches one of them is left out.
     pub exclude: Vec<String>,
-    /// Most units that are watched.
+    /// Most units that are watched; at most as many as have room in half of all series.
     pub max_units: usize,
 }
 

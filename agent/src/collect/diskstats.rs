@@ -96,6 +96,9 @@ fn put_disk<'a>(
     fields: impl Iterator<Item = &'a [u8]>,
     out: &mut Readings,
 ) -> Result<(), CollectError> {
+    if !out.admits_object(COLUMNS.len()) {
+        return Ok(());
+    }
     let mut columns = 0;
     for (&family, field) in COLUMNS.iter().zip(fields) {
         let value = text::unsigned(field).ok_or(malformed("a number for each column"))?;

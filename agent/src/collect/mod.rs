@@ -121,6 +121,17 @@ pub enum CollectError {
     },
 }
 
+/// A collector whose values are absent, or not all there.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CollectorFault {
+    /// Its name.
+    pub collector: String,
+    /// Whether it failed; else there was no room for all of its values.
+    pub failed: bool,
+    /// Why.
+    pub why: String,
+}
+
 /// Every collector, in the order in which they run; those that are switched off included. Building one
 /// opens nothing and starts nothing.
 #[must_use]
@@ -143,7 +154,10 @@ pub fn collectors(
         Box::new(vmstat::Vmstat::default()),
         Box::new(pressure::Pressure::default()),
         Box::new(filefd::Filefd::default()),
-        Box::new(systemd::Systemd::new(&config.systemd, Arc::clone(urgent))),
+        Box::new(systemd::Systemd::new(
+            &config.systemd_in_quota(),
+            Arc::clone(urgent),
+        )),
         Box::new(agent::Agent::new(Arc::clone(counters))),
     ]
 }
@@ -187,6 +201,7 @@ pub struct Collection {
     host: HostRoot,
     slots: Vec<Slot>,
     readings: Readings,
+    max_series: usize,
     measured: Option<Timestamp>,
     counters: Arc<AgentCounters>,
     urgent: Arc<Notify>,
@@ -197,6 +212,10 @@ struct Slot {
     ran: Option<Timestamp>,
     /// Whether the last run went well; `None` before the first.
     ok: Option<bool>,
+    /// Why it did not.
+    why: Option<String>,
+    /// Whether it was said that not all of its values have room.
+    cut_short: bool,
     took: Duration,
 }
 
@@ -220,12 +239,25 @@ impl Collection {
             collector,
             ran: None,
             ok: None,
+            why: None,
+            cut_short: false,
             took: Duration::ZERO,
         };
+        let slots: Vec<Slot> = collectors.into_iter().map(slot).collect();
+        let max_series = max_series.min(limits::MAX_SERIES);
+        let mut readings = Readings::with_quota(max_series);
+        // What says that something is missing must not be missing itself.
+        readings.favour(OWN_PASS);
+        for (number, slot) in slots.iter().enumerate() {
+            if slot.collector.about().name == agent::NAME {
+                readings.favour(number + 1);
+            }
+        }
         Self {
             host,
-            slots: collectors.into_iter().map(slot).collect(),
-            readings: Readings::with_quota(max_series.min(limits::MAX_SERIES)),
+            slots,
+            readings,
+            max_series,
             measured: None,
             counters: Arc::default(),
             urgent: Arc::default(),
@@ -244,6 +276,7 @@ impl Collection {
                 tick,
             ) {
                 changed |= self.run_one(number, tick);
+                self.warn_of_room(number);
             }
         }
         if changed || is_due(self.measured, MEASURE_EVERY, tick) {
@@ -289,13 +322,42 @@ impl Collection {
         self.readings.event(kind, subject, fields);
     }
 
-    /// Names of the collectors that failed when they last ran.
-    pub fn failing(&self) -> impl Iterator<Item = &'static str> {
-        let failed = |slot: &&Slot| slot.ok == Some(false);
-        self.slots
-            .iter()
-            .filter(failed)
-            .map(|slot| slot.collector.about().name)
+    /// The collectors that failed when they last ran or had no room for all of their values, and why.
+    pub fn faults(&self) -> Vec<CollectorFault> {
+        let fault = |(number, slot): (usize, &Slot)| {
+            let why = match slot.ok {
+                Some(false) => slot.why.clone().unwrap_or_default(),
+                _ => self.no_room(self.readings.left_out(number + 1))?,
+            };
+            Some(CollectorFault {
+                collector: slot.collector.about().name.to_owned(),
+                failed: slot.ok == Some(false),
+                why,
+            })
+        };
+        self.slots.iter().enumerate().filter_map(fault).collect()
+    }
+
+    fn no_room(&self, left_out: u64) -> Option<String> {
+        let most = self.max_series;
+        (left_out > 0).then(|| {
+            format!("no room for {left_out} of its values: max_series is {most}, and no kind of thing gets more than half")
+        })
+    }
+
+    /// Says once that a collector has no room for all of its values.
+    fn warn_of_room(&mut self, number: usize) {
+        let left_out = self.readings.left_out(number + 1);
+        let no_room = self.no_room(left_out);
+        let slot = &mut self.slots[number];
+        let before = std::mem::replace(&mut slot.cut_short, no_room.is_some());
+        if let Some(why) = no_room.filter(|_| !before) {
+            tracing::warn!(
+                collector = slot.collector.about().name,
+                why,
+                "values are left out; exclude some in the configuration or raise [collectors] max_series"
+            );
+        }
     }
 
     /// Runs one collector; true if it fails and did not before, or the other way round.
@@ -312,6 +374,8 @@ impl Collection {
             Ok(Outcome::Read) => self.readings.end(true),
             Ok(Outcome::NoData) | Err(_) => self.readings.end(false),
         }
+        let why = outcome.as_ref().err();
+        slot.why = why.map(|error| chain(error));
         let ok = outcome.is_ok();
         let before = slot.ok.replace(ok);
         if before.unwrap_or(true) == ok {
@@ -479,7 +543,9 @@ mod tests {
         assert_eq!(value(table, LOAD5, None), Some(0));
         let success = |table: &Table| value(table, SCRAPE_COLLECTOR_SUCCESS, Some("often"));
         assert_eq!(success(table), Some(0));
-        assert_eq!(collection.failing().collect::<Vec<_>>(), ["often"]);
+        let faults = collection.faults();
+        assert_eq!((faults.len(), faults[0].collector.as_str()), (1, "often"));
+        assert_eq!(faults[0].why, "proc/scripted is not understood: anything");
         collection.run(at(1));
         assert_eq!(collection.take_events().len(), 1);
         let table = collection.run(at(2));
@@ -489,6 +555,37 @@ mod tests {
         assert_eq!(events.len(), 1);
         assert_eq!(events[0].subject, "often");
         assert_eq!(events[0].fields, [word(v1::EventFieldKey::To, "ok")]);
+    }
+
+    /// Has more objects than there is room for.
+    struct Greedy;
+
+    impl Collector for Greedy {
+        fn about(&self) -> &'static About {
+            &OFTEN
+        }
+
+        fn collect(&mut self, _: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
+            for number in 0..200 {
+                out.int(catalog::DISK_IO_NOW, &[&number.to_string()], number);
+            }
+            Ok(Outcome::Read)
+        }
+    }
+
+    #[test]
+    fn a_greedy_collector_is_named_and_hides_neither_itself_nor_the_agent() {
+        let counters = Arc::new(AgentCounters::default());
+        let both: Vec<Box<dyn Collector>> =
+            vec![Box::new(Greedy), Box::new(agent::Agent::new(counters))];
+        let mut collection = Collection::with(HostRoot::at("/nowhere"), both, 200);
+        let table = collection.run(at(0));
+        let refused = value(table, catalog::AGENT_SERIES_REFUSED, None);
+        assert_eq!(refused, Some(20), "ten in a hundred places are reserved");
+        assert!(value(table, catalog::AGENT_START_TIME, None).is_some());
+        let faults = collection.faults();
+        assert_eq!((faults.len(), faults[0].collector.as_str()), (1, "often"));
+        assert!(!faults[0].failed && faults[0].why.starts_with("no room for 20"));
     }
 
     #[test]

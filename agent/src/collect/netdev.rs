@@ -75,6 +75,9 @@ impl Collector for Netdev {
             if self.exclude.matches(number, name) {
                 continue;
             }
+            if !out.admits_object(COLUMNS.len()) {
+                continue;
+            }
             let device = text::lossy(name);
             let mut fields = text::fields(&line[colon + 1..]);
             for family in COLUMNS {

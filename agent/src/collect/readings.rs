@@ -6,7 +6,9 @@
 //! and no allocation. Where the order differs, an index sorted by family and labels finds the place.
 //!
 //! Promised: a series has a value exactly if its pass put one in its latest round and did not fail. The
-//! table is bounded in series, families and label bytes; what is beyond is left out and counted.
+//! table is bounded in series, families and the bytes of a key frame; what is beyond is left out and counted
+//! for its pass. Some places are kept for favoured passes, and a pass of like objects (disks, interfaces,
+//! units) gets half of the places, so that no single kind of thing crowds out all others.
 
 use std::{borrow::Cow, cmp::Ordering};
 
@@ -21,6 +23,16 @@ use muster_proto::{
 /// Places of series that are gone are kept up to as many as there are series, and this many more: giving
 /// a place away costs a key frame on the wire.
 const SPARE_PLACES: usize = 256;
+
+/// Places that only favoured passes may take: about twice what the agent says about itself.
+const RESERVED_PLACES: usize = 200;
+
+/// Most bytes of series and their values in a key frame. The rest of [`limits::MAX_PAYLOAD_BYTES`] is for 256
+/// events of at most 480 bytes, the names of families, and bitmaps.
+const MAX_SERIES_BYTES: usize = limits::MAX_PAYLOAD_BYTES - 160 * 1024;
+
+/// The longest varint of a value.
+const VALUE_BYTES: usize = 10;
 
 /// Most events that wait to be sent; a storm of more says nothing that these do not.
 const MAX_EVENTS: usize = 4 * limits::MAX_EVENTS_PER_FRAME;
@@ -42,7 +54,8 @@ pub struct Readings {
     /// Numbers the openings of passes, from 1.
     round: u64,
     quota: usize,
-    label_bytes: usize,
+    /// Most bytes that the series take in a key frame.
+    series_bytes: usize,
     refused: u64,
     events: Vec<v1::Event>,
     tick: Timestamp,
@@ -63,6 +76,11 @@ struct Pass {
     last: Vec<u32>,
     now: Vec<u32>,
     cursor: usize,
+    /// Whether it may take the places that are reserved.
+    favoured: bool,
+    /// Values left out in the round that is open, and in the last one.
+    leaving_out: u64,
+    left_out: u64,
 }
 
 impl Default for Readings {
@@ -87,7 +105,7 @@ impl Readings {
             current: 0,
             round: 0,
             quota: quota.min(limits::MAX_SERIES),
-            label_bytes: 0,
+            series_bytes: 0,
             refused: 0,
             events: Vec::new(),
             tick: Timestamp::default(),
@@ -115,6 +133,51 @@ impl Readings {
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused
+    }
+
+    /// Values of this pass that were left out in its last round because of a bound.
+    #[must_use]
+    pub fn left_out(&self, pass: usize) -> u64 {
+        self.passes.get(pass).map_or(0, |pass| pass.left_out)
+    }
+
+    /// Most series the table may hold.
+    #[must_use]
+    pub fn quota(&self) -> usize {
+        self.quota
+    }
+
+    /// Lets this pass take the places that are reserved.
+    pub fn favour(&mut self, pass: usize) {
+        self.pass(pass).favoured = true;
+    }
+
+    /// Whether the pass that is open may put an object of so many series: a pass of objects gets at most
+    /// half of all places, and shows each object whole or not at all. What it may not is counted.
+    pub fn admits_object(&mut self, series: usize) -> bool {
+        let share = self.quota / 2;
+        let admitted = self
+            .passes
+            .get(self.current)
+            .is_some_and(|pass| pass.now.len() + series <= share);
+        if !admitted {
+            self.leave_out(series as u64);
+        }
+        admitted
+    }
+
+    fn leave_out(&mut self, values: u64) {
+        self.refused += values;
+        if let Some(pass) = self.passes.get_mut(self.current) {
+            pass.leaving_out += values;
+        }
+    }
+
+    fn pass(&mut self, number: usize) -> &mut Pass {
+        if self.passes.len() <= number {
+            self.passes.resize_with(number + 1, Pass::default);
+        }
+        &mut self.passes[number]
     }
 
     /// Something that happened at this tick. Subjects are made printable and cut to their bound.
@@ -175,13 +238,12 @@ impl Readings {
 
     /// Opens the pass of the collector with this number; numbers are small and fixed.
     pub fn begin(&mut self, pass: usize) {
-        if self.passes.len() <= pass {
-            self.passes.resize_with(pass + 1, Pass::default);
-        }
         self.current = pass;
         self.round += 1;
-        self.passes[pass].cursor = 0;
-        self.passes[pass].now.clear();
+        let pass = self.pass(pass);
+        pass.cursor = 0;
+        pass.leaving_out = 0;
+        pass.now.clear();
     }
 
     /// Closes the pass that is open. Its series without a value in this round have none any more, and
@@ -191,6 +253,7 @@ impl Readings {
             return;
         };
         std::mem::swap(&mut pass.last, &mut pass.now);
+        pass.left_out = pass.leaving_out;
         for &place in pass.now.iter().chain(&pass.last) {
             let mark = self.marks[place as usize];
             if mark.pass == self.current && (mark.round != self.round || !ok) {
@@ -227,7 +290,7 @@ impl Readings {
             None => match self.find_or_admit(family, labels) {
                 Some(place) => place,
                 None => {
-                    self.refused += 1;
+                    self.leave_out(1);
                     return;
                 }
             },
@@ -296,28 +359,29 @@ impl Readings {
 
     /// Gives a new series a place, if the bounds allow.
     fn admit(&mut self, family: FamilyId, labels: &[Cow<'_, str>]) -> Option<u32> {
-        let bytes: usize = labels.iter().map(|label| label.len()).sum();
         let too_long = |label: &Cow<'_, str>| label.len() > limits::MAX_LABEL_VALUE_BYTES;
         if labels.iter().any(too_long) {
             return None;
         }
-        let present = self.table.present_count();
-        let full = |table: &Table, label_bytes: usize, most: usize| {
-            table.series.len() >= most || label_bytes + bytes > limits::MAX_DICTIONARY_LABEL_BYTES
+        let reserved = match self.passes.get(self.current) {
+            Some(pass) if pass.favoured => 0,
+            _ => RESERVED_PLACES.min(self.quota / 10),
         };
-        let most = self.quota.min(2 * present + SPARE_PLACES);
-        if full(&self.table, self.label_bytes, most) {
+        let quota = self.quota - reserved;
+        let present = self.table.present_count();
+        let most = quota.min(2 * present + SPARE_PLACES);
+        if self.is_full(labels, most) {
             if present < self.table.series.len() {
                 self.forget_the_gone();
             }
-            if full(&self.table, self.label_bytes, self.quota) {
+            if self.is_full(labels, quota) {
                 return None;
             }
         }
         let at = self.search(family, labels).err()?;
         let place = u32::try_from(self.table.series.len()).ok()?;
         self.index.insert(at, place);
-        self.label_bytes += bytes;
+        self.series_bytes += series_bytes(self.table.series.last(), labels);
         self.table.series.push(Series {
             family: family.0,
             labels: labels.iter().map(|label| label.to_string()).collect(),
@@ -330,6 +394,11 @@ impl Readings {
             at: NOWHERE,
         });
         Some(place)
+    }
+
+    fn is_full(&self, labels: &[Cow<'_, str>], most: usize) -> bool {
+        let bytes = series_bytes(self.table.series.last(), labels);
+        self.table.series.len() >= most || self.series_bytes + bytes > MAX_SERIES_BYTES
     }
 
     /// Drops every series without a value and moves the others together.
@@ -348,8 +417,12 @@ impl Readings {
         retain_by(&mut self.marks, &keep);
         self.table.present = vec![true; self.table.series.len()];
         self.table.generation += 1;
-        let of_series = |series: &Series| series.labels.iter().map(String::len).sum::<usize>();
-        self.label_bytes = self.table.series.iter().map(of_series).sum();
+        let series = &self.table.series;
+        let before = std::iter::once(None).chain(series.iter().map(Some));
+        let bytes = before.zip(series);
+        self.series_bytes = bytes
+            .map(|(before, series)| series_bytes(before, &series.labels))
+            .sum();
         let remap = |places: &mut Vec<u32>| {
             for place in places.iter_mut() {
                 *place = moved[*place as usize];
@@ -372,6 +445,22 @@ impl Readings {
 fn retain_by<T>(items: &mut Vec<T>, keep: &[bool]) {
     let mut keep = keep.iter();
     items.retain(|_| keep.next().copied().unwrap_or(false));
+}
+
+/// Most bytes that a series takes in a key frame behind another: its family, for each label how much it
+/// shares with the same label of the one before and the rest, and a value. When the one before is left out
+/// because it has no value, the sum over all does not grow: what a label shares with the next but one is
+/// at least the lesser of what the two steps share.
+fn series_bytes(before: Option<&Series>, labels: &[impl AsRef<str>]) -> usize {
+    const VARINTS: usize = 4;
+    let before = before.map_or(&[][..], |series| &series.labels);
+    let of_label = |(at, label): (usize, &_)| {
+        let label: &str = AsRef::as_ref(label);
+        let other = before.get(at).map_or("", String::as_str);
+        let same = label.bytes().zip(other.bytes());
+        VARINTS + label.len() - same.take_while(|(a, b)| a == b).count()
+    };
+    2 + VALUE_BYTES + labels.iter().enumerate().map(of_label).sum::<usize>()
 }
 
 /// The text with every control character replaced visibly; borrows when there is none.
@@ -471,6 +560,75 @@ mod tests {
         readings.end(true);
         assert_eq!(present(&readings).len(), 3);
         assert_eq!(readings.table().generation, 1);
+    }
+
+    #[test]
+    fn a_pass_of_objects_has_half_the_places_and_some_are_reserved() {
+        let mut readings = Readings::with_quota(100);
+        readings.favour(3);
+        for pass in 0..3 {
+            readings.begin(pass);
+            for number in 0..30 {
+                let device = format!("{pass}-{number}");
+                if readings.admits_object(2) {
+                    readings.int(DISK_IO_NOW, &[&device], 1);
+                    readings.int(CPU_SECONDS, &[&device, "user"], 1);
+                }
+            }
+            readings.end(true);
+        }
+        let left: Vec<u64> = (0..4).map(|pass| readings.left_out(pass)).collect();
+        assert_eq!(left, [10, 20, 60, 0], "half, what is left, nothing");
+        assert_eq!(readings.refused(), 90);
+        readings.begin(3);
+        for number in 0..10 {
+            readings.int(LOAD1, &[], number);
+            readings.int(DISK_IO_NOW, &[&number.to_string()], number);
+        }
+        readings.end(true);
+        assert_eq!(readings.left_out(3), 1, "nine devices and the load");
+        readings.begin(1);
+        readings.end(true);
+        assert_eq!(readings.left_out(1), 0);
+    }
+
+    #[test]
+    fn a_key_frame_never_exceeds_what_a_payload_may_have() {
+        let mut readings = Readings::with_quota(limits::MAX_SERIES);
+        readings.begin(0);
+        for number in 0..limits::MAX_SERIES {
+            // Nothing is shared with the one before.
+            let label = format!("{number:05}{}", "x".repeat(200));
+            readings.int(DISK_IO_NOW, &[&label], i64::MIN);
+        }
+        readings.end(true);
+        assert!(readings.refused() > 0);
+        let events = vec![
+            v1::Event {
+                kind: v1::EventKind::UnitStateChanged.into(),
+                subject: "s".repeat(limits::MAX_EVENT_SUBJECT_BYTES),
+                at_ms: i64::MAX,
+                fields: (0..3)
+                    .map(|_| v1::EventField {
+                        key: v1::EventFieldKey::From.into(),
+                        value: Some(v1::event_field::Value::Word("w".repeat(64))),
+                    })
+                    .collect(),
+            };
+            limits::MAX_EVENTS_PER_FRAME
+        ];
+        let mut payload = Vec::new();
+        muster_proto::codec::Encoder::new().encode(readings.table(), &events, true, &mut payload);
+        assert!(
+            payload.len() <= limits::MAX_PAYLOAD_BYTES,
+            "{}",
+            payload.len()
+        );
+        assert!(
+            payload.len() > limits::MAX_PAYLOAD_BYTES / 2,
+            "{}",
+            payload.len()
+        );
     }
 
     #[test]

@@ -35,8 +35,11 @@ const MAX_CHANGES: usize = 1_000;
 /// Longest word taken from the bus: what an event's field may hold.
 const MAX_WORD_BYTES: usize = 64;
 
+/// Its name as a collector.
+pub const NAME: &str = "systemd";
+
 static ABOUT: About = About {
-    name: "systemd",
+    name: NAME,
     every: Duration::ZERO,
     reads: "the system bus: org.freedesktop.systemd1",
     needs: "systemd, and a user that may talk to the system bus (not DynamicUser)",
@@ -484,7 +487,7 @@ impl Units {
             beyond += u64::from(unit.beyond);
             // Until its type is known, a service would stand there as another series.
             let known = unit.service.kind.is_some() || !name.ends_with(".service");
-            if unit.watched && known {
+            if unit.watched && known && out.admits_object(STATES.len() + 1) {
                 put_unit(name, unit, out);
             }
         }

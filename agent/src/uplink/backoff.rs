@@ -10,6 +10,8 @@ use std::time::Duration;
 const MIN_SPREAD: Duration = Duration::from_secs(2);
 /// Handshakes that an aggregator takes in a second without effort; the window of a fleet follows from it.
 const AGENTS_PER_SECOND: u32 = 1_000;
+/// Widest window of a fleet, whatever size the aggregator gives it.
+const MAX_FLEET_SPREAD: Duration = Duration::from_secs(300);
 /// Widest window while an aggregator fails to answer: it is found again within a minute.
 const MAX_SPREAD: Duration = Duration::from_secs(60);
 /// Window after a refusal that only a person can lift.
@@ -73,7 +75,8 @@ impl Backoff {
 
     /// The window from which the wait is drawn; counts a failure.
     fn window(&mut self, ended: Ended) -> (Duration, Duration) {
-        let first = MIN_SPREAD.max(Duration::from_secs(1) * (self.fleet_hint / AGENTS_PER_SECOND));
+        let fleet = Duration::from_secs(1) * (self.fleet_hint / AGENTS_PER_SECOND);
+        let first = fleet.clamp(MIN_SPREAD, MAX_FLEET_SPREAD);
         match ended {
             Ended::Lost => (Duration::ZERO, first),
             Ended::Failed => {
@@ -81,7 +84,7 @@ impl Backoff {
                 self.failures = self.failures.saturating_add(1);
                 (Duration::ZERO, doubled.min(MAX_SPREAD.max(first)))
             }
-            Ended::Drained(spread) => (Duration::ZERO, spread.min(MAX_ORDERED)),
+            Ended::Drained(spread) => (Duration::ZERO, spread.clamp(first, MAX_ORDERED)),
             Ended::Throttled(after) => {
                 let after = after.min(MAX_ORDERED);
                 (after, after + MIN_SPREAD)
@@ -103,6 +106,7 @@ mod tests {
     #[test]
     fn windows_follow_the_end_and_the_fleet() {
         let drained = Ended::Drained(Duration::from_secs(30));
+        let at_once = Ended::Drained(Duration::ZERO);
         let for_ever = Ended::Drained(Duration::MAX);
         let throttled = Ended::Throttled(Duration::from_secs(10));
         for (fleet, ended, window) in [
@@ -110,6 +114,11 @@ mod tests {
             (50_000, Ended::Lost, (0, 50)),
             (100_000, Ended::Failed, (0, 100)),
             (0, drained, (0, 30)),
+            (0, at_once, (0, 2)),
+            (50_000, at_once, (0, 50)),
+            (u32::MAX, at_once, (0, 300)),
+            (u32::MAX, Ended::Lost, (0, 300)),
+            (u32::MAX, Ended::Failed, (0, 300)),
             (0, for_ever, (0, 3600)),
             (0, throttled, (10, 12)),
             (0, Ended::Occupied, (60, 90)),

@@ -7,15 +7,21 @@
 use std::{
     future::Future,
     io,
+    net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use muster_proto::tls;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time,
 };
 
 use super::fault::Fault;
@@ -39,17 +45,43 @@ pub trait Connector: Send + Sync {
 /// Gives the TLS configuration for the next connection: certificates change while the agent runs.
 pub type TlsSource = Box<dyn Fn() -> Result<Arc<rustls::ClientConfig>, Fault> + Send + Sync>;
 
+/// Longest for one of several addresses: those after one that swallows everything must have their turn.
+const PER_ADDRESS: Duration = Duration::from_secs(3);
+
+/// Longest for the disk to give the identity.
+const DISK_PATIENCE: Duration = Duration::from_secs(5);
+
 /// TCP and TLS to one address.
 pub struct TlsConnector {
     address: String,
-    tls: TlsSource,
+    tls: Arc<TlsSource>,
+    /// Attempts that failed: the next begins with another of the name's addresses.
+    failures: AtomicUsize,
 }
 
 impl TlsConnector {
     /// Connects to `address` (`host:port`).
     #[must_use]
     pub fn new(address: String, tls: TlsSource) -> Self {
-        Self { address, tls }
+        Self {
+            address,
+            tls: Arc::new(tls),
+            failures: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl TlsConnector {
+    /// Reads what is on disk in a thread of its own: a disk that hangs must not stop the samples, which are
+    /// taken on this one.
+    async fn config(&self) -> Result<Arc<rustls::ClientConfig>, Fault> {
+        let tls = Arc::clone(&self.tls);
+        let read = tokio::task::spawn_blocking(move || tls());
+        match time::timeout(DISK_PATIENCE, read).await {
+            Ok(Ok(config)) => config,
+            Ok(Err(broken)) => Err(Fault::Identity(broken.to_string())),
+            Err(_) => Err(Fault::Disk(DISK_PATIENCE)),
+        }
     }
 }
 
@@ -60,10 +92,14 @@ impl Connector for TlsConnector {
 
     fn connect(&self) -> Connecting<'_> {
         Box::pin(async move {
-            let config = (self.tls)()?;
-            let tcp = dial(&self.address).await?;
+            let config = self.config().await?;
+            // Counted beforehand: the caller may drop this at its deadline.
+            let failures = self.failures.fetch_add(1, Ordering::Relaxed);
+            let tcp = dial(&self.address, failures).await?;
             tcp.set_nodelay(true).map_err(Fault::Tcp)?;
-            handshake(config, tcp).await
+            let stream = handshake(config, tcp).await?;
+            self.failures.store(failures, Ordering::Relaxed);
+            Ok(stream)
         })
     }
 }
@@ -83,18 +119,34 @@ pub async fn handshake(
     Ok(Box::new(stream))
 }
 
-async fn dial(address: &str) -> Result<TcpStream, Fault> {
+async fn dial(address: &str, failures: usize) -> Result<TcpStream, Fault> {
     let addresses = tokio::net::lookup_host(address)
         .await
         .map_err(Fault::Resolve)?;
+    first_that_answers(addresses.collect(), failures, |address| {
+        TcpStream::connect(address)
+    })
+    .await
+    .map_err(Fault::Tcp)
+}
+
+/// Tries the addresses one after the other, beginning with another after each failure.
+pub(crate) async fn first_that_answers<T, F: Future<Output = io::Result<T>>>(
+    mut addresses: Vec<SocketAddr>,
+    failures: usize,
+    connect: impl Fn(SocketAddr) -> F,
+) -> io::Result<T> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let count = addresses.len().max(1);
+    addresses.rotate_left(failures % count);
     for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
+        match time::timeout(PER_ADDRESS, connect(address)).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
         }
     }
-    Err(Fault::Tcp(last))
+    Err(last)
 }
 
 /// What a [`Watched`] stream broke with: the first error of TLS, else the last of the socket.
@@ -184,5 +236,58 @@ impl AsyncWrite for Watched {
 
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_hangs_stops_nothing_else() {
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Mutex::new(wait);
+        let tls = move || {
+            // Until the test lets go.
+            let _ = wait.lock().expect("not poisoned").recv();
+            Err(Fault::Closed)
+        };
+        let connector = TlsConnector::new("192.0.2.1:1".into(), Box::new(tls));
+        let mut connecting = connector.connect();
+        // On a runtime of one thread this comes back only if the disk is read on another.
+        let polled = at_once(&mut connecting).await;
+        assert!(polled.is_none());
+        drop(release);
+        assert!(matches!(connecting.await, Err(Fault::Closed)));
+    }
+
+    /// What a future has now, without waiting for it.
+    async fn at_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+        std::future::poll_fn(|cx| match Pin::new(&mut *future).poll(cx) {
+            Poll::Ready(output) => Poll::Ready(Some(output)),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_swallows_everything_costs_three_seconds_and_then_its_place() {
+        let address = |last| SocketAddr::from(([192, 0, 2, last], 1));
+        let all = vec![address(1), address(2), address(3)];
+        let connect = |to: SocketAddr| async move {
+            if to == address(3) {
+                Ok(to)
+            } else {
+                std::future::pending().await
+            }
+        };
+        for (failures, seconds) in [(0, 6), (1, 3), (2, 0), (3, 6)] {
+            let began = time::Instant::now();
+            let answered = first_that_answers(all.clone(), failures, connect).await;
+            assert_eq!(answered.ok(), Some(address(3)));
+            assert_eq!(began.elapsed().as_secs(), seconds, "{failures}");
+        }
+        let none = first_that_answers(Vec::new(), 5, connect).await;
+        assert!(none.is_err());
     }
 }

@@ -8,7 +8,7 @@ use std::{io, time::Duration};
 
 use muster_proto::{
     tls::{self, TlsFault},
-    v1,
+    v1, words,
 };
 
 use super::backoff::Ended;
@@ -55,12 +55,19 @@ pub enum Fault {
     /// The peer does not speak the protocol.
     #[error("the peer broke the protocol: {0}")]
     Protocol(&'static str),
+    /// Frames made in this session are ahead of the aggregator's clock: it was set back, and is learnt anew
+    /// with the next session.
+    #[error("the aggregator's clock was set back: it takes this host's samples for the future's")]
+    Future,
     /// Frames were sent and no acknowledgement came.
     #[error("no acknowledgement for {} s while frames are outstanding", .0.as_secs())]
     NoProgress(Duration),
     /// The aggregator does not want this agent.
-    #[error("the aggregator refused this host: {}", describe_denial(*.0))]
+    #[error("the aggregator refused this host: {}", words::denied(*.0))]
     Denied(v1::DenyReason),
+    /// The disk does not give the identity.
+    #[error("the disk with this host's identity does not answer within {} s", .0.as_secs())]
+    Disk(Duration),
     /// The identity on disk cannot be used.
     #[error("the identity of this host cannot be used: {0}")]
     Identity(String),
@@ -134,6 +141,9 @@ impl Fault {
             }
             Self::Tls(fault) => tls_hint(fault),
             Self::Handshake(_) => "look at the aggregator's log",
+            Self::Future => {
+                "check the clock of the aggregator (date -u); ticks follow it again with the next connection"
+            }
             Self::Closed
             | Self::NoProgress(_)
             | Self::WelcomeTimeout(_)
@@ -148,6 +158,9 @@ impl Fault {
             }
             Self::Status { .. } | Self::Protocol(_) => "look at the aggregator's log",
             Self::Denied(reason) => denial_hint(*reason),
+            Self::Disk(_) => {
+                "look at the disk below the state folder (dmesg); the agent tries again"
+            }
             Self::Identity(_) => "run muster-agent enrol with a new token",
         }
     }
@@ -219,18 +232,6 @@ fn tls_hint(fault: &TlsFault) -> &'static str {
         _ => {
             "is this the aggregator this host enrolled with? if its authority was made anew, enrol again"
         }
-    }
-}
-
-fn describe_denial(reason: v1::DenyReason) -> &'static str {
-    match reason {
-        v1::DenyReason::Unspecified => "no reason given",
-        v1::DenyReason::Protocol => "it does not speak this agent's protocol version",
-        v1::DenyReason::Removed => "an operator removed it from the fleet",
-        v1::DenyReason::AlreadyConnected => "another machine with the same identity is connected",
-        v1::DenyReason::StaleCopy => "its identity looks like an old copy of another host's",
-        v1::DenyReason::Expired => "its certificate has expired",
-        v1::DenyReason::ProtocolViolation => "it sent something the protocol does not allow",
     }
 }
 

@@ -314,6 +314,9 @@ impl Uplink {
                 return (Fault::from_status(&status, witness.take()).into(), false);
             }
         };
+        if let Err(fault) = session::check(&opened.welcome) {
+            return (fault.into(), false);
+        }
         self.welcomed(&opened.welcome, asked.elapsed());
         let server = Timestamp::from_millis(opened.welcome.server_wall_ms);
         let server = (server, Instant::now());

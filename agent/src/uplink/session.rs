@@ -12,7 +12,9 @@ use muster_proto::{
     id::Incarnation,
     limits,
     time::{Timestamp, duration_millis},
+    tls::EARLIEST_CREDIBLE,
     v1::{self, agent_message::Message as Up, aggregator_message::Message as Down},
+    words,
 };
 use tokio::{
     sync::mpsc,
@@ -33,6 +35,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Messages between this task and the HTTP/2 connection. Few: what waits here counts as sent.
 pub(super) const QUEUE: usize = 4;
+/// From the time of the build: for so long an aggregator's time is believed.
+const CREDIBLE_FOR: Duration = Duration::from_secs(50 * 365 * 86_400);
 /// Refusals of frames that are logged one by one in a session.
 const LOGGED_REJECTIONS: u64 = 5;
 
@@ -122,6 +126,20 @@ pub(super) async fn open(
     }
 }
 
+/// What no aggregator says, however far it or we are behind the times.
+pub(super) fn check(welcome: &v1::Welcome) -> Result<(), Fault> {
+    let latest = EARLIEST_CREDIBLE.plus(CREDIBLE_FOR);
+    let server = Timestamp::from_millis(welcome.server_wall_ms);
+    if !(EARLIEST_CREDIBLE..=latest).contains(&server) {
+        return Err(Fault::Protocol("its clock shows an impossible date"));
+    }
+    let too_many = |have: &v1::Have| have.durable.len() > limits::MAX_ACK_RANGES;
+    if welcome.have.iter().any(too_many) {
+        return Err(Fault::Protocol("too many ranges in its welcome"));
+    }
+    Ok(())
+}
+
 /// Why there was no Welcome.
 pub(super) enum OpenError {
     /// gRPC failed: the caller knows what the connection below saw.
@@ -183,6 +201,8 @@ pub(super) struct Session<'a> {
     fin_sent: bool,
     rejections: u64,
     acknowledged: bool,
+    /// Number of the first frame that is made in this session, by the clock that its Welcome gave.
+    first_own: u64,
 }
 
 impl<'a> Session<'a> {
@@ -233,6 +253,7 @@ impl<'a> Session<'a> {
             fin_sent: false,
             rejections: 0,
             acknowledged: false,
+            first_own: common.buffer().last_seq() + 1,
         }
     }
 
@@ -447,10 +468,10 @@ impl<'a> Session<'a> {
 
     fn receive(&mut self, message: Down) -> Option<End> {
         match message {
-            Down::Ack(ack) => {
-                self.acknowledge(&ack);
-                None
+            Down::Ack(ack) if ack.durable.len() > limits::MAX_ACK_RANGES => {
+                Some(Fault::Protocol("too many ranges in an acknowledgement").into())
             }
+            Down::Ack(ack) => self.acknowledge(&ack),
             Down::Throttle(throttle) => Some(throttled(throttle)),
             Down::Deny(deny) => Some(Fault::Denied(deny.reason()).into()),
             Down::Drain(drain) => {
@@ -472,7 +493,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn acknowledge(&mut self, ack: &v1::Ack) {
+    /// Takes over what was decided about frames; an end when they show that the clocks disagree again.
+    fn acknowledge(&mut self, ack: &v1::Ack) -> Option<End> {
         self.acknowledged = true;
         self.waiting_since = Instant::now();
         self.credit_bytes = ack.credit_bytes;
@@ -490,18 +512,22 @@ impl<'a> Session<'a> {
         if ack.incarnation != buffer.incarnation().0 {
             drop(buffer);
             self.common.link().last_ack = Some(Instant::now());
-            return;
+            return None;
         }
+        let mut future = false;
         for range in &ack.durable {
             buffer.release(range.first, range.last);
         }
         for rejected in &ack.rejected {
+            // Older ones bear the time of a clock that this session's Welcome has corrected.
+            future |=
+                rejected.reason() == v1::RejectReason::Future && rejected.seq >= self.first_own;
             if buffer.reject(rejected.seq, rejected.reason()) {
                 self.rejections += 1;
                 if self.rejections <= LOGGED_REJECTIONS {
                     tracing::warn!(
                         seq = rejected.seq,
-                        reason = rejected.reason().as_str_name(),
+                        reason = words::rejected(rejected.reason()),
                         samples = rejected.samples,
                         "the aggregator refused a frame"
                     );
@@ -521,6 +547,7 @@ impl<'a> Session<'a> {
         let mut link = self.common.link();
         link.epoch = link.epoch.max(ack.epoch);
         link.last_ack = Some(Instant::now());
+        future.then(|| Fault::Future.into())
     }
 }
 

@@ -42,7 +42,7 @@ use tonic::{Request, Response, Status, Streaming};
 /// Time between ticks of the agents under test.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(10);
 /// Wall clock at the start of each test.
-pub(crate) const START_MS: i64 = 1_780_000_000_000;
+pub(crate) const START_MS: i64 = 1_800_000_000_000;
 
 /// Clocks that follow tokio's paused time.
 pub(crate) struct PausedClock(Instant);

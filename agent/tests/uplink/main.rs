@@ -265,6 +265,87 @@ async fn a_refused_frame_is_counted_and_the_next_is_a_key_frame() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_frame_from_the_future_ends_the_session_and_a_key_frame_follows() {
+    let mut world = World::new();
+    let (mut session, hello) = world.welcomed(|_| welcome()).await;
+    session.frame().await;
+    let second = session.frame().await;
+    assert!(Reader::default().apply(&second).is_err(), "a delta");
+    session
+        .say(Down::Ack(v1::Ack {
+            incarnation: hello.incarnation,
+            received: 2,
+            durable: vec![v1::Range { first: 1, last: 1 }],
+            rejected: vec![v1::Rejected {
+                seq: 2,
+                reason: v1::RejectReason::Future.into(),
+                samples: 7,
+            }],
+            credit_bytes: 1 << 20,
+            epoch: 4,
+        }))
+        .await;
+    while session.next().await.is_some() {}
+    let (mut session, hello) = world.welcomed(|_| welcome()).await;
+    let third = session.frame().await;
+    assert_eq!((third.seq, Reader::default().apply(&third)), (3, Ok(true)));
+    // An old frame that is refused for the same reason does not end the session that has the right time.
+    session
+        .say(Down::Ack(v1::Ack {
+            incarnation: hello.incarnation,
+            received: 3,
+            rejected: vec![v1::Rejected {
+                seq: 1,
+                reason: v1::RejectReason::Future.into(),
+                samples: 7,
+            }],
+            credit_bytes: 1 << 20,
+            ..v1::Ack::default()
+        }))
+        .await;
+    assert_eq!(session.frame().await.seq, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_aggregator_says_ends_the_session() {
+    let ranges = |count: u64| -> Vec<(u64, u64)> {
+        (0..count).map(|n| (1_000 + 2 * n, 1_000 + 2 * n)).collect()
+    };
+    let most = muster_proto::limits::MAX_ACK_RANGES as u64;
+    let mut world = World::new();
+    for server_wall_ms in [0, i64::MAX, -1, START_MS + 60 * 366 * 86_400_000] {
+        let (mut session, _) = world
+            .welcomed(|_| v1::Welcome {
+                server_wall_ms,
+                ..welcome()
+            })
+            .await;
+        assert!(session.next().await.is_none(), "{server_wall_ms}");
+    }
+    let (mut session, _) = world
+        .welcomed(|hello| v1::Welcome {
+            have: vec![v1::Have {
+                incarnation: hello.incarnation,
+                durable: ranges(most + 1)
+                    .into_iter()
+                    .map(|(first, last)| v1::Range { first, last })
+                    .collect(),
+                ..v1::Have::default()
+            }],
+            ..welcome()
+        })
+        .await;
+    assert!(session.next().await.is_none());
+    let (mut session, hello) = world.welcomed(|_| welcome()).await;
+    session.frame().await;
+    session.ack(hello.incarnation, 1, &ranges(most)).await;
+    session.frame().await;
+    session.ack(hello.incarnation, 2, &ranges(most + 1)).await;
+    while session.next().await.is_some() {}
+    world.session().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn waits_are_what_the_aggregator_asked_for() {
     let throttle = Down::Throttle(v1::Throttle {
         retry_after_ms: 30_000,

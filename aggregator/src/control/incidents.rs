@@ -260,7 +260,7 @@ fn open(connection: &Connection, epoch: i64, new: &NewIncident) -> Result<Opened
         &new.evidence,
         &new.op_id,
     )?;
-    if number % LOOK_EVERY == 0 {
+    if number.is_multiple_of(LOOK_EVERY) {
         let gone = let_go(connection, new.at, KEPT_ROWS)?;
         if gone > 0 {
             tracing::info!(incidents = gone, "old resolved incidents let go");

@@ -22,8 +22,8 @@ pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, T
 pub use operators::{OperatorRole, RoleError};
 pub use revoke::{Removal, Removed};
 pub use tokens::{
-    DEFAULT_TOKEN_TTL, EnrolRefusal, EnrolRequest, Enrolled, MAX_TOKEN_TTL, TokenOptions, TokenRow,
-    TokenState,
+    DEFAULT_TOKEN_TTL, EnrolRefusal, EnrolRequest, Enrolled, MAX_TOKEN_TTL, MAX_USES, TokenOptions,
+    TokenRow, TokenState,
 };
 
 /// Why the control state cannot be opened, read or written.

@@ -26,7 +26,7 @@ pub const MAX_TOKEN_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A token is locked after so many wrong secrets.
 const MAX_FAILURES: i64 = 10;
 /// Most hosts that one token can let in.
-const MAX_USES: u32 = 100_000;
+pub const MAX_USES: u32 = 100_000;
 
 /// What a new token allows.
 #[derive(Debug, Clone, PartialEq, Eq)]

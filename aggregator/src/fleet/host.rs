@@ -17,7 +17,7 @@ use muster_proto::{
     ranges::RangeSet,
     series::{Family, Raw},
     time::Timestamp,
-    v1,
+    v1, words,
 };
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
@@ -598,7 +598,7 @@ impl HostState {
                 return self.reject(frame, reason);
             }
             // It is on disk and was acknowledged, whether its values can be told any more or not.
-            tracing::debug!(host = %self.who.id, seq = frame.seq, reason = reason.as_str_name(), "stored frame does not decode without what was before it");
+            tracing::debug!(host = %self.who.id, seq = frame.seq, reason = words::rejected(reason), "stored frame does not decode without what was before it");
         }
         if self.checksums.len() == RECENT_CHECKSUMS {
             self.checksums.pop_front();
@@ -779,7 +779,7 @@ impl HostState {
             // It was judged when it was stored; its time is over, so it opens and closes nothing.
             let mut nothing = Vec::new();
             if let Err(reason) = self.apply(frame, context, &mut nothing) {
-                tracing::debug!(host = %self.who.id, seq = frame.seq, reason = reason.as_str_name(), "stored frame does not decode any more");
+                tracing::debug!(host = %self.who.id, seq = frame.seq, reason = words::rejected(reason), "stored frame does not decode any more");
             }
         }
     }

@@ -15,7 +15,7 @@ use muster_proto::{
     id::{HostId, Incarnation},
     limits,
     time::Clock,
-    v1,
+    v1, words,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot},
@@ -570,7 +570,7 @@ impl Shard {
             if stream.refused <= REFUSALS_LOGGED {
                 let last = stream.refused == REFUSALS_LOGGED;
                 tracing::warn!(
-                    host = %id, name = host.name(), seq = frame.seq, reason = reason.as_str_name(),
+                    host = %id, name = host.name(), seq = frame.seq, reason = words::rejected(reason),
                     more = if last { "further ones of this stream are only counted" } else { "" },
                     "frame refused"
                 );

@@ -1,7 +1,8 @@
 //! The connections of the HTTP door, with the bounds hyper leaves open by default.
 //!
-//! Accepting and TLS are the accept loop's ([`crate::listen`]); this serves what it gives. HTTP/2 only where TLS negotiated it: without, the first bytes would have to be waited
-//! for to tell the versions apart.
+//! Accepting and TLS are the accept loop's ([`crate::listen`]); this serves what it gives. HTTP/2 only where TLS
+//! negotiated it, as Prometheus does by default: without, the first bytes would have to be waited for to tell the
+//! versions apart.
 
 use std::time::Duration;
 
@@ -54,9 +55,13 @@ pub async fn serve_all(mut incoming: Incoming, router: Router, stop: Cancellatio
             Some(_) = connections.join_next() => {}
             accepted = incoming.next(), if more => match accepted {
                 Some(Ok(connection)) => {
-                    // The accept loop offers HTTP/1.1 alone.
+                    let version = if connection.is_http2() {
+                        Version::Http2
+                    } else {
+                        Version::Http1
+                    };
                     let (router, stop) = (router.clone(), stop.clone());
-                    connections.spawn(serve(connection, Version::Http1, router, stop));
+                    connections.spawn(serve(connection, version, router, stop));
                 }
                 Some(Err(error)) => tracing::warn!(%error, "http connection not accepted"),
                 None => break,
@@ -123,16 +128,28 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{net::SocketAddr, sync::Arc};
 
-    use axum::routing::get;
+    use axum::{body::Bytes, http, routing::get};
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper::client::conn as client;
+    use muster_proto::{
+        time::{Clock as _, SystemClock},
+        tls::provider,
+    };
+    use rustls::{ClientConfig, RootCertStore};
+    use rustls_pki_types::{CertificateDer, ServerName};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt, duplex},
         net::TcpStream,
     };
+    use tokio_rustls::TlsConnector;
 
     use super::*;
-    use crate::listen;
+    use crate::{
+        listen,
+        pki::{Authority, Doors},
+    };
 
     fn router() -> Router {
         Router::new().route("/", get(async || "here"))
@@ -180,7 +197,7 @@ mod tests {
 
     #[tokio::test]
     async fn serves_what_is_accepted_until_stopped() {
-        let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener = listen::bind(loopback).await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let stop = CancellationToken::new();
@@ -197,6 +214,74 @@ mod tests {
         stop.cancel();
         serving.await.expect("serving does not panic");
         drop(idle);
+    }
+
+    /// Asks for `/` over TLS as `localhost`, offering these protocols, and gives the version of the answer. The
+    /// client trusts the root alone and checks the name, as Prometheus does with `ca_file`.
+    async fn asked(
+        address: SocketAddr,
+        root: &CertificateDer<'static>,
+        alpn: &[&str],
+    ) -> http::Version {
+        let mut roots = RootCertStore::empty();
+        roots.add(root.clone()).expect("a root");
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("the provider has suites")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let tcp = TcpStream::connect(address).await.expect("it listens");
+        let name = ServerName::try_from("localhost").expect("a name");
+        let connector = TlsConnector::from(Arc::new(config));
+        let stream = connector.connect(name, tcp).await.expect("trusted");
+        let h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let request = http::Request::get("https://localhost/")
+            .header("host", "localhost")
+            .body(Empty::<Bytes>::new())
+            .expect("a request");
+        let io = TokioIo::new(stream);
+        let answer = if h2 {
+            let (mut send, connection) = client::http2::handshake(TokioExecutor::new(), io)
+                .await
+                .expect("HTTP/2");
+            tokio::spawn(connection);
+            send.send_request(request).await.expect("an answer")
+        } else {
+            let (mut send, connection) = client::http1::handshake(io).await.expect("HTTP/1.1");
+            tokio::spawn(connection);
+            send.send_request(request).await.expect("an answer")
+        };
+        assert_eq!(answer.status(), 200);
+        let version = answer.version();
+        let body = answer.into_body().collect().await.expect("a body");
+        assert_eq!(body.to_bytes(), "here");
+        version
+    }
+
+    #[tokio::test]
+    async fn the_version_is_the_one_that_tls_negotiated() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let now = SystemClock.now();
+        let authority = Authority::init(folder.path(), &[], now).expect("an authority");
+        let root = authority.root().clone();
+        let doors = Doors::new(Arc::new(authority), &[], now).expect("configurations");
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = listen::bind(loopback).await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let stop = CancellationToken::new();
+        let (limits, counters) = (listen::Limits::default(), Arc::default());
+        let incoming = listen::tls(listener, doors.http, limits, counters, stop.clone());
+        let serving = tokio::spawn(serve_all(incoming, router(), stop.clone()));
+        for (alpn, expected) in [
+            (&["h2", "http/1.1"][..], http::Version::HTTP_2),
+            (&["http/1.1"], http::Version::HTTP_11),
+            (&[], http::Version::HTTP_11),
+        ] {
+            assert_eq!(asked(address, &root, alpn).await, expected, "{alpn:?}");
+        }
+        stop.cancel();
+        serving.await.expect("serving does not panic");
     }
 
     #[tokio::test(start_paused = true)]

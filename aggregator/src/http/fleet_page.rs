@@ -106,6 +106,10 @@ fn ingest(page: &mut Writer, totals: &IngestTotals) {
     for (reason, count) in &totals.frames_rejected {
         family.sample([("reason", *reason)], whole(*count));
     }
+    let mut family = page.own(&CONNECTIONS);
+    for (door, outcome, count) in &totals.connections {
+        family.sample([("door", *door), ("outcome", *outcome)], whole(*count));
+    }
 }
 
 /// Reads one number of a host.
@@ -198,6 +202,11 @@ const REJECTED: Own = Own(
     "muster_aggregator_frames_rejected_total",
     Kind::Counter,
     "Frames refused, by reason.",
+);
+const CONNECTIONS: Own = Own(
+    "muster_aggregator_connections_total",
+    Kind::Counter,
+    "Connections by door and outcome: accepted, or why not.",
 );
 const QUEUE: Own = Own(
     "muster_aggregator_ingest_queue_bytes",

@@ -20,6 +20,7 @@ use crate::{
     fleet::{Fleet, HostState, Liveness, ReadContext},
     incident::Incidents,
     journal::JournalHealth,
+    listen::DoorCounters,
     query::rows::Asked,
     selector::Selector,
 };
@@ -33,6 +34,8 @@ pub struct LiveFleet {
     pub journal: Arc<JournalHealth>,
     /// Incidents.
     pub incidents: Incidents,
+    /// What the accept loops did.
+    pub doors: DoorCounters,
     /// Hosts by name, as far as they were asked for.
     pub names: Names,
 }
@@ -113,6 +116,7 @@ impl FleetRead for LiveFleet {
             log_bytes: self.journal.disk_bytes.load(Ordering::Relaxed),
             log_failures: self.journal.failures.load(Ordering::Relaxed),
             incident_changes_waiting: self.incidents.totals().waiting,
+            connections: self.doors.connections(),
         }
     }
 
@@ -330,6 +334,7 @@ mod tests {
             ),
             journal: Arc::default(),
             incidents: Incidents::default(),
+            doors: DoorCounters::default(),
             names: Names::default(),
         };
         let id_of = async |name: &str| {

@@ -41,7 +41,6 @@ use axum::{
     routing::get,
 };
 use flate2::{Compression, write::GzEncoder};
-use serde::Deserialize;
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use self::{
@@ -259,7 +258,7 @@ fn unready<F: FleetRead>(state: &HttpState<F>) -> Option<Response> {
 
 async fn discovery<F: FleetRead>(
     State(state): State<HttpState<F>>,
-    query: Result<Query<RawQuery>, QueryRejection>,
+    query: Result<Query<Parameters>, QueryRejection>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Response {
@@ -267,11 +266,14 @@ async fn discovery<F: FleetRead>(
         return refused;
     }
     let query = match query {
-        Ok(Query(raw)) => match raw.check(&state.settings().instance) {
-            Ok(query) => query,
-            Err(error) => return refusal(StatusCode::BAD_REQUEST, &crate::chain(&error)),
-        },
-        Err(rejected) => return refusal(StatusCode::BAD_REQUEST, &rejected.body_text()),
+        Ok(Query(given)) => {
+            let instance = &state.settings().instance;
+            match RawQuery::of(given).and_then(|raw| raw.check(instance)) {
+                Ok(query) => query,
+                Err(error) => return refusal(StatusCode::BAD_REQUEST, &crate::chain(&error)),
+            }
+        }
+        Err(_) => return refusal(StatusCode::BAD_REQUEST, UNREADABLE),
     };
     let Some(address) = address(state.settings(), &uri, &headers) else {
         let text = "the request names no host to put into the targets; set the external address of the \
@@ -338,30 +340,35 @@ async fn host_metrics<F: FleetRead>(
 ) -> Response {
     match name {
         Ok(Path(name)) => host_page(&state, &name, &headers).await,
-        Err(rejected) => refusal(StatusCode::BAD_REQUEST, &rejected.body_text()),
+        Err(_) => refusal(
+            StatusCode::BAD_REQUEST,
+            "the name of the host is not UTF-8; percent-encode it as such",
+        ),
     }
 }
 
-/// Other parameters are passed over: scrape jobs written for multi-target exporters send `module`.
-#[derive(Deserialize)]
-struct ProbeQuery {
-    target: Option<String>,
-}
+/// The parameters of a request as they stand in its address.
+type Parameters = Vec<(String, String)>;
+
+/// What is said of parameters that cannot be taken apart.
+const UNREADABLE: &str =
+    "the parameters cannot be read; write ?name=value&name=value, percent-encoded";
 
 async fn probe<F: FleetRead>(
     State(state): State<HttpState<F>>,
-    query: Result<Query<ProbeQuery>, QueryRejection>,
+    query: Result<Query<Parameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Response {
-    match query {
-        Ok(Query(ProbeQuery { target: Some(name) })) if !name.is_empty() => {
-            host_page(&state, &name, &headers).await
-        }
-        Ok(_) => refusal(
+    let Ok(Query(given)) = query else {
+        return refusal(StatusCode::BAD_REQUEST, UNREADABLE);
+    };
+    // Other parameters are passed over: scrape jobs written for multi-target exporters send `module`.
+    match given.iter().find(|(name, _)| name == "target") {
+        Some((_, name)) if !name.is_empty() => host_page(&state, name, &headers).await,
+        _ => refusal(
             StatusCode::BAD_REQUEST,
             "no target; ask for /probe?target=NAME",
         ),
-        Err(rejected) => refusal(StatusCode::BAD_REQUEST, &rejected.body_text()),
     }
 }
 

@@ -23,6 +23,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest path and query. A selector is at most 8 KiB.
 const MAX_TARGET_BYTES: usize = 12 * 1024;
 
+/// Characters shown of a foreign `Host`: the longest DNS name has 253.
+const MAX_HOST_SHOWN: usize = 253;
+
 /// Which names a request may be addressed to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AllowedHosts {
@@ -123,11 +126,12 @@ fn refuse<F: FleetRead>(
         return Some(refusal(StatusCode::URI_TOO_LONG, text));
     }
     if let AllowedHosts::Loopback(names) = &state.settings().allowed_hosts
-        && !is_ours(request, names)
+        && let Some(host) = foreign(request, names)
     {
-        let text = "this address is not served under that host name; use localhost, or add the name to \
-                    the allowed hosts of the HTTP listener in the aggregator's configuration";
-        return Some(refusal(StatusCode::MISDIRECTED_REQUEST, text));
+        let text = format!(
+            "the Host {host:?} is not served here; ask for localhost, or add the name to hosts in [http] of the aggregator's configuration"
+        );
+        return Some(refusal(StatusCode::MISDIRECTED_REQUEST, &text));
     }
     // Probes of load balancers carry no token and learn nothing but "alive".
     if let Access::Bearer(expected) = &state.settings().access
@@ -147,8 +151,8 @@ fn refuse<F: FleetRead>(
 }
 
 /// Every name the request gives must be ours, and there must be one: HTTP/2 has it in `:authority`,
-/// HTTP/1.1 in `Host`, and either can have both.
-fn is_ours(request: &Request, names: &[String]) -> bool {
+/// HTTP/1.1 in `Host`, and either can have both. Gives the first that is not, as far as it is worth showing.
+fn foreign(request: &Request, names: &[String]) -> Option<String> {
     let in_target = request.uri().authority().map(Authority::as_str);
     let mut given = request
         .headers()
@@ -157,7 +161,12 @@ fn is_ours(request: &Request, names: &[String]) -> bool {
         .map(|value| value.to_str().unwrap_or_default())
         .chain(in_target)
         .peekable();
-    given.peek().is_some() && given.all(|authority| is_our_authority(authority, names))
+    if given.peek().is_none() {
+        return Some(String::new());
+    }
+    given
+        .find(|authority| !is_our_authority(authority, names))
+        .map(|authority| authority.chars().take(MAX_HOST_SHOWN).collect())
 }
 
 fn is_our_authority(authority: &str, names: &[String]) -> bool {

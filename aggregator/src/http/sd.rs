@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use muster_agent::settings::suggestion;
 use muster_proto::{id::HostId, series::is_label_name, v1::HostState};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::source::{HostView, OpenIncidents, state_word};
 use crate::selector::{Selector, SelectorError};
@@ -22,8 +23,7 @@ const MAX_SHARDS: u64 = 1_000;
 const TAKEN_LABELS: [&str; 2] = ["instance", "job"];
 
 /// The parameters as they stand in the address.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default)]
 pub(super) struct RawQuery {
     selector: Option<String>,
     shard: Option<String>,
@@ -43,6 +43,12 @@ pub(super) struct Query {
 /// Why a request for targets is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
+    /// There is no such parameter.
+    #[error("there is no parameter {0:?}{meant} /sd takes selector, shard, promote and instance", meant = meant(.0))]
+    Unknown(String),
+    /// Which of them holds?
+    #[error("the parameter {0:?} is given twice")]
+    Twice(String),
     /// The selector does not parse.
     #[error("bad selector")]
     Selector(#[from] SelectorError),
@@ -124,7 +130,35 @@ impl Shard {
     }
 }
 
+/// The parameters of `/sd`.
+const PARAMETERS: [&str; 4] = ["selector", "shard", "promote", "instance"];
+
+fn meant(parameter: &str) -> String {
+    match suggestion(parameter, PARAMETERS) {
+        meant if meant.is_empty() => ";".to_owned(),
+        meant => meant,
+    }
+}
+
 impl RawQuery {
+    /// Sorts what stands in the address.
+    pub(super) fn of(given: Vec<(String, String)>) -> Result<Self, QueryError> {
+        let mut raw = Self::default();
+        for (name, value) in given {
+            let place = match name.as_str() {
+                "selector" => &mut raw.selector,
+                "shard" => &mut raw.shard,
+                "promote" => &mut raw.promote,
+                "instance" => &mut raw.instance,
+                _ => return Err(QueryError::Unknown(name)),
+            };
+            if place.replace(value).is_some() {
+                return Err(QueryError::Twice(name));
+            }
+        }
+        Ok(raw)
+    }
+
     /// Checks the parameters; `instance` is the format that holds where none is asked for.
     pub(super) fn check(self, instance: &InstanceFormat) -> Result<Query, QueryError> {
         let shard = match self.shard {

@@ -129,6 +129,8 @@ pub struct IngestTotals {
     pub log_failures: u64,
     /// Incidents whose last change waits for the store.
     pub incident_changes_waiting: u64,
+    /// Connections by door and outcome, both closed sets.
+    pub connections: Vec<(&'static str, &'static str, u64)>,
 }
 
 /// Answers of all shards together.

@@ -245,6 +245,7 @@ impl FleetRead for FakeFleet {
     fn totals(&self) -> IngestTotals {
         IngestTotals {
             frames_stored: 1_000,
+            connections: vec![("uplink", "certificate", 3)],
             frames_rejected: vec![("future", 2), ("damaged", 0)],
             ..IngestTotals::default()
         }

@@ -153,7 +153,11 @@ async fn statuses() {
             404,
             "no host \"a\\nb\\u{1b}/\" is enrolled",
         ),
-        ("/metrics/hosts/%ff", 400, "Invalid"),
+        (
+            "/metrics/hosts/%ff",
+            400,
+            "the name of the host is not UTF-8",
+        ),
         ("/metrics/hosts/", 404, "no such page"),
         ("/probe", 400, "no target; ask for /probe?target=NAME\n"),
         ("/probe?target=", 400, "no target"),
@@ -165,7 +169,16 @@ async fn statuses() {
         ("/sd?shard=5/4", 400, "bad shard \"5/4\""),
         ("/sd?promote=instance", 400, "cannot promote \"instance\""),
         ("/sd?instance=host", 400, "bad instance format \"host\""),
-        ("/sd?selectr=a", 400, "Failed to deserialize query string"),
+        (
+            "/sd?selectr=a",
+            400,
+            "there is no parameter \"selectr\"; did you mean \"selector\"? /sd takes",
+        ),
+        (
+            "/sd?shard=1/2&shard=2/2",
+            400,
+            "the parameter \"shard\" is given twice\n",
+        ),
         ("/nothing", 404, "no such page"),
     ] {
         let answer = get(&door, target).await;
@@ -280,6 +293,20 @@ async fn other_names_are_refused_on_loopback() {
         let door = door(fleet(), settings(allowed), Readiness::Ready);
         let answer = ask(&door, "GET", target, &[("host", host)]).await;
         assert_eq!(answer.status, status, "{target} {host}: {}", answer.text());
+        let refused = format!(
+            "the Host {:?}",
+            if host == "localhost" {
+                "evil.example"
+            } else {
+                host
+            }
+        );
+        assert_eq!(
+            answer.text().contains(&refused),
+            status == 421,
+            "{}",
+            answer.text()
+        );
     }
 }
 
@@ -530,6 +557,7 @@ async fn the_fleet_page_sums_up_and_names_no_host() {
         "muster_aggregator_frames_stored_total 1000",
         "muster_aggregator_frames_rejected_total{reason=\"future\"} 2",
         "muster_aggregator_frames_rejected_total{reason=\"damaged\"} 0",
+        "muster_aggregator_connections_total{door=\"uplink\",outcome=\"certificate\"} 3",
         "muster_aggregator_http_requests_total{handler=\"sd\",code=\"200\"} 1",
         "muster_aggregator_http_requests_total{handler=\"host\",code=\"503\"} 1",
         "muster_aggregator_shards_missing 0",

@@ -32,6 +32,7 @@ pub struct Doors {
     pub http: Arc<ArcSwap<ServerConfig>>,
     not_after: ArcSwap<Timestamp>,
     authority: Arc<Authority>,
+    names: Vec<String>,
 }
 
 struct Made {
@@ -43,12 +44,18 @@ struct Made {
 }
 
 impl Doors {
-    /// Makes the aggregator's certificate and the configurations that present it.
+    /// Makes the aggregator's certificate and the configurations that present it. `hosts` are names of the
+    /// configuration, which the certificate carries beside those of [`Authority::server_names`].
     ///
     /// # Errors
     /// When a certificate cannot be made.
-    pub fn new(authority: Arc<Authority>, now: Timestamp) -> Result<Self, PkiError> {
-        let made = make(&authority, now)?;
+    pub fn new(
+        authority: Arc<Authority>,
+        hosts: &[String],
+        now: Timestamp,
+    ) -> Result<Self, PkiError> {
+        let names = authority.server_names(hosts);
+        let made = make(&authority, &names, now)?;
         let swap = |config| Arc::new(ArcSwap::from_pointee(config));
         Ok(Self {
             agents: swap(made.agents),
@@ -57,7 +64,14 @@ impl Doors {
             http: swap(made.http),
             not_after: ArcSwap::from_pointee(made.not_after),
             authority,
+            names,
         })
+    }
+
+    /// Names and addresses under which the certificate can be asked for.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
     }
 
     /// End of life of the certificate presented now.
@@ -74,7 +88,7 @@ impl Doors {
         if self.not_after().since(now) >= SERVER_LIFE / 3 {
             return Ok(false);
         }
-        let made = make(&self.authority, now)?;
+        let made = make(&self.authority, &self.names, now)?;
         self.agents.store(Arc::new(made.agents));
         self.operators.store(Arc::new(made.operators));
         self.enrolment.store(Arc::new(made.enrolment));
@@ -105,8 +119,8 @@ impl Doors {
     }
 }
 
-fn make(authority: &Authority, now: Timestamp) -> Result<Made, PkiError> {
-    let (credentials, not_after) = authority.issue_server(authority.names(), now)?;
+fn make(authority: &Authority, names: &[String], now: Timestamp) -> Result<Made, PkiError> {
+    let (credentials, not_after) = authority.issue_server(names, now)?;
     let domain = authority.trust_domain();
     let mut with_root = credentials.clone();
     with_root.chain.push(authority.root().clone());

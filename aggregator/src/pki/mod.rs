@@ -273,6 +273,15 @@ impl Authority {
         &self.settings.names
     }
 
+    /// All names that the aggregator's certificate carries: those given at `init`, `more`, this machine's host
+    /// name, and loopback's own, so that a check on the spot works without any.
+    #[must_use]
+    pub fn server_names(&self, more: &[String]) -> Vec<String> {
+        let machine = rustix::system::uname();
+        let machine = machine.nodename().to_string_lossy();
+        names_with(&self.settings.names, more, &machine)
+    }
+
     /// The root's certificate.
     #[must_use]
     pub fn root(&self) -> &CertificateDer<'static> {
@@ -457,6 +466,33 @@ fn serial(random: &dyn SecureRandom) -> Result<[u8; 16], PkiError> {
 
 fn uri(id: &SpiffeId) -> Result<SanType, PkiError> {
     Ok(SanType::URI(id.to_string().try_into()?))
+}
+
+/// Names under which the machine itself can always ask.
+const LOOPBACK_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+
+/// Each once, in this order. The machine may be called what no certificate can carry: then it is left out.
+fn names_with(given: &[String], more: &[String], machine: &str) -> Vec<String> {
+    let machine = Some(machine).filter(|name| is_name(name));
+    let mut names: Vec<String> = Vec::new();
+    for name in given
+        .iter()
+        .chain(more)
+        .map(String::as_str)
+        .chain(machine)
+        .chain(LOOPBACK_NAMES)
+    {
+        if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            names.push(name.to_owned());
+        }
+    }
+    names
+}
+
+/// Whether a certificate can carry this as a DNS name or IP address.
+#[must_use]
+pub fn is_name(name: &str) -> bool {
+    subject_name(name).is_ok()
 }
 
 fn subject_name(name: &str) -> Result<SanType, PkiError> {

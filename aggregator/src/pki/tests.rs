@@ -117,9 +117,45 @@ fn leaves_say_who_for_how_long_and_for_what() {
 }
 
 #[test]
+fn the_server_certificate_has_usable_names_without_any_given() {
+    let given = ["muster.example".to_owned(), "localhost".to_owned()];
+    let more = ["Muster.example".to_owned(), "192.0.2.7".to_owned()];
+    assert_eq!(
+        names_with(&given, &more, "agg-01"),
+        [
+            "muster.example",
+            "localhost",
+            "192.0.2.7",
+            "agg-01",
+            "127.0.0.1",
+            "::1"
+        ]
+    );
+    assert_eq!(names_with(&[], &[], "(none)"), LOOPBACK_NAMES);
+
+    let (_folder, authority) = made();
+    let (server, _) = authority
+        .issue_server(&names_with(&given, &more, "agg-01"), NOW)
+        .expect("issued");
+    let leaf =
+        rustls::server::ParsedCertificate::try_from(&server.chain[0]).expect("a certificate");
+    for (name, carried) in [
+        ("muster.example", true),
+        ("agg-01", true),
+        ("192.0.2.7", true),
+        ("::1", true),
+        ("other.example", false),
+    ] {
+        let asked = rustls_pki_types::ServerName::try_from(name).expect("a name");
+        let found = rustls::client::verify_server_name(&leaf, &asked).is_ok();
+        assert_eq!(found, carried, "{name}");
+    }
+}
+
+#[test]
 fn the_server_certificate_is_renewed_in_its_last_third() {
     let (_folder, authority) = made();
-    let doors = Doors::new(Arc::new(authority), NOW).expect("configurations");
+    let doors = Doors::new(Arc::new(authority), &[], NOW).expect("configurations");
     let first = doors.agents.load_full();
     let day = |days: u32| NOW.plus(DAY * days);
     assert!(!doors.renew_if_due(day(59)).expect("looked at"));
