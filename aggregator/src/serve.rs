@@ -141,6 +141,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         &config.http.hosts,
         began,
     )?);
+    // Asked first, since what a database says of a folder that it cannot write is hard to understand.
+    rustix::fs::access(&config.state_dir, rustix::fs::Access::WRITE_OK).with_context(|| {
+        let state = config.state_dir.display();
+        format!("cannot write the state folder {state}; this program's user must be able to")
+    })?;
     let control = Control::open(&config.state_dir)?;
     let directory = Directory::new(control.clone(), Arc::clone(&clock));
     let hosts = directory.hosts().await?;

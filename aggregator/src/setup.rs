@@ -3,7 +3,7 @@
 //! A running aggregator sees what they did within a second: they share its database.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown},
     path::Path,
 };
@@ -51,7 +51,12 @@ fn hand_over(state: &Path) -> anyhow::Result<()> {
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder)? {
             let entry = entry?;
-            let found = entry.metadata()?;
+            let found = match entry.metadata() {
+                Ok(found) => found,
+                // The database removes its own helpers when it is closed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error.into()),
+            };
             if (found.uid(), found.gid()) != (owner.uid(), owner.gid()) {
                 let path = entry.path();
                 lchown(&path, Some(owner.uid()), Some(owner.gid())).with_context(|| {

@@ -35,7 +35,7 @@ struct Spooling {
 
 impl Spooling {
     fn start(host: &Enrolment, source: Box<dyn Source>, buffer: BufferLimits, seed: u64) -> Self {
-        let folder = host.state().join("spool");
+        let folder = host.state.path().join("spool");
         let limits = SpoolLimits {
             // The machine that runs the tests may be nearly full.
             min_free_bytes: 0,
@@ -49,7 +49,7 @@ impl Spooling {
             status_socket: None,
             seed,
         };
-        let credentials = Credentials::on_disk(host.state(), host.uplink.clone());
+        let credentials = Credentials::on_disk(host.state.path(), host.uplink.clone());
         let agent = Agent::new(config, credentials, source);
         let (monitor, stop) = (agent.monitor(), CancellationToken::new());
         let stopped = stop.clone();
@@ -132,7 +132,7 @@ async fn a_backlog_survives_restarts_of_the_agent_and_arrives_once() {
     let here = until("all of it has arrived", async || {
         let own = third.monitor.books();
         let here = books(&aggregator, host.host).await;
-        let left = segments(host.state());
+        let left = segments(host.state.path());
         (own.durable >= 2 && here.stored >= first.produced + killed_at && left == 1).then_some(here)
     })
     .await;

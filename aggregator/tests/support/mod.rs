@@ -206,15 +206,11 @@ pub(crate) struct Enrolment {
     pub(crate) host: HostId,
     /// Where it was told to go.
     pub(crate) uplink: String,
-    state: tempfile::TempDir,
+    /// Where its identity is, and what else survives a restart.
+    pub(crate) state: tempfile::TempDir,
 }
 
 impl Enrolment {
-    /// Where its identity is, and what else survives a restart.
-    pub(crate) fn state(&self) -> &std::path::Path {
-        self.state.path()
-    }
-
     /// What it proves itself with.
     pub(crate) fn tls(&self) -> rustls::ClientConfig {
         let identity = Identity::load(self.state.path()).expect("an identity");
