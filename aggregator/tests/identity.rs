@@ -393,7 +393,7 @@ async fn a_wrong_pin_stops_the_agent_before_it_sends_anything() {
         .await
         .expect_err("not trusted");
     assert_eq!(server.await.expect("ended"), 0, "application bytes arrived");
-    let EnrolError::Untrusted { source, .. } = error else {
+    let EnrolError::WrongDoor { source, .. } = error else {
         panic!("{error:?}");
     };
     let hex = muster_proto::spiffe::hex;
@@ -456,10 +456,17 @@ async fn a_client_knows_its_own_aggregator() {
         matches!(seen, Some(TlsFault::OtherTrustDomain { .. })),
         "{seen:?}"
     );
-    let late = installation.trust();
-    let ninety_one_days = Duration::from_secs(91 * 86_400);
-    late.time.seen(SystemClock.now().plus(ninety_one_days));
-    let seen = faulty(late).await;
+
+    // Its certificate is three months and a day old.
+    let past = SystemClock.now().minus(Duration::from_secs(91 * 86_400));
+    let old = Doors::new(Arc::clone(&installation.authority), &[], past).expect("doors");
+    let (listener, address) = loopback().await;
+    let (limits, counters) = (Limits::default(), Arc::default());
+    let stop = installation.stop.clone();
+    let _incoming = listen::tls(listener, old.agents, limits, counters, stop);
+    let config = client_config(&installation.trust(), installation.agent()).expect("usable");
+    let error = knock(address, config).await.expect_err("not trusted");
+    let seen = fault(&error);
     assert!(matches!(seen, Some(TlsFault::Expired { .. })), "{seen:?}");
 }
 
