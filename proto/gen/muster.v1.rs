@@ -109,6 +109,9 @@ pub enum EventKind {
     CollectorChanged = 4,
     /// A filesystem's statvfs has not returned for 45 s, or returned at last. Fields: to ("hung" or "ok").
     FilesystemHung = 5,
+    /// A check of the host's configuration changed its status. The subject is its name. Fields: from, to ("ok",
+    /// "warning", "critical", "unknown"), result (why, as in muster_check_result).
+    CheckChanged = 30,
 }
 impl EventKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -123,6 +126,7 @@ impl EventKind {
             Self::UnitStateChanged => "EVENT_KIND_UNIT_STATE_CHANGED",
             Self::CollectorChanged => "EVENT_KIND_COLLECTOR_CHANGED",
             Self::FilesystemHung => "EVENT_KIND_FILESYSTEM_HUNG",
+            Self::CheckChanged => "EVENT_KIND_CHECK_CHANGED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -134,6 +138,7 @@ impl EventKind {
             "EVENT_KIND_UNIT_STATE_CHANGED" => Some(Self::UnitStateChanged),
             "EVENT_KIND_COLLECTOR_CHANGED" => Some(Self::CollectorChanged),
             "EVENT_KIND_FILESYSTEM_HUNG" => Some(Self::FilesystemHung),
+            "EVENT_KIND_CHECK_CHANGED" => Some(Self::CheckChanged),
             _ => None,
         }
     }
