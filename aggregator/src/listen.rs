@@ -1,10 +1,12 @@
 //! The doors' accept loops, in front of tonic and hyper, which set no limits before a connection has proved
 //! anything.
 //!
-//! Each door has at most so many handshakes at a time (further connections wait in the kernel's backlog), at
-//! most so many unauthenticated connections per source address, so many connections of each peer that has proved
-//! who it is, and a time limit for the handshake. Running out
-//! of file descriptors slows accepting down instead of spinning. Every connection comes out with its [`Peer`],
+//! Each door has at most so many connections that wait to be admitted (further ones stay in the kernel's backlog),
+//! of which so many are in the handshake, at most so many unauthenticated connections per source address, so many
+//! connections of each peer that has proved who it is, and a time limit for all of it. A connection that has not
+//! said anything takes no place among the handshakes, and a slow handshake gives its place up when others wait for
+//! it: whoever has something to say is not kept out by those who have not. Running out of file descriptors slows
+//! accepting down instead of spinning. Every connection comes out with its [`Peer`],
 //! read from the certificate once. What is refused is counted by reason in [`Counters`] and warned of, once a
 //! minute for each reason.
 
@@ -34,7 +36,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -71,6 +73,11 @@ pub struct Limits {
     pub handshake: Duration,
     /// Handshakes at a time.
     pub handshakes: usize,
+    /// A handshake that lasts longer makes room when others wait for a place.
+    pub fair_turn: Duration,
+    /// Connections at a time that wait to be admitted, those in the handshake among them. One that says nothing
+    /// costs a descriptor and about 2 KiB.
+    pub waiting: usize,
     /// Connections per source address that have not authenticated themselves: in the handshake, and for their
     /// whole life at doors without client certificates.
     pub unauthenticated_per_address: usize,
@@ -79,11 +86,14 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// The figures of the threat model: 10 s, 256, 32.
+    /// The figures of the threat model: 10 s, 256, 32; 2 s, which is ten round trips of a slow line; and room for
+    /// 8,192 that say nothing.
     fn default() -> Self {
         Self {
             handshake: Duration::from_secs(10),
             handshakes: 256,
+            fair_turn: Duration::from_secs(2),
+            waiting: 8_192,
             unauthenticated_per_address: 32,
             exempt_loopback: false,
         }
@@ -302,7 +312,9 @@ fn accept_with(
 ) -> Incoming {
     let (ready, incoming) = mpsc::channel(READY);
     let door = Door {
-        handshakes: Arc::new(Semaphore::new(limits.handshakes)),
+        handshakes: Semaphore::new(limits.handshakes),
+        wanting: AtomicU64::new(0),
+        waiting: Arc::new(Semaphore::new(limits.waiting)),
         places: Places::default(),
         complaints: Complaints::default(),
         config,
@@ -318,7 +330,10 @@ struct Door {
     config: Option<Arc<ArcSwap<ServerConfig>>>,
     limits: Limits,
     counters: Arc<Counters>,
-    handshakes: Arc<Semaphore>,
+    handshakes: Semaphore,
+    /// Connections that have begun to speak and wait for a place among the handshakes.
+    wanting: AtomicU64,
+    waiting: Arc<Semaphore>,
     places: Places,
     complaints: Complaints,
     ready: mpsc::Sender<io::Result<Conn>>,
@@ -338,7 +353,7 @@ impl Door {
         let door = Arc::new(self);
         let mut last_complaint = None;
         loop {
-            let Ok(permit) = Arc::clone(&door.handshakes).acquire_owned().await else {
+            let Ok(permit) = Arc::clone(&door.waiting).acquire_owned().await else {
                 return;
             };
             match listener.accept().await {
@@ -358,7 +373,7 @@ impl Door {
                     complain(&mut last_complaint, &error);
                     if exhausted(&error) {
                         let pause = fastrand::u64(50..=200);
-                        tokio::time::sleep(Duration::from_millis(pause)).await;
+                        sleep(Duration::from_millis(pause)).await;
                     }
                 }
             }
@@ -398,7 +413,7 @@ impl Door {
                 let config = config.load_full();
                 timeout(
                     self.limits.handshake,
-                    handshake(stream, addr, config, place, &self.places),
+                    self.handshake(stream, addr, config, place),
                 )
                 .await
                 .unwrap_or(Err(Refused::TimedOut))
@@ -412,6 +427,38 @@ impl Door {
                 }
             }
             Err(refused) => self.refused(addr, &refused),
+        }
+    }
+
+    /// The handshake, once the client has begun it and a place is free.
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        addr: SocketAddr,
+        config: Arc<ServerConfig>,
+        place: Option<Place>,
+    ) -> Result<Conn, Refused> {
+        let first = first_byte(&stream).await?;
+        let wanting = Wanting::of(&self.wanting);
+        let Ok(_turn) = self.handshakes.acquire().await else {
+            return Err(Refused::TimedOut);
+        };
+        drop(wanting);
+        // Boxed, so that a connection which says nothing does not hold the room for it.
+        let handshake = Box::pin(handshake(stream, first, addr, config, place, &self.places));
+        tokio::select! {
+            conn = handshake => conn,
+            () = self.crowded_out() => Err(Refused::TimedOut),
+        }
+    }
+
+    /// Ends when a handshake has had its time and its place is wanted.
+    async fn crowded_out(&self) {
+        loop {
+            sleep(self.limits.fair_turn).await;
+            if self.wanting.load(Ordering::Relaxed) > 0 {
+                return;
+            }
         }
     }
 
@@ -475,20 +522,42 @@ enum Refused {
     Broken(io::Error),
 }
 
-async fn handshake(
-    mut stream: TcpStream,
-    addr: SocketAddr,
-    config: Arc<ServerConfig>,
-    place: Option<Place>,
-    places: &Places,
-) -> Result<Conn, Refused> {
+/// One more that waits, until it is dropped.
+struct Wanting<'a>(&'a AtomicU64);
+
+impl<'a> Wanting<'a> {
+    fn of(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Wanting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits until the client has said something, which stays to be read.
+async fn first_byte(stream: &TcpStream) -> Result<u8, Refused> {
     let mut first = [0];
     let seen = stream.peek(&mut first).await.map_err(Refused::Broken)?;
     if seen == 0 {
         return Err(Refused::Broken(io::ErrorKind::UnexpectedEof.into()));
     }
-    if first[0] != TLS_HANDSHAKE {
-        refuse_plain(&mut stream, first[0]).await;
+    Ok(first[0])
+}
+
+async fn handshake(
+    mut stream: TcpStream,
+    first: u8,
+    addr: SocketAddr,
+    config: Arc<ServerConfig>,
+    place: Option<Place>,
+    places: &Places,
+) -> Result<Conn, Refused> {
+    if first != TLS_HANDSHAKE {
+        refuse_plain(&mut stream, first).await;
         return Err(Refused::NotTls);
     }
     let wants_h2 = !config.alpn_protocols.iter().any(|name| name == b"http/1.1");
