@@ -45,6 +45,9 @@ use tonic::transport::server::Connected;
 use x509_parser::prelude::FromDer as _;
 
 pub mod unix;
+mod visits;
+
+use visits::{Turn, Visit, Visits};
 
 /// Connections that are accepted and not yet taken by the server.
 const READY: usize = 64;
@@ -79,15 +82,17 @@ pub struct Limits {
     /// costs a descriptor and about 2 KiB.
     pub waiting: usize,
     /// Connections per source address that have not authenticated themselves: in the handshake, and for their
-    /// whole life at doors without client certificates.
+    /// whole life at doors without client certificates. Further ones wait for their turn.
     pub unauthenticated_per_address: usize,
+    /// The same with those that wait or say nothing. A site behind one address comes back at once after an outage.
+    pub waiting_per_address: usize,
     /// Whether loopback is exempt from the limit per address: simulated agents all come from there.
     pub exempt_loopback: bool,
 }
 
 impl Default for Limits {
     /// The figures of the threat model: 10 s, 256, 32; 2 s, which is ten round trips of a slow line; and room for
-    /// 8,192 that say nothing.
+    /// 8,192 that say nothing, 1,024 of one address.
     fn default() -> Self {
         Self {
             handshake: Duration::from_secs(10),
@@ -95,6 +100,7 @@ impl Default for Limits {
             fair_turn: Duration::from_secs(2),
             waiting: 8_192,
             unauthenticated_per_address: 32,
+            waiting_per_address: 1_024,
             exempt_loopback: false,
         }
     }
@@ -233,8 +239,22 @@ impl Peer {
 pub struct Conn {
     io: Io,
     peer: Peer,
-    /// Held for the whole life: the peer's, or the address's where nothing was proved.
-    _place: Option<Place>,
+    _held: Held,
+}
+
+/// What a connection holds for its whole life.
+enum Held {
+    Nothing,
+    /// A place of the peer it proved to be.
+    Peer(#[expect(dead_code, reason = "given back when dropped")] Place),
+    /// A turn of its address, where nothing was proved.
+    Address(#[expect(dead_code, reason = "given back when dropped")] Turn),
+}
+
+impl From<Option<Turn>> for Held {
+    fn from(turn: Option<Turn>) -> Self {
+        turn.map_or(Self::Nothing, Self::Address)
+    }
 }
 
 enum Io {
@@ -315,6 +335,7 @@ fn accept_with(
         handshakes: Semaphore::new(limits.handshakes),
         wanting: AtomicU64::new(0),
         waiting: Arc::new(Semaphore::new(limits.waiting)),
+        visits: Visits::default(),
         places: Places::default(),
         complaints: Complaints::default(),
         config,
@@ -334,6 +355,7 @@ struct Door {
     /// Connections that have begun to speak and wait for a place among the handshakes.
     wanting: AtomicU64,
     waiting: Arc<Semaphore>,
+    visits: Visits,
     places: Places,
     complaints: Complaints,
     ready: mpsc::Sender<io::Result<Conn>>,
@@ -358,13 +380,13 @@ impl Door {
             };
             match listener.accept().await {
                 Ok((stream, addr)) => {
-                    let Some(place) = door.place(addr.ip()) else {
+                    let Some(visit) = door.visit(addr.ip()) else {
                         door.refused(addr, &Refused::AddressLimit);
                         continue;
                     };
                     let door = Arc::clone(&door);
                     tokio::spawn(async move {
-                        door.admit(stream, addr, place).await;
+                        door.admit(stream, addr, visit).await;
                         drop(permit);
                     });
                 }
@@ -380,45 +402,44 @@ impl Door {
         }
     }
 
-    fn place(&self, address: IpAddr) -> Option<Option<Place>> {
+    fn visit(&self, address: IpAddr) -> Option<Option<Visit>> {
         // An IPv4 client of a dual-stack socket is the same client.
         let address = address.to_canonical();
-        if self.limits.exempt_loopback && address.is_loopback() {
+        let limits = &self.limits;
+        if limits.exempt_loopback && address.is_loopback() {
             return Some(None);
         }
-        self.places
-            .take(
-                Holder::Address(address),
-                self.limits.unauthenticated_per_address,
-            )
-            .map(Some)
+        let (most, heard) = (
+            limits
+                .waiting_per_address
+                .max(limits.unauthenticated_per_address),
+            limits.unauthenticated_per_address,
+        );
+        self.visits.begin(address, most, heard).map(Some)
     }
 
-    async fn admit(&self, stream: TcpStream, addr: SocketAddr, place: Option<Place>) {
+    async fn admit(&self, stream: TcpStream, addr: SocketAddr, visit: Option<Visit>) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%addr, %error, "no TCP_NODELAY");
         }
-        let conn = match &self.config {
-            None => Ok(Conn {
-                io: Io::Plain(stream),
-                peer: Peer {
-                    addr,
-                    id: None,
-                    serial: None,
-                    cert_not_after: None,
-                },
-                _place: place,
-            }),
-            Some(config) => {
-                let config = config.load_full();
-                timeout(
-                    self.limits.handshake,
-                    self.handshake(stream, addr, config, place),
-                )
-                .await
-                .unwrap_or(Err(Refused::TimedOut))
+        let admitted = async {
+            match &self.config {
+                None => Ok(Conn {
+                    io: Io::Plain(stream),
+                    peer: Peer {
+                        addr,
+                        id: None,
+                        serial: None,
+                        cert_not_after: None,
+                    },
+                    _held: turn(visit).await?.into(),
+                }),
+                Some(config) => self.handshake(stream, addr, config, visit).await,
             }
         };
+        let conn = timeout(self.limits.handshake, admitted)
+            .await
+            .unwrap_or(Err(Refused::TimedOut));
         match conn {
             Ok(conn) => {
                 // The server is gone when this fails: it stops.
@@ -430,22 +451,24 @@ impl Door {
         }
     }
 
-    /// The handshake, once the client has begun it and a place is free.
+    /// The handshake, once the client has begun it and it is its turn.
     async fn handshake(
         &self,
         stream: TcpStream,
         addr: SocketAddr,
-        config: Arc<ServerConfig>,
-        place: Option<Place>,
+        config: &ArcSwap<ServerConfig>,
+        visit: Option<Visit>,
     ) -> Result<Conn, Refused> {
         let first = first_byte(&stream).await?;
+        let turn = turn(visit).await?;
         let wanting = Wanting::of(&self.wanting);
         let Ok(_turn) = self.handshakes.acquire().await else {
             return Err(Refused::TimedOut);
         };
         drop(wanting);
         // Boxed, so that a connection which says nothing does not hold the room for it.
-        let handshake = Box::pin(handshake(stream, first, addr, config, place, &self.places));
+        let config = config.load_full();
+        let handshake = Box::pin(handshake(stream, first, addr, config, turn, &self.places));
         tokio::select! {
             conn = handshake => conn,
             () = self.crowded_out() => Err(Refused::TimedOut),
@@ -538,6 +561,13 @@ impl Drop for Wanting<'_> {
     }
 }
 
+/// Waits for the turn of an address that is limited.
+async fn turn(visit: Option<Visit>) -> Result<Option<Turn>, Refused> {
+    let Some(visit) = visit else { return Ok(None) };
+    let turn = visit.turn().await.ok_or(Refused::AddressLimit)?;
+    Ok(Some(turn))
+}
+
 /// Waits until the client has said something, which stays to be read.
 async fn first_byte(stream: &TcpStream) -> Result<u8, Refused> {
     let mut first = [0];
@@ -553,7 +583,7 @@ async fn handshake(
     first: u8,
     addr: SocketAddr,
     config: Arc<ServerConfig>,
-    place: Option<Place>,
+    turn: Option<Turn>,
     places: &Places,
 ) -> Result<Conn, Refused> {
     if first != TLS_HANDSHAKE {
@@ -583,14 +613,14 @@ async fn handshake(
         },
         Some(leaf) => proved(addr, leaf)?,
     };
-    let place = match &peer.id {
-        None => place,
-        Some(id) => Some(places.take_of(id)?),
+    let held = match &peer.id {
+        None => turn.into(),
+        Some(id) => Held::Peer(places.take_of(id)?),
     };
     Ok(Conn {
         io: Io::Tls(Box::new(stream)),
         peer,
-        _place: place,
+        _held: held,
     })
 }
 
@@ -680,43 +710,32 @@ impl Complaints {
     }
 }
 
-/// How many connections each has: addresses those that proved nothing, peers theirs.
+/// How many connections each peer has.
 #[derive(Clone, Default)]
-struct Places(Arc<Mutex<HashMap<Holder, usize>>>);
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Holder {
-    Address(IpAddr),
-    Peer(SpiffeId),
-}
+struct Places(Arc<Mutex<HashMap<SpiffeId, usize>>>);
 
 /// One of them; given back when dropped.
 struct Place {
     places: Places,
-    holder: Holder,
+    holder: SpiffeId,
 }
 
 impl Places {
-    fn take(&self, holder: Holder, most: usize) -> Option<Place> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = taken.get(&holder).copied().unwrap_or(0);
-        if held >= most {
-            return None;
-        }
-        taken.insert(holder.clone(), held + 1);
-        Some(Place {
-            places: self.clone(),
-            holder,
-        })
-    }
-
     fn take_of(&self, id: &SpiffeId) -> Result<Place, Refused> {
         let most = match id {
             SpiffeId::Operator { .. } => PER_OPERATOR,
             SpiffeId::Agent { .. } | SpiffeId::Aggregator { .. } => PER_AGENT,
         };
-        self.take(Holder::Peer(id.clone()), most)
-            .ok_or_else(|| Refused::PeerLimit(id.clone()))
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = taken.get(id).copied().unwrap_or(0);
+        if held >= most {
+            return Err(Refused::PeerLimit(id.clone()));
+        }
+        taken.insert(id.clone(), held + 1);
+        Ok(Place {
+            places: self.clone(),
+            holder: id.clone(),
+        })
     }
 }
 
@@ -801,22 +820,6 @@ impl AsyncWrite for Conn {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_address_has_its_places_and_gets_them_back() {
-        let places = Places::default();
-        let address = |last| Holder::Address(IpAddr::from([192, 0, 2, last]));
-        let (one, two) = (|| address(1), || address(2));
-        let first = places.take(one(), 2).expect("free");
-        let second = places.take(one(), 2).expect("free");
-        assert!(places.take(one(), 2).is_none());
-        assert!(places.take(two(), 2).is_some());
-        drop(first);
-        assert!(places.take(one(), 2).is_some());
-        drop(second);
-        let left = places.0.lock().expect("no panic").len();
-        assert_eq!(left, 0, "an address without connections is forgotten");
-    }
 
     #[test]
     fn a_reason_is_complained_of_once_a_minute_with_its_count() {

@@ -548,7 +548,8 @@ async fn a_silent_connection_is_closed_and_an_address_has_its_limit() {
     let installation = Installation::new();
     let limits = Limits {
         handshake: Duration::from_millis(100),
-        unauthenticated_per_address: 2,
+        unauthenticated_per_address: 1,
+        waiting_per_address: 2,
         ..Limits::default()
     };
     let (agents, _incoming) = installation.agents(limits).await;
