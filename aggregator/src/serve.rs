@@ -500,6 +500,7 @@ impl Opening<'_> {
             Arc::clone(&self.authority),
             Arc::clone(&self.clock),
         );
+        let checks = query::ChecksService::new(service.clone());
         let incoming = listen::tls(
             listener,
             Arc::clone(&self.doors.operators),
@@ -515,6 +516,7 @@ impl Opening<'_> {
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .add_service(service.into_server())
                 .add_service(identity.into_server())
+                .add_service(checks.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;
             ("operator door", served.map_err(anyhow::Error::new))
