@@ -141,6 +141,15 @@ impl Target {
     /// # Errors
     /// The step that failed.
     pub async fn client(&self, timeout: Duration) -> Result<OperatorClient<Channel>, DialError> {
+        let channel = self.channel(timeout).await?;
+        Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES))
+    }
+
+    /// As [`Target::client`], for any service behind the door.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub async fn channel(&self, timeout: Duration) -> Result<Channel, DialError> {
         let dial = async {
             let addresses = self.resolve().await?;
             let stream = Self::tcp(&addresses).await?;
@@ -149,10 +158,9 @@ impl Target {
                 .await
                 .map_err(|source| DialError::Http { source })
         };
-        let channel = tokio::time::timeout(timeout, dial)
+        tokio::time::timeout(timeout, dial)
             .await
-            .map_err(|_| DialError::Timeout(timeout))??;
-        Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES))
+            .map_err(|_| DialError::Timeout(timeout))?
     }
 
     /// What to say when the way failed.
