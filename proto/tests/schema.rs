@@ -111,6 +111,8 @@ const METHODS: &[&str] = &[
     "Events.GetRecording",
     "Events.ListEvents",
     "Events.ListRecordings",
+    "Identity.RenewOperator",
+    "Identity.VerifyAudit",
     "Operator.BanHost",
     "Operator.EvictHost",
     "Operator.GetHost",
@@ -168,6 +170,7 @@ fn descriptors() -> FileDescriptorSet {
         "muster/v1/enrolment.proto",
         "muster/v1/operator.proto",
         "muster/v1/events.proto",
+        "muster/v1/identity.proto",
     ];
     protox::compile(files, [env!("CARGO_MANIFEST_DIR")]).expect("the contract compiles")
 }

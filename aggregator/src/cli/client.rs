@@ -27,6 +27,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 
 use super::failure::{Code, Failure, chain};
+use crate::query::access::RENEW_FIRST;
 
 /// Port of the operator door when a server is named without one.
 pub const OPERATOR_PORT: u16 = 7445;
@@ -287,6 +288,14 @@ impl Target {
                     .because(message)
                     .because(self.origin())
                     .hint("muster whoami", "see who you are to the aggregator")
+            }
+            tonic::Code::FailedPrecondition if status.metadata().contains_key(RENEW_FIRST) => {
+                Failure::new(Code::Denied, message)
+                    .because(self.origin())
+                    .hint(
+                        "muster login --admin-socket PATH",
+                        "on the aggregator's host, for a new one",
+                    )
             }
             tonic::Code::NotFound => Failure::new(Code::NotFound, message),
             tonic::Code::InvalidArgument => Failure::new(Code::Usage, message),

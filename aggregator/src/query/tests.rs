@@ -548,6 +548,7 @@ fn every_method_of_the_contract_has_a_row() {
     let contract = [
         include_str!("../../../proto/muster/v1/operator.proto"),
         include_str!("../../../proto/muster/v1/events.proto"),
+        include_str!("../../../proto/muster/v1/identity.proto"),
     ];
     let mut methods: Vec<&str> = contract
         .iter()
