@@ -11,6 +11,7 @@ const FILES: &[&str] = &[
     "muster/v1/operator.proto",
     "muster/v1/identity.proto",
     "muster/v1/checks.proto",
+    "muster/v1/events.proto",
 ];
 
 #[test]

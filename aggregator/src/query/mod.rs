@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod checks;
+pub mod events;
 pub mod identity;
 pub mod order;
 pub mod rows;
@@ -15,5 +16,6 @@ pub mod service;
 mod tests;
 
 pub use checks::ChecksService;
+pub use events::EventsService;
 pub use identity::IdentityService;
 pub use service::{About, HttpDoor, OperatorService};
