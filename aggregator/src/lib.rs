@@ -9,6 +9,7 @@ pub mod detect;
 pub mod directory;
 pub mod enrol;
 pub mod fleet;
+pub mod history;
 pub mod http;
 pub mod incident;
 pub mod ingest;

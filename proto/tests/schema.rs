@@ -101,6 +101,9 @@ const RECEIVED_BY_AGENTS: &[(&str, &str)] = &[
 const METHODS: &[&str] = &[
     "Admin.IssueOperator",
     "Enrolment.Enrol",
+    "History.ForgetHistory",
+    "History.GetHistoryStatus",
+    "History.ReadHistory",
     "Operator.BanHost",
     "Operator.EvictHost",
     "Operator.GetHost",
@@ -157,6 +160,7 @@ fn descriptors() -> FileDescriptorSet {
         "muster/v1/uplink.proto",
         "muster/v1/enrolment.proto",
         "muster/v1/operator.proto",
+        "muster/v1/history.proto",
     ];
     protox::compile(files, [env!("CARGO_MANIFEST_DIR")]).expect("the contract compiles")
 }
