@@ -8,6 +8,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use muster_agent::{
@@ -17,7 +18,7 @@ use muster_agent::{
 use muster_proto::limits;
 use toml::de::DeValue;
 
-use crate::{detect::DetectConfig, pki::is_name};
+use crate::{detect::DetectConfig, history::HistoryConfig, pki::is_name};
 
 /// Where the file is looked for without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/muster/aggregator.toml";
@@ -30,6 +31,10 @@ const MIN_TOKEN: usize = 22;
 
 /// Largest size a key takes: beyond any disk, and exact as a float.
 const MAX_SIZE_BYTES: u64 = 1 << 50;
+
+/// Bounds on how long history is kept: a window of samples, and ten years.
+const MIN_KEEP: Duration = Duration::from_secs(2 * 3600);
+const MAX_KEEP: Duration = Duration::from_secs(3650 * 86_400);
 
 /// What the aggregator runs with.
 #[derive(Debug, Clone)]
@@ -50,6 +55,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// Size at which the log's oldest segments go.
     pub log_max_bytes: u64,
+    /// What is kept of the past.
+    pub history: HistoryConfig,
     /// Most series of one host.
     pub series_per_host: usize,
     /// Most bytes one agent may have sent and not seen durable.
@@ -91,6 +98,7 @@ impl Default for Config {
             operator: everywhere(7445),
             http: HttpConfig::default(),
             log_max_bytes: 2 << 30,
+            history: HistoryConfig::default(),
             series_per_host: limits::DEFAULT_SERIES_QUOTA,
             credit_bytes: 1 << 20,
             exempt_loopback: false,
@@ -155,6 +163,7 @@ impl Draft {
                 settings::bytes(value, 64 << 20..=MAX_SIZE_BYTES)
             });
         });
+        root.section("history", |section| history(section, &mut config.history));
         root.section("limits", |section| {
             section.value("series_per_host", &mut config.series_per_host, |value| {
                 settings::whole(value, 1..=limits::MAX_SERIES)
@@ -253,6 +262,30 @@ fn http(section: &mut Section<'_, '_>, http: &mut HttpConfig, token_file: &mut O
     section.value("instance", &mut http.instance, |value| {
         let forms = ["host", "host:9100"].map(|form| (form, form));
         word(value, &forms).map(ToOwned::to_owned)
+    });
+}
+
+fn history(section: &mut Section<'_, '_>, history: &mut HistoryConfig) {
+    section.value("enabled", &mut history.enabled, truth);
+    for (key, keep) in [
+        ("keep_raw", &mut history.raw),
+        ("keep_1m", &mut history.minute),
+        ("keep_15m", &mut history.quarter),
+    ] {
+        section.value(key, keep, |value| {
+            settings::duration(value, MIN_KEEP..=MAX_KEEP)
+        });
+    }
+    section.value("max_size", &mut history.max_bytes, |value| {
+        settings::bytes(value, 64 << 20..=MAX_SIZE_BYTES)
+    });
+    section.value("memory_per_host", &mut history.memory_per_host, |value| {
+        let bytes = settings::bytes(value, 4 << 10..=16 << 20)?;
+        usize::try_from(bytes).map_err(|error| error.to_string())
+    });
+    section.value("max_points", &mut history.max_points, |value| {
+        let points = settings::whole(value, 10_000..=10_000_000_000)?;
+        Ok(points as u64)
     });
 }
 

@@ -147,6 +147,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         format!("cannot write the state folder {state}; this program's user must be able to")
     })?;
     let control = Control::open(&config.state_dir)?;
+    let audited = control.clone();
+    tokio::spawn(async move { tell_audit_head(&audited).await });
     let directory = Directory::new(control.clone(), Arc::clone(&clock));
     let hosts = directory.hosts().await?;
     fs::create_dir_all(&config.runtime_dir).with_context(|| {
@@ -169,6 +171,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         },
         state_dir: config.state_dir.clone(),
         log_max_bytes: config.log_max_bytes,
+        history: config.history.clone(),
         shards: std::thread::available_parallelism().map_or(2, usize::from),
         engine: Arc::new(Engine::new(&config.detect)),
         sink: Arc::new(incidents.clone()),
@@ -202,6 +205,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         incidents,
         fleet: started.fleet.clone(),
         journal: Arc::clone(started.journal.health()),
+        history: started.history.clone(),
         addresses,
         counters: DoorCounters::default(),
         stop: stop_doors.clone(),
@@ -220,6 +224,30 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         stop_rest,
         socket,
     })
+}
+
+/// Walks the audit log, and tells its newest line where a log collector copies it away: what is changed later can be
+/// found with it.
+async fn tell_audit_head(control: &Control) {
+    let verdict = match control.verify_audit(None).await {
+        Ok(verdict) => verdict,
+        Err(error) => {
+            tracing::error!(error = crate::chain(&error), "the audit log cannot be read");
+            return;
+        }
+    };
+    for fault in &verdict.faults {
+        tracing::error!(
+            fault,
+            "the audit log was changed behind this program's back"
+        );
+    }
+    if let Some((seq, hash)) = verdict.head {
+        tracing::info!(
+            head = format!("{seq}:{}", muster_proto::spiffe::hex(&hash)),
+            "newest line of the audit log"
+        );
+    }
 }
 
 impl Aggregator {
@@ -340,6 +368,7 @@ struct Opening<'a> {
     incidents: Incidents,
     fleet: Fleet,
     journal: Arc<JournalHealth>,
+    history: Result<start::History, String>,
     addresses: Addresses,
     counters: DoorCounters,
     stop: CancellationToken,
@@ -448,11 +477,17 @@ impl Opening<'_> {
     ) {
         let (doors, journal) = (Arc::clone(&self.doors), Arc::clone(&self.journal));
         let http = &self.config.http;
+        // Turned off is no problem.
+        let no_history = self.history.as_ref().err().filter(|_| self.config.history.enabled);
+        let no_history = no_history.map(|why| format!("there is no history: {why}"));
         let about = query::About {
             fleet_name: self.config.fleet_name.clone(),
             started: self.clock.now(),
             certificate_not_after: Box::new(move || Some(doors.not_after())),
-            problems: Box::new(move || journal.problem().into_iter().collect()),
+            problems: Box::new(move || {
+                let problems = journal.problem().into_iter();
+                problems.chain(no_history.clone()).collect()
+            }),
             http: query::HttpDoor {
                 address: if http.external_address.is_empty() {
                     self.addresses.http.to_string()
@@ -469,6 +504,18 @@ impl Opening<'_> {
             about,
             Arc::clone(&self.clock),
         );
+        let history = query::HistoryService::new(
+            self.fleet.clone(),
+            self.control.clone(),
+            self.history.clone(),
+            Arc::clone(&self.journal),
+            Arc::clone(&self.clock),
+        );
+        let identity = query::IdentityService::new(
+            self.control.clone(),
+            Arc::clone(&self.authority),
+            Arc::clone(&self.clock),
+        );
         let incoming = listen::tls(
             listener,
             Arc::clone(&self.doors.operators),
@@ -483,6 +530,8 @@ impl Opening<'_> {
                 .http2_keepalive_interval(Some(KEEPALIVE))
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .add_service(service.into_server())
+                .add_service(identity.into_server())
+                .add_service(history.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;
             ("operator door", served.map_err(anyhow::Error::new))

@@ -104,6 +104,8 @@ const METHODS: &[&str] = &[
     "History.ForgetHistory",
     "History.GetHistoryStatus",
     "History.ReadHistory",
+    "Identity.RenewOperator",
+    "Identity.VerifyAudit",
     "Operator.BanHost",
     "Operator.EvictHost",
     "Operator.GetHost",
@@ -161,6 +163,7 @@ fn descriptors() -> FileDescriptorSet {
         "muster/v1/enrolment.proto",
         "muster/v1/operator.proto",
         "muster/v1/history.proto",
+        "muster/v1/identity.proto",
     ];
     protox::compile(files, [env!("CARGO_MANIFEST_DIR")]).expect("the contract compiles")
 }

@@ -396,6 +396,22 @@ impl<S: Storage> EmbeddedStore<S> {
         upto
     }
 
+    /// Whether the group of this host takes more; else its disk does not take what it has.
+    pub fn has_room(&self, host: HostId) -> bool {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        let Some((group, _)) = groups.of.get(&host) else {
+            return true;
+        };
+        let head = lock(&groups.list[*group]);
+        self.room(&head, groups.of.len())
+    }
+
+    fn room(&self, head: &Head, all: usize) -> bool {
+        let due = self.due_memory(head.hosts.len(), all).max(1 << 20);
+        let waiting = head.flushing.as_ref().map_or(0, |flushing| flushing.memory);
+        head.memory + waiting <= BACKLOG * due
+    }
+
     /// Notes that everything up to here was appended, or has nothing to append.
     pub fn seen(&self, token: Token) {
         self.newest.fetch_max(token, Ordering::AcqRel);
@@ -876,9 +892,7 @@ where
         if token != 0 && token <= covered {
             return Ok(());
         }
-        let due = self.due_memory(head.hosts.len(), all).max(1 << 20);
-        let waiting = head.flushing.as_ref().map_or(0, |flushing| flushing.memory);
-        if head.memory + waiting > BACKLOG * due {
+        if !self.room(&head, all) {
             return Err(HistoryError::Backlog);
         }
         let window = Tier::Raw.window_of(tick);

@@ -545,14 +545,16 @@ async fn calls_are_limited_for_each_operator() {
 
 #[test]
 fn every_method_of_the_contract_has_a_row() {
-    let proto = include_str!("../../../proto/muster/v1/operator.proto");
-    let service = proto
-        .split("service Operator {")
-        .nth(1)
-        .and_then(|rest| rest.split('}').next())
-        .expect("the service");
-    let methods: Vec<&str> = service
-        .lines()
+    let services = [
+        include_str!("../../../proto/muster/v1/operator.proto"),
+        include_str!("../../../proto/muster/v1/identity.proto"),
+        include_str!("../../../proto/muster/v1/history.proto"),
+    ];
+    // The first service of each file; the second of operator.proto is the admin socket's.
+    let methods: Vec<&str> = services
+        .iter()
+        .filter_map(|file| file.split("\nservice ").nth(1)?.split("\n}").next())
+        .flat_map(str::lines)
         .filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next())
         .collect();
     let rows: Vec<&str> = ACCESS.iter().map(|rule| rule.method).collect();
