@@ -390,9 +390,17 @@ impl<S: Storage> Writer<S> {
         }
         // What no checkpoint contains yet is needed for the next start, however much it is.
         let covered = self.health.covered.load(Ordering::Acquire) + 1;
-        let historied = self.health.historied.load(Ordering::Acquire).saturating_add(1);
+        let historied = self
+            .health
+            .historied
+            .load(Ordering::Acquire)
+            .saturating_add(1);
         let patient = self.log.bytes_on_disk() <= self.keep_bytes.saturating_mul(HISTORY_PATIENCE);
-        let covered = if patient { covered.min(historied) } else { covered };
+        let covered = if patient {
+            covered.min(historied)
+        } else {
+            covered
+        };
         let second = self.log.segments().nth(1).map(|segment| segment.first);
         let Some(second) = second.filter(|second| *second <= covered) else {
             return;

@@ -1,6 +1,7 @@
 //! The aggregator: keeps the state of a fleet, detects what is wrong, answers operators.
 
 pub mod admin;
+pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod control;

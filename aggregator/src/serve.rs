@@ -478,7 +478,11 @@ impl Opening<'_> {
         let (doors, journal) = (Arc::clone(&self.doors), Arc::clone(&self.journal));
         let http = &self.config.http;
         // Turned off is no problem.
-        let no_history = self.history.as_ref().err().filter(|_| self.config.history.enabled);
+        let no_history = self
+            .history
+            .as_ref()
+            .err()
+            .filter(|_| self.config.history.enabled);
         let no_history = no_history.map(|why| format!("there is no history: {why}"));
         let about = query::About {
             fleet_name: self.config.fleet_name.clone(),

@@ -12,12 +12,16 @@ pub mod client;
 pub mod context;
 pub mod doctor;
 pub mod export;
+pub mod export_metrics;
 pub mod failure;
+pub mod history;
+pub mod history_status;
 pub mod host;
 pub mod hosts;
 pub mod incidents;
 pub mod login;
 pub mod output;
+pub mod plot;
 pub mod removal;
 pub mod renew;
 pub mod services;
@@ -27,6 +31,7 @@ pub mod table;
 pub mod text;
 pub mod units;
 pub mod user;
+pub mod when;
 
 #[cfg(test)]
 mod tests;
@@ -235,6 +240,8 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             Ok(said_lines(&said))
         }
         Command::Audit(args) => audit::answer(session, args).await,
+        Command::History(args) => history::run(session, args).await,
+        Command::Plot(args) => plot::run(session, args).await,
         Command::Host { name, act: None } => {
             session::check_one(name)?;
             let request = v1::GetHostRequest { name: name.clone() };
@@ -401,6 +408,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             };
             Ok(Rendered::text(scrape.yaml()))
         }
+        Command::Export(Export::Metrics(args)) => export_metrics::run(session, args).await,
         Command::Export(Export::Ca) => session.roots().map(Rendered::text),
         Command::Completion { shell } => {
             let shell = match shell {

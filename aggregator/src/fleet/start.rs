@@ -182,14 +182,9 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
     let opened = open_history(&parts);
     let (offered, inbox) = Feed::new();
     let feed = opened.is_ok().then_some(offered);
-    let (journal, journal_thread) = Journal::start(
-        log,
-        senders.clone(),
-        parts.log_max_bytes,
-        kept.covers,
-        feed,
-    )
-    .map_err(StartError::Thread)?;
+    let (journal, journal_thread) =
+        Journal::start(log, senders.clone(), parts.log_max_bytes, kept.covers, feed)
+            .map_err(StartError::Thread)?;
     let mut history_threads = None;
     let history = match opened {
         Ok((store, opened)) => {
@@ -276,7 +271,9 @@ impl Started {
         if let Some(threads) = self.history_threads {
             let joined = tokio::task::spawn_blocking(move || threads.join());
             if time::timeout(STOP_PATIENCE, joined).await.is_err() {
-                tracing::warn!("history is not written to its end; the next start reads it from the log");
+                tracing::warn!(
+                    "history is not written to its end; the next start reads it from the log"
+                );
             }
         }
     }

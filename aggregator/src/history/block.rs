@@ -17,8 +17,8 @@ use muster_proto::{
 use super::{
     HistoryError, Point, SeriesName, Tier,
     column::{
-        self, Corrupt, Effort, put_runs, put_varint, take_bytes, take_count, take_runs, take_varint,
-        unzigzag, zigzag,
+        self, Corrupt, Effort, put_runs, put_varint, take_bytes, take_count, take_runs,
+        take_varint, unzigzag, zigzag,
     },
     manifest::FileEntry,
 };
@@ -138,8 +138,8 @@ impl Chunk {
     pub fn points(&self, family: &Family, from: i64, to: i64, out: &mut Vec<Point>) {
         let scale = family.scale;
         let value = |raw| scale.value(raw);
-        let range = self.ticks.partition_point(|at| *at < from)
-            ..self.ticks.partition_point(|at| *at < to);
+        let range =
+            self.ticks.partition_point(|at| *at < from)..self.ticks.partition_point(|at| *at < to);
         match &self.cells {
             Cells::Raw(raws) => {
                 let samples = self.ticks[range.clone()].iter().zip(&raws[range]);
@@ -214,9 +214,24 @@ pub fn put_chunk(
             }
             // What differs little from the last value is written as the difference.
             let less = |one: Raw, other: Raw| Raw::int(one.as_int().wrapping_sub(other.as_int()));
-            put_raws(scale, cells.iter().map(|c| less(c.last, c.min)), effort, out);
-            put_raws(scale, cells.iter().map(|c| less(c.max, c.last)), effort, out);
-            put_raws(scale, cells.iter().map(|c| less(c.sum, all_last(c.count, c.last))), effort, out);
+            put_raws(
+                scale,
+                cells.iter().map(|c| less(c.last, c.min)),
+                effort,
+                out,
+            );
+            put_raws(
+                scale,
+                cells.iter().map(|c| less(c.max, c.last)),
+                effort,
+                out,
+            );
+            put_raws(
+                scale,
+                cells.iter().map(|c| less(c.sum, all_last(c.count, c.last))),
+                effort,
+                out,
+            );
         }
         Cells::Counter { first, cells } => {
             let counts: Vec<i64> = cells.iter().map(|cell| i64::from(cell.count)).collect();
@@ -471,7 +486,11 @@ impl<'s, S: Storage> Writer<'s, S> {
     /// When the disk refuses.
     pub fn series(&mut self, name: &SeriesName) -> Result<(), HistoryError> {
         self.close_page()?;
-        if self.families.last().is_none_or(|last| **last != *name.family) {
+        if self
+            .families
+            .last()
+            .is_none_or(|last| **last != *name.family)
+        {
             self.families.push(Arc::clone(&name.family));
         }
         let family = u32::try_from(self.families.len() - 1).unwrap_or(u32::MAX);
@@ -529,7 +548,13 @@ impl<'s, S: Storage> Writer<'s, S> {
         let mut rest = &self.buffer[..];
         while !rest.is_empty() {
             match self.storage.append(&mut self.file, rest) {
-                Ok(0) => return Err(io_error("write", &self.name, io::ErrorKind::WriteZero.into())),
+                Ok(0) => {
+                    return Err(io_error(
+                        "write",
+                        &self.name,
+                        io::ErrorKind::WriteZero.into(),
+                    ));
+                }
                 Ok(written) => rest = &rest[written.min(rest.len())..],
                 Err(error) => return Err(io_error("write", &self.name, error)),
             }
@@ -705,7 +730,9 @@ impl<S: Storage> Block<S> {
         let section = |at: usize| {
             let offset = u64::from_le_bytes(array(&footer[at..at + 8]));
             let length = u64::from_le_bytes(array(&footer[at + 8..at + 16]));
-            let fits = offset.checked_add(length).is_some_and(|end| end <= footer_at);
+            let fits = offset
+                .checked_add(length)
+                .is_some_and(|end| end <= footer_at);
             if !fits || length > MAX_SECTION_BYTES {
                 return Err(damaged("its end"));
             }
@@ -775,9 +802,10 @@ impl<S: Storage> Block<S> {
         let pages = self.pages.get(series).ok_or_else(damaged)?;
         let family = &self.series[series].family;
         for (at, page) in pages.iter().enumerate() {
-            let end = pages
-                .get(at + 1)
-                .map_or(u32::try_from(self.hosts.len()).unwrap_or(u32::MAX), |next| next.first);
+            let end = pages.get(at + 1).map_or(
+                u32::try_from(self.hosts.len()).unwrap_or(u32::MAX),
+                |next| next.first,
+            );
             if !(page.first..end).any(&mut wanted) {
                 continue;
             }
@@ -794,7 +822,8 @@ impl<S: Storage> Block<S> {
                     continue;
                 }
                 let ticks = self.ticks.get(place as usize).ok_or_else(damaged)?;
-                let chunk = take_chunk(self.span.tier, family, ticks, chunk).map_err(|_| damaged())?;
+                let chunk =
+                    take_chunk(self.span.tier, family, ticks, chunk).map_err(|_| damaged())?;
                 if chunk.ticks.len() != chunk.cells.len() {
                     return Err(damaged());
                 }
@@ -848,10 +877,7 @@ fn parse_header(bytes: &[u8]) -> Result<Span, HeaderFault> {
     })
 }
 
-fn parse_hosts(
-    mut input: &[u8],
-    span: &Span,
-) -> Result<(Vec<HostId>, Vec<Vec<TickRun>>), Corrupt> {
+fn parse_hosts(mut input: &[u8], span: &Span) -> Result<(Vec<HostId>, Vec<Vec<TickRun>>), Corrupt> {
     let input = &mut input;
     let count = take_count(input)?;
     if count > input.len() {
@@ -873,7 +899,10 @@ fn parse_hosts(
                 count: u32::try_from(take_varint(input)?).map_err(|_| Corrupt)?,
             };
             rows = rows.saturating_add(run.count as usize);
-            let length = run.step.checked_mul(i64::from(run.count) - 1).ok_or(Corrupt)?;
+            let length = run
+                .step
+                .checked_mul(i64::from(run.count) - 1)
+                .ok_or(Corrupt)?;
             last = run.first.checked_add(length).ok_or(Corrupt)?;
             runs.push(run);
         }

@@ -82,10 +82,13 @@ impl Chains {
         }
         let chain = &mut self.0[0];
         chain.idle = 0;
-        let decoded =
-            chain
-                .decoder
-                .apply(frame.seq, &frame.payload, limits::MAX_SERIES, names, changes);
+        let decoded = chain.decoder.apply(
+            frame.seq,
+            &frame.payload,
+            limits::MAX_SERIES,
+            names,
+            changes,
+        );
         if let Err(error) = decoded {
             self.0.remove(0);
             return Err(error);
@@ -99,7 +102,10 @@ impl Chains {
     /// What is carried over a restart.
     #[must_use]
     pub fn keep(&self) -> Vec<KeptChain> {
-        let chains = self.0.iter().filter(|chain| chain.decoder.decoded_to() != 0);
+        let chains = self
+            .0
+            .iter()
+            .filter(|chain| chain.decoder.decoded_to() != 0);
         chains
             .map(|chain| {
                 let mut state = Vec::new();
@@ -118,7 +124,13 @@ impl Chains {
         let restore = |kept: &KeptChain| {
             let mut decoder = Decoder::default();
             decoder
-                .apply(kept.decoded_to, &kept.state, limits::MAX_SERIES, names, changes)
+                .apply(
+                    kept.decoded_to,
+                    &kept.state,
+                    limits::MAX_SERIES,
+                    names,
+                    changes,
+                )
                 .ok()?;
             Some(Chain {
                 incarnation: Incarnation(kept.incarnation),

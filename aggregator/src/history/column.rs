@@ -264,7 +264,11 @@ pub fn take<T: Value>(input: &mut &[u8], count: usize) -> Result<Vec<T>, Corrupt
         LINEAR => {
             let (first, step) = (T::take(input)?, T::take(input)?);
             let values = first.linear(step, count);
-            if values.len() == count { Ok(values) } else { Err(Corrupt) }
+            if values.len() == count {
+                Ok(values)
+            } else {
+                Err(Corrupt)
+            }
         }
         CHANGES => take_changes(input, count),
         PCO => take_pco(input, count),
@@ -361,21 +365,33 @@ mod tests {
             let mut input = &bytes[..];
             let back: Vec<T> = take(&mut input, values.len()).expect("own bytes");
             assert_eq!(input, [77], "reads just its own bytes");
-            assert!(back.iter().zip(values).all(|(a, b)| a.same(*b)), "{values:?}");
+            assert!(
+                back.iter().zip(values).all(|(a, b)| a.same(*b)),
+                "{values:?}"
+            );
         }
         sizes[1]
     }
 
     #[test]
     fn the_pco_header_is_that_of_the_crate() {
-        let header = FileCompressor::default().write_header(Vec::new()).expect("a Vec");
-        assert_eq!(header, pco_header(), "a new format: raise the version of history files");
+        let header = FileCompressor::default()
+            .write_header(Vec::new())
+            .expect("a Vec");
+        assert_eq!(
+            header,
+            pco_header(),
+            "a new format: raise the version of history files"
+        );
     }
 
     #[test]
     fn kinds() {
         assert_eq!(roundtrip(&[7i64; 720]), 2);
-        assert_eq!(roundtrip(&(0..720).map(|n| n * 10).collect::<Vec<i64>>()), 3);
+        assert_eq!(
+            roundtrip(&(0..720).map(|n| n * 10).collect::<Vec<i64>>()),
+            3
+        );
         assert_eq!(roundtrip(&[0.25f64; 100]), 9);
         assert_eq!(roundtrip(&[f64::NAN; 3]), 9);
         assert!(roundtrip(&[5i64, 5, 5, 6, 6, 6, 6, 5]) <= 8);

@@ -300,7 +300,9 @@ where
             self.journal.set_historied(self.store.durable());
             match batches.recv_timeout(LOOK_EVERY) {
                 Ok(batch) => {
-                    self.health.queued_bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
+                    self.health
+                        .queued_bytes
+                        .fetch_sub(batch.bytes, Ordering::Relaxed);
                     self.take(&batch);
                 }
                 // An offer that was dropped, and nothing after it.
@@ -339,7 +341,11 @@ where
                         true
                     }
                 };
-                if room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                if room {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
             });
             if let Err(error) = read {
                 self.complain(&chain(&error));
@@ -358,7 +364,9 @@ where
         let (Gap::Missing { first, last }
         | Gap::Damaged { first, last, .. }
         | Gap::Unreadable { first, last, .. }) = gap;
-        self.health.missing.fetch_add(last - first + 1, Ordering::Relaxed);
+        self.health
+            .missing
+            .fetch_add(last - first + 1, Ordering::Relaxed);
         tracing::error!(
             error = chain(gap),
             "part of the log does not come into history"

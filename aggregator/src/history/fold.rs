@@ -129,7 +129,10 @@ impl Step {
         }
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "counts and spans are far below 2^53")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "counts and spans are far below 2^53"
+    )]
     fn value(&self, fold: Fold) -> Option<f64> {
         let counted = self.span_ms > 0;
         match fold {
@@ -151,7 +154,9 @@ mod tests {
 
     fn samples(values: &[f64]) -> Vec<Point> {
         let points = (0i64..).zip(values);
-        points.map(|(at, value)| Point::sample(at * 10_000, *value)).collect()
+        points
+            .map(|(at, value)| Point::sample(at * 10_000, *value))
+            .collect()
     }
 
     #[test]
@@ -167,9 +172,21 @@ mod tests {
     fn a_minute_tells_the_same_increase_as_its_samples() {
         // 100 → 150, reset, 20 → 30 within one point; then on.
         let rolled = [
-            Point { dropped: 0.0, count: 6, ..Point::sample(0, 100.0) },
-            Point { dropped: 150.0, count: 6, ..Point::sample(60_000, 30.0) },
-            Point { dropped: 0.0, count: 6, ..Point::sample(120_000, 90.0) },
+            Point {
+                dropped: 0.0,
+                count: 6,
+                ..Point::sample(0, 100.0)
+            },
+            Point {
+                dropped: 150.0,
+                count: 6,
+                ..Point::sample(60_000, 30.0)
+            },
+            Point {
+                dropped: 0.0,
+                count: 6,
+                ..Point::sample(120_000, 90.0)
+            },
         ];
         let grown = fold(&rolled, Fold::Increase, 600_000, 60_000);
         assert_eq!(grown, [(0, 80.0 + 60.0)]);
@@ -190,13 +207,23 @@ mod tests {
             assert_eq!(values, [(0, expected[0]), (60_000, expected[1])], "{how:?}");
         }
         let none: [(i64, f64); 0] = [];
-        assert_eq!(fold(&points[..1], Fold::Rate, 0, 0), none, "one sample has no rate");
-        assert_eq!(fold(&points, Fold::Last, 0, 50_000), [(50_000, 6.0), (60_000, 7.0)]);
+        assert_eq!(
+            fold(&points[..1], Fold::Rate, 0, 0),
+            none,
+            "one sample has no rate"
+        );
+        assert_eq!(
+            fold(&points, Fold::Last, 0, 50_000),
+            [(50_000, 6.0), (60_000, 7.0)]
+        );
     }
 
     #[test]
     fn a_long_silence_has_no_rate() {
-        let points = [Point::sample(0, 1.0), Point::sample(MAX_RATE_SPAN_MS + 1, 2.0)];
+        let points = [
+            Point::sample(0, 1.0),
+            Point::sample(MAX_RATE_SPAN_MS + 1, 2.0),
+        ];
         let none: [(i64, f64); 0] = [];
         assert_eq!(fold(&points, Fold::Rate, 0, 0), none);
     }

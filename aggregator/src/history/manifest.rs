@@ -99,7 +99,9 @@ impl Manifest {
 pub fn read<S: Storage>(storage: &S) -> Result<Option<Manifest>, HistoryError> {
     match read_sealed(storage, MANIFEST, MANIFEST_MAGIC) {
         Ok(body) => parse(MANIFEST, &body).map(Some),
-        Err(HistoryError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(HistoryError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }
@@ -204,7 +206,13 @@ fn read_sealed<S: Storage>(
             supported: u16::try_from(VERSION).unwrap_or(u16::MAX),
         });
     }
-    let body = read_exact(storage, &file, name, HEADER_BYTES, len.saturating_sub(HEADER_BYTES))?;
+    let body = read_exact(
+        storage,
+        &file,
+        name,
+        HEADER_BYTES,
+        len.saturating_sub(HEADER_BYTES),
+    )?;
     if crc32c::crc32c(&body) != word(12) {
         return Err(damaged(name));
     }

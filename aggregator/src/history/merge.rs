@@ -18,8 +18,8 @@ use muster_proto::{
 use super::{
     HistoryError, SeriesName, Tier,
     block::{
-        Block, Cells, Chunk, CounterCell, GaugeCell, Span, Writer, all_ticks, is_counter, put_chunk,
-        tick_runs,
+        Block, Cells, Chunk, CounterCell, GaugeCell, Span, Writer, all_ticks, is_counter,
+        put_chunk, tick_runs,
     },
     column::Effort,
     manifest::FileEntry,
@@ -116,7 +116,8 @@ fn buckets(ticks: &[i64], step: i64) -> Vec<i64> {
 
 /// Where each series stands in the inputs: in the order of the series, (input, index) in the order of the inputs.
 fn same_series<S: Storage>(inputs: &[Arc<Block<S>>]) -> Vec<Vec<(usize, usize)>> {
-    let name = |(input, index): &(usize, usize)| -> &SeriesName { &inputs[*input].series()[*index] };
+    let name =
+        |(input, index): &(usize, usize)| -> &SeriesName { &inputs[*input].series()[*index] };
     let mut all: Vec<(usize, usize)> = Vec::new();
     for (at, input) in inputs.iter().enumerate() {
         all.extend((0..input.series().len()).map(|index| (at, index)));
@@ -134,7 +135,10 @@ fn series<S: Storage>(
     forgotten: &dyn Fn(HostId, u64) -> bool,
     outputs: &mut [Output<'_, S>],
 ) -> Result<(), HistoryError> {
-    let Some(name) = of.first().map(|(input, index)| &inputs[*input].series()[*index]) else {
+    let Some(name) = of
+        .first()
+        .map(|(input, index)| &inputs[*input].series()[*index])
+    else {
         return Ok(());
     };
     let mut chunks: BTreeMap<u32, Vec<Chunk>> = BTreeMap::new();
@@ -146,7 +150,10 @@ fn series<S: Storage>(
             let found = hosts.binary_search(&host).ok()?;
             (!forgotten(host, generation)).then(|| u32::try_from(found).unwrap_or(u32::MAX))
         };
-        let places: Vec<Option<u32>> = (0u32..).zip(input.hosts()).map(|(at, _)| place(at)).collect();
+        let places: Vec<Option<u32>> = (0u32..)
+            .zip(input.hosts())
+            .map(|(at, _)| place(at))
+            .collect();
         input.chunks(
             index,
             |at| places[at as usize].is_some(),
@@ -375,5 +382,8 @@ pub fn roll_up(family: &Family, samples: &Chunk, step: i64) -> Chunk {
 #[must_use]
 pub fn forgotten_by(list: &[(HostId, u64)]) -> impl Fn(HostId, u64) -> bool + use<> {
     let list: HashSet<(HostId, u64)> = list.iter().copied().collect();
-    move |host, generation| list.iter().any(|(id, until)| *id == host && generation <= *until)
+    move |host, generation| {
+        list.iter()
+            .any(|(id, until)| *id == host && generation <= *until)
+    }
 }

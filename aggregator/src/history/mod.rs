@@ -11,6 +11,7 @@
 
 pub mod block;
 pub mod chains;
+pub mod check;
 pub mod column;
 pub mod config;
 #[cfg(test)]
@@ -37,7 +38,9 @@ pub use crate::fleet::names::SeriesKey;
 pub type Token = u64;
 
 /// How fine points are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub enum Tier {
     /// Every sample.
     Raw,
@@ -200,11 +203,18 @@ impl SampleQuery {
     /// Whether a series is asked for.
     #[must_use]
     pub fn wants(&self, family: &Family, labels: &[String]) -> bool {
-        if self.metric.as_ref().is_some_and(|metric| *metric != family.name) {
+        if self
+            .metric
+            .as_ref()
+            .is_some_and(|metric| *metric != family.name)
+        {
             return false;
         }
         self.labels.iter().all(|wanted| {
-            let at = family.labels.iter().position(|label| *label == wanted.label);
+            let at = family
+                .labels
+                .iter()
+                .position(|label| *label == wanted.label);
             let value = at.and_then(|at| labels.get(at)).map_or("", String::as_str);
             wanted.matches(value)
         })
@@ -298,7 +308,9 @@ pub enum HistoryError {
         what: &'static str,
     },
     /// A newer program wrote it.
-    #[error("history file {name} has version {version}, this program reads {supported}; start the program that wrote it, or move the folder away")]
+    #[error(
+        "history file {name} has version {version}, this program reads {supported}; start the program that wrote it, or move the folder away"
+    )]
     NewerVersion {
         /// The file.
         name: String,
@@ -308,7 +320,9 @@ pub enum HistoryError {
         supported: u16,
     },
     /// The question is too large.
-    #[error("the answer needs more than {limit} points; ask for fewer hosts, a shorter range or a longer --step")]
+    #[error(
+        "the answer needs more than {limit} points; ask for fewer hosts, a shorter range or a longer --step"
+    )]
     TooMuch {
         /// The most that is allowed.
         limit: u64,

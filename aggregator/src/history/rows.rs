@@ -116,13 +116,17 @@ impl Rows {
         }
         let places = self.places.get_or_insert_with(|| {
             let all = self.series.iter().zip(0..);
-            all.map(|(key, place)| (Arc::as_ptr(key).addr(), place)).collect()
+            all.map(|(key, place)| (Arc::as_ptr(key).addr(), place))
+                .collect()
         });
         if let Some(place) = places.get(&Arc::as_ptr(key).addr()) {
             return *place as usize;
         }
         let place = self.series.len();
-        places.insert(Arc::as_ptr(key).addr(), u32::try_from(place).unwrap_or(u32::MAX));
+        places.insert(
+            Arc::as_ptr(key).addr(),
+            u32::try_from(place).unwrap_or(u32::MAX),
+        );
         self.series.push(Arc::clone(key));
         self.last.push(Raw(0));
         self.seen.push(0);
@@ -131,7 +135,11 @@ impl Rows {
 
     fn write(&mut self, tick: i64, changes: &[(u32, Raw)], absent: usize, before: u32) {
         let step = tick.wrapping_sub(self.last_tick);
-        self.rising = if before == 0 { true } else { self.rising && step > 0 };
+        self.rising = if before == 0 {
+            true
+        } else {
+            self.rising && step > 0
+        };
         put_varint(&mut self.bytes, zigzag(step.wrapping_sub(self.last_step)));
         (self.last_tick, self.last_step) = (tick, step);
         let head = (changes.len() as u64) << 1 | u64::from(absent > 0);
@@ -141,7 +149,12 @@ impl Rows {
             put_varint(&mut self.bytes, u64::from(place - next));
             next = place + 1;
             let at = place as usize;
-            put_raw(&mut self.bytes, self.series[at].family.scale, raw, self.last[at]);
+            put_raw(
+                &mut self.bytes,
+                self.series[at].family.scale,
+                raw,
+                self.last[at],
+            );
             self.last[at] = raw;
         }
         if absent > 0 {
@@ -231,7 +244,10 @@ impl Rows {
             let tick = reader.next(self)?;
             let present = (0u32..).zip(reader.present.iter().zip(&reader.last));
             let values = present.filter(|(_, (present, _))| **present);
-            rows.push((tick, values.map(|(place, (_, raw))| (place, *raw)).collect()));
+            rows.push((
+                tick,
+                values.map(|(place, (_, raw))| (place, *raw)).collect(),
+            ));
         }
         Ok(rows)
     }

@@ -218,7 +218,11 @@ impl<S: Storage> EmbeddedStore<S> {
             return 0;
         };
         let head = lock(&groups.list[group]);
-        if (place as usize) < head.known { head.covered } else { 0 }
+        if (place as usize) < head.known {
+            head.covered
+        } else {
+            0
+        }
     }
 
     /// The group of a host, if it has one.
@@ -261,7 +265,9 @@ impl<S: Storage> EmbeddedStore<S> {
     }
 
     fn committed(&self) -> MutexGuard<'_, Committed> {
-        self.committed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.committed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Memory that a group of this many hosts may fill before it is flushed.
@@ -441,10 +447,12 @@ impl<S: Storage> EmbeddedStore<S> {
                 what: "rows in memory",
             })?;
             for column in &columns.series {
-                let index = *names.entry(Arc::as_ptr(&column.key).addr()).or_insert_with(|| {
-                    keys.push(Arc::clone(&column.key));
-                    u32::try_from(keys.len() - 1).unwrap_or(u32::MAX)
-                });
+                let index = *names
+                    .entry(Arc::as_ptr(&column.key).addr())
+                    .or_insert_with(|| {
+                        keys.push(Arc::clone(&column.key));
+                        u32::try_from(keys.len() - 1).unwrap_or(u32::MAX)
+                    });
                 let from = bytes.len();
                 let cells = Cells::Raw(column.raws.clone());
                 put_chunk(
@@ -508,7 +516,14 @@ impl<S: Storage> EmbeddedStore<S> {
             .files
             .iter()
             .map(|file| file.name.as_str())
-            .chain(committed.manifest.groups.iter().flatten().map(|group| group.file.as_str()))
+            .chain(
+                committed
+                    .manifest
+                    .groups
+                    .iter()
+                    .flatten()
+                    .map(|group| group.file.as_str()),
+            )
             .collect();
         let gone: Vec<String> = before
             .files
@@ -604,7 +619,9 @@ impl<S: Storage> EmbeddedStore<S> {
         }
         let names: HashSet<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
         self.commit(|manifest| {
-            manifest.files.retain(|file| !names.contains(file.name.as_str()));
+            manifest
+                .files
+                .retain(|file| !names.contains(file.name.as_str()));
             manifest.files.extend(written);
         })
     }
@@ -622,7 +639,10 @@ impl<S: Storage> EmbeddedStore<S> {
             .map(|file| file.name.clone())
             .collect();
         let by_age = gone.len() as u64;
-        let mut left: Vec<&FileEntry> = files.iter().filter(|file| !gone.contains(&file.name)).collect();
+        let mut left: Vec<&FileEntry> = files
+            .iter()
+            .filter(|file| !gone.contains(&file.name))
+            .collect();
         let mut bytes: u64 = left.iter().map(|file| file.bytes).sum();
         // The finest first, the oldest of it first: a day of samples costs as much as a year of roll-ups.
         left.sort_by_key(|file| (file.tier, file.end));
@@ -636,7 +656,10 @@ impl<S: Storage> EmbeddedStore<S> {
                 continue;
             }
             tracing::warn!(
-                file = file.name, tier = file.tier.word(), bytes, limit = self.config.max_bytes,
+                file = file.name,
+                tier = file.tier.word(),
+                bytes,
+                limit = self.config.max_bytes,
                 "the history is larger than history.max_size; its oldest file goes before its time"
             );
             bytes -= file.bytes;
@@ -886,9 +909,18 @@ where
         values: &mut dyn Iterator<Item = (&Arc<SeriesKey>, Raw)>,
     ) -> Result<(), HistoryError> {
         let (head, place) = self.place(host, tick);
-        let all = self.groups.read().unwrap_or_else(PoisonError::into_inner).of.len();
+        let all = self
+            .groups
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .of
+            .len();
         let mut head = lock(&head);
-        let covered = if (place as usize) < head.known { head.covered } else { 0 };
+        let covered = if (place as usize) < head.known {
+            head.covered
+        } else {
+            0
+        };
         if token != 0 && token <= covered {
             return Ok(());
         }
@@ -896,7 +928,12 @@ where
             return Err(HistoryError::Backlog);
         }
         let window = Tier::Raw.window_of(tick);
-        let rows = head.windows.entry(window).or_default().entry(place).or_default();
+        let rows = head
+            .windows
+            .entry(window)
+            .or_default()
+            .entry(place)
+            .or_default();
         let (memory, samples) = (rows.memory(), rows.samples());
         rows.push(tick, values);
         let (memory, samples) = (rows.memory() - memory, rows.samples() - samples);
@@ -973,7 +1010,11 @@ where
             stats.bytes[tier] += file.bytes;
             stats.points[tier] += file.points;
             let oldest = &mut stats.oldest_ms[tier];
-            *oldest = if *oldest == 0 { file.start } else { (*oldest).min(file.start) };
+            *oldest = if *oldest == 0 {
+                file.start
+            } else {
+                (*oldest).min(file.start)
+            };
         }
         let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
         stats.hosts = groups.of.len() as u64;
@@ -1024,7 +1065,10 @@ fn next_job(files: &[FileEntry], now: i64) -> Option<Job> {
     ];
     for (tier, length) in LEVELS {
         let mut windows: BTreeMap<(i64, u32), (usize, bool)> = BTreeMap::new();
-        for file in files.iter().filter(|file| file.tier == tier && file.end - file.start <= length) {
+        for file in files
+            .iter()
+            .filter(|file| file.tier == tier && file.end - file.start <= length)
+        {
             let start = file.start - file.start.rem_euclid(length);
             let (count, loose) = windows.entry((start, file.group)).or_default();
             *count += 1;
@@ -1061,7 +1105,9 @@ fn plan<'f>(
     let mut open = vec![(query.from, query.to.max(query.from))];
     let mut chosen = Vec::new();
     for tier in order {
-        let of_tier = files.iter().filter(|file| file.tier == tier && file.group == group);
+        let of_tier = files
+            .iter()
+            .filter(|file| file.tier == tier && file.group == group);
         let mut taken = Vec::new();
         for file in of_tier {
             let parts = cut(&open, file.start, file.end);
@@ -1081,13 +1127,21 @@ fn plan<'f>(
 /// The parts of `ranges` within `start..end`.
 fn cut(ranges: &[(i64, i64)], start: i64, end: i64) -> Vec<(i64, i64)> {
     let part = |(from, to): &(i64, i64)| ((*from).max(start), (*to).min(end));
-    ranges.iter().map(part).filter(|(from, to)| from < to).collect()
+    ranges
+        .iter()
+        .map(part)
+        .filter(|(from, to)| from < to)
+        .collect()
 }
 
 /// The parts of `ranges` outside `start..end`.
 fn without(ranges: &[(i64, i64)], start: i64, end: i64) -> Vec<(i64, i64)> {
     let parts = |(from, to): &(i64, i64)| [(*from, (*to).min(start)), ((*from).max(end), *to)];
-    ranges.iter().flat_map(parts).filter(|(from, to)| from < to).collect()
+    ranges
+        .iter()
+        .flat_map(parts)
+        .filter(|(from, to)| from < to)
+        .collect()
 }
 
 fn file_name(span: &Span) -> String {
@@ -1111,4 +1165,10 @@ pub fn name_of(key: &SeriesKey) -> SeriesName {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether two series stand in a file as they must.
+#[must_use]
+pub fn name_order(one: &SeriesName, other: &SeriesName) -> bool {
+    one.order(other).is_lt()
 }

@@ -229,7 +229,11 @@ impl Work {
                 part: Some(Part::Series(message)),
             };
             gone = self.out.blocking_send(Ok(message)).is_err();
-            if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if gone {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         });
         if gone {
             return None;
@@ -238,7 +242,9 @@ impl Work {
             Ok(mut report) => {
                 if late {
                     let seconds = WORK.as_secs();
-                    report.missing.push(format!("what takes longer than {seconds} s to read"));
+                    report
+                        .missing
+                        .push(format!("what takes longer than {seconds} s to read"));
                 }
                 Ok(report)
             }
@@ -286,11 +292,17 @@ impl History for HistoryService {
         let wire = request.get_ref().fold();
         let request = request.into_inner();
         if request.from_ms >= request.to_ms || request.step_ms < 0 {
-            return Err(Status::invalid_argument("the range is empty, or the step is negative"));
+            return Err(Status::invalid_argument(
+                "the range is empty, or the step is negative",
+            ));
         }
         let chosen = self.hosts(&request.names, &request.selector).await?;
         let fold = fold_of(wire);
-        let back = if fold.looks_back() { request.step_ms.max(LOOK_BACK_MS) } else { 0 };
+        let back = if fold.looks_back() {
+            request.step_ms.max(LOOK_BACK_MS)
+        } else {
+            0
+        };
         let labels = request.labels.into_iter().map(|label| LabelMatch {
             label: label.label,
             patterns: label.patterns,
@@ -322,7 +334,11 @@ impl History for HistoryService {
             ));
         };
         let behind = self.journal.durable() > history.store.durable()
-            && history.health.taken.load(std::sync::atomic::Ordering::Relaxed) + 10_000
+            && history
+                .health
+                .taken
+                .load(std::sync::atomic::Ordering::Relaxed)
+                + 10_000
                 < self.journal.durable();
         let (clock, mut missing, unknown_names) =
             (Arc::clone(&self.clock), chosen.missing, chosen.unknown);

@@ -54,7 +54,10 @@ impl<S: Storage> Follower<S> {
     ///
     /// [`LogError::Io`] if the folder cannot be listed.
     pub fn first(&self) -> Result<Option<u64>, LogError> {
-        Ok(self.segments(u64::MAX)?.front().map(|segment| segment.first))
+        Ok(self
+            .segments(u64::MAX)?
+            .front()
+            .map(|segment| segment.first))
     }
 
     /// The segments below `end` as their names tell; each counts up to the next name above its own.
@@ -131,7 +134,10 @@ mod tests {
         for number in 1..=40u64 {
             log.append(1, &number.to_le_bytes()).expect("there is room");
             let durable = log.commit().expect("it is written");
-            assert_eq!(numbers(&follower, number, durable + 1), (vec![number], vec![]));
+            assert_eq!(
+                numbers(&follower, number, durable + 1),
+                (vec![number], vec![])
+            );
         }
         assert!(log.segments().len() > 5, "several segments");
         assert_eq!(numbers(&follower, 1, 41), ((1..=40).collect(), vec![]));
@@ -142,6 +148,9 @@ mod tests {
         assert_eq!(follower.first().expect("listed"), Some(first));
         let (read, gaps) = numbers(&follower, 3, 41);
         assert_eq!(read, (first..=40).collect::<Vec<_>>());
-        assert_eq!(gaps, [format!("records 3 to {} are in no segment", first - 1)]);
+        assert_eq!(
+            gaps,
+            [format!("records 3 to {} are in no segment", first - 1)]
+        );
     }
 }
