@@ -564,7 +564,7 @@ mod tests {
         let good = fs::read(&file).expect("read");
         let to = tempfile::tempdir().expect("a folder");
         let state = to.path().join("state");
-        for at in [0, 600, 1100, 2600, good.len() - 2000] {
+        for at in [0, 514, 1100, 2600, good.len() - 2000] {
             let mut bad = good.clone();
             bad[at] ^= 1;
             fs::write(&file, &bad).expect("written");

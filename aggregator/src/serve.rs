@@ -281,6 +281,14 @@ impl Aggregator {
         &self.started.fleet
     }
 
+    /// The past; why there is none otherwise.
+    ///
+    /// # Errors
+    /// In words for people.
+    pub fn history(&self) -> Result<&start::History, &str> {
+        self.started.history.as_ref().map_err(String::as_str)
+    }
+
     /// Waits until a task ends that should not, and says which and why. Never returns otherwise.
     pub async fn failed(&mut self) -> anyhow::Error {
         let ended = tokio::select! {
@@ -554,6 +562,7 @@ impl Opening<'_> {
             fleet: self.fleet.clone(),
             journal: Arc::clone(&self.journal),
             incidents: self.incidents.clone(),
+            history: self.history.as_ref().ok().cloned(),
             doors: self.counters.clone(),
             names: http::live::Names::default(),
         };

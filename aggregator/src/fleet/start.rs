@@ -130,8 +130,11 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
     })?;
     let checkpoint_path = parts.state_dir.join("checkpoint");
     let kept = read_checkpoint(&checkpoint_path)?;
+    let opened = open_history(&parts);
+    // Numbers that history has seen must not come again for something else, should the log be lost.
+    let seen = opened.as_ref().map_or(0, |(store, _)| store.highest());
     let mut log_config = LogConfig::aggregator();
-    log_config.next_at_least = kept.covers + 1;
+    log_config.next_at_least = kept.covers.max(seen) + 1;
     let (log, recovery) = Log::open(DiskStorage::open(log_folder)?, log_config)?;
     for damaged in &recovery.quarantined {
         tracing::error!(
@@ -179,7 +182,6 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
 
     let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(INBOX)).unzip();
     let follower = Follower::new(log.storage().clone(), log_config.stream);
-    let opened = open_history(&parts);
     let (offered, inbox) = Feed::new();
     let feed = opened.is_ok().then_some(offered);
     let (journal, journal_thread) =

@@ -61,10 +61,7 @@ fn problem<S: Storage>(storage: &S, name: &str, error: &HistoryError, report: &m
 
 fn points<S: Storage>(storage: &S, name: &str) -> Result<u64, HistoryError> {
     let block = Block::open(storage, name)?;
-    if !block
-        .series()
-        .is_sorted_by(|one, other| name_order(one, other))
-    {
+    if !block.series().is_sorted_by(name_order) {
         return Err(HistoryError::Damaged {
             name: name.to_owned(),
             what: "its series are not in order",

@@ -498,3 +498,6 @@ fn unpack(bytes: &[u8]) -> Vec<(HostId, Vec<KeptChain>)> {
         Err(_) => Vec::new(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -379,7 +379,6 @@ pub fn roll_up(family: &Family, samples: &Chunk, step: i64) -> Chunk {
 }
 
 /// Hosts that count no more, by the generation up to which they do not.
-#[must_use]
 pub fn forgotten_by(list: &[(HostId, u64)]) -> impl Fn(HostId, u64) -> bool + use<> {
     let list: HashSet<(HostId, u64)> = list.iter().copied().collect();
     move |host, generation| {

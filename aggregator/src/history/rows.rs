@@ -47,13 +47,19 @@ pub struct Columns {
     pub series: Vec<ColumnOf>,
 }
 
+/// Ranges of rows: first and number.
+pub type Runs = Vec<(u32, u32)>;
+
+/// The values of a row, by the place of their series.
+type Row = Vec<(u32, Raw)>;
+
 /// Values of one series.
 #[derive(Debug)]
 pub struct ColumnOf {
     /// Which.
     pub key: Arc<SeriesKey>,
     /// Ranges of rows in which it has a value: first and number.
-    pub runs: Vec<(u32, u32)>,
+    pub runs: Runs,
     /// The values.
     pub raws: Vec<Raw>,
 }
@@ -73,11 +79,7 @@ impl Rows {
     }
 
     /// Adds a row: all values the host has at this tick.
-    pub fn push<'a>(
-        &mut self,
-        tick: i64,
-        values: &mut dyn Iterator<Item = (&'a Arc<SeriesKey>, Raw)>,
-    ) {
+    pub fn push(&mut self, tick: i64, values: &mut dyn Iterator<Item = (&Arc<SeriesKey>, Raw)>) {
         let before = self.rows;
         self.rows += 1;
         let mut changes: Vec<(u32, Raw)> = Vec::new();
@@ -169,7 +171,7 @@ impl Rows {
         }
     }
 
-    /// What stands in it, by time; where two rows have one time the first counts.
+    /// What stands in it, by time; where a series has two values of one time the first counts.
     ///
     /// # Errors
     /// When the bytes are not what was written, which only a fault of the memory can do.
@@ -189,7 +191,15 @@ impl Rows {
         // Not in order of time: written anew in it, which is rare and costs little.
         let mut rows = self.decode_rows()?;
         rows.sort_by_key(|(tick, _)| *tick);
-        rows.dedup_by_key(|(tick, _)| *tick);
+        rows.dedup_by(|later, first| {
+            let same = later.0 == first.0;
+            if same {
+                first.1.append(&mut later.1);
+                first.1.sort_by_key(|(place, _)| *place);
+                first.1.dedup_by_key(|(place, _)| *place);
+            }
+            same
+        });
         let mut ordered = Self {
             series: self.series.clone(),
             last: vec![Raw(0); self.series.len()],
@@ -210,7 +220,7 @@ impl Rows {
             ticks: Vec::with_capacity(self.rows as usize),
             series: Vec::new(),
         };
-        let mut columns: Vec<(Vec<(u32, u32)>, Vec<Raw>)> = vec![Default::default(); wanted.len()];
+        let mut columns: Vec<(Runs, Vec<Raw>)> = vec![Default::default(); wanted.len()];
         let mut reader = Reader::new(self);
         for row in 0..self.rows {
             out.ticks.push(reader.next(self)?);
@@ -237,7 +247,7 @@ impl Rows {
         Ok(out)
     }
 
-    fn decode_rows(&self) -> Result<Vec<(i64, Vec<(u32, Raw)>)>, Corrupt> {
+    fn decode_rows(&self) -> Result<Vec<(i64, Row)>, Corrupt> {
         let mut reader = Reader::new(self);
         let mut rows = Vec::new();
         for _ in 0..self.rows {

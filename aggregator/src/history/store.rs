@@ -402,6 +402,14 @@ impl<S: Storage> EmbeddedStore<S> {
         upto
     }
 
+    /// The highest record of the log that it has seen.
+    pub fn highest(&self) -> Token {
+        let committed = self.committed();
+        let groups = committed.manifest.groups.iter().flatten();
+        let covered = groups.map(|group| group.covered).max().unwrap_or(0);
+        covered.max(committed.manifest.upto)
+    }
+
     /// Whether the group of this host takes more; else its disk does not take what it has.
     pub fn has_room(&self, host: HostId) -> bool {
         let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
@@ -829,12 +837,14 @@ fn read_block<S: Storage>(
     Ok(())
 }
 
+/// Metric, label names, label values, host: what families of other units are the same metric by.
+type FoundKey = (String, Vec<String>, Vec<String>, HostId);
+
 /// Series put together from pieces.
 struct Found<'q> {
     query: &'q SampleQuery,
     points: u64,
-    /// By metric, label names, label values, host.
-    series: BTreeMap<(String, Vec<String>, Vec<String>, HostId), (SeriesName, Vec<Point>)>,
+    series: BTreeMap<FoundKey, (SeriesName, Vec<Point>)>,
 }
 
 impl<'q> Found<'q> {

@@ -54,13 +54,13 @@ pub const ACCESS: &[Rule] = &[
     rule("BanHost", OperatorRole::Admin, 600),
     rule("RevokeOperator", OperatorRole::Admin, 60),
     rule("ListAudit", OperatorRole::Admin, 60),
+    // The service Identity.
+    rule("RenewOperator", OperatorRole::Viewer, 60),
+    rule("VerifyAudit", OperatorRole::Admin, 60),
     // The service History: what one question may cost is bounded by itself.
     rule("ReadHistory", OperatorRole::Viewer, 600),
     rule("GetHistoryStatus", OperatorRole::Viewer, 600),
     rule("ForgetHistory", OperatorRole::Admin, 60),
-    // The service Identity.
-    rule("RenewOperator", OperatorRole::Viewer, 60),
-    rule("VerifyAudit", OperatorRole::Admin, 60),
 ];
 
 /// Oldest certificate with which what needs [`OperatorRole::Admin`] can be done (design/threats.md, T22): the program
