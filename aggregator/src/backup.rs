@@ -2,7 +2,7 @@
 //!
 //! The file is a tar archive (POSIX ustar), so that any tar lists and unpacks it. It holds, in this order, the authority's keys
 //! and certificates (`ca/`), history (`history/`), the checkpoint of latest values, the log behind what history has in files
-//! (`log/`), the database as of one moment, and at the end `backup.json`: name, length and checksum of each of them, and
+//! (`log/`), the databases, each as of one moment, and at the end `backup.json`: name, length and checksum of each of them, and
 //! that the backup is whole. **Whoever has it is this fleet**: it is written with mode 0600.
 //!
 //! What is copied later is newer: the log goes on behind the checkpoint and the history that were copied before, and the
@@ -25,6 +25,8 @@ use muster_proto::log::DiskStorage;
 const BLOCK: usize = 512;
 /// Name of the last entry.
 const LIST: &str = "backup.json";
+/// Hosts, tokens, certificates, incidents, audit; events.
+const DATABASES: [&str; 2] = ["control.db", "events.db"];
 /// Version of the list.
 const VERSION: u32 = 1;
 /// Largest list that is believed: a hundred thousand files.
@@ -100,7 +102,11 @@ fn write(state: &Path, out: impl Write) -> anyhow::Result<Done> {
         archive.file("checkpoint", &checkpoint)?;
     }
     log(state, upto, &mut archive)?;
-    database(state, &mut archive)?;
+    for name in DATABASES {
+        if state.join(name).exists() {
+            database(state, name, &mut archive)?;
+        }
+    }
     archive.finish()
 }
 
@@ -175,14 +181,14 @@ fn log(state: &Path, upto: u64, archive: &mut Archive<impl Write>) -> anyhow::Re
     Ok(())
 }
 
-/// Copies the database as it is at one moment.
-fn database(state: &Path, archive: &mut Archive<impl Write>) -> anyhow::Result<()> {
-    let copy = Scratch(state.join(format!("control.backup-{}", std::process::id())));
+/// Copies a database as it is at one moment.
+fn database(state: &Path, name: &str, archive: &mut Archive<impl Write>) -> anyhow::Result<()> {
+    let copy = Scratch(state.join(format!("{name}.backup-{}", std::process::id())));
     let connection = rusqlite::Connection::open_with_flags(
-        state.join("control.db"),
+        state.join(name),
         rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )
-    .context("cannot open control.db")?;
+    .with_context(|| format!("cannot open {name}"))?;
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
     // Made here with its mode, so that the copy is nobody else's for a moment either.
     OpenOptions::new()
@@ -196,8 +202,8 @@ fn database(state: &Path, archive: &mut Archive<impl Write>) -> anyhow::Result<(
         .context("the state folder's name is not UTF-8")?;
     connection
         .execute("VACUUM INTO ?1", [path])
-        .context("cannot copy control.db")?;
-    archive.file("control.db", &copy.0)
+        .with_context(|| format!("cannot copy {name}"))?;
+    archive.file(name, &copy.0)
 }
 
 /// A file that is removed again.
@@ -392,7 +398,7 @@ fn empty(state: &Path) {
     for name in ["ca", "history", "log"] {
         let _ = fs::remove_dir_all(state.join(name));
     }
-    for name in ["checkpoint", "control.db"] {
+    for name in ["checkpoint"].iter().chain(&DATABASES) {
         let _ = fs::remove_file(state.join(name));
     }
 }
@@ -462,7 +468,9 @@ fn safe(name: &str) -> anyhow::Result<PathBuf> {
         .iter()
         .all(|part| matches!(part, Component::Normal(_)));
     let known = match parts.as_slice() {
-        [Component::Normal(file)] => *file == "checkpoint" || *file == "control.db",
+        [Component::Normal(file)] => {
+            *file == "checkpoint" || DATABASES.iter().any(|name| file == name)
+        }
         [Component::Normal(folder), _] => {
             ["ca", "history", "log"].iter().any(|known| folder == known)
         }

@@ -18,7 +18,7 @@ use muster_agent::{
 use muster_proto::limits;
 use toml::de::DeValue;
 
-use crate::{detect::DetectConfig, history::HistoryConfig, pki::is_name};
+use crate::{detect::DetectConfig, events::EventLimits, history::HistoryConfig, pki::is_name};
 
 /// Where the file is looked for without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/muster/aggregator.toml";
@@ -35,6 +35,10 @@ const MAX_SIZE_BYTES: u64 = 1 << 50;
 /// Bounds on how long history is kept: a window of samples, and ten years.
 const MIN_KEEP: Duration = Duration::from_secs(2 * 3600);
 const MAX_KEEP: Duration = Duration::from_secs(3650 * 86_400);
+/// Events are kept at least so long; a night's must be there in the morning.
+const MIN_EVENTS_AGE: Duration = Duration::from_secs(3600);
+/// And at most ten years.
+const MAX_EVENTS_AGE: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// What the aggregator runs with.
 #[derive(Debug, Clone)]
@@ -57,6 +61,8 @@ pub struct Config {
     pub log_max_bytes: u64,
     /// What is kept of the past.
     pub history: HistoryConfig,
+    /// What is kept of events and recordings.
+    pub events: EventLimits,
     /// Most series of one host.
     pub series_per_host: usize,
     /// Most bytes one agent may have sent and not seen durable.
@@ -99,6 +105,7 @@ impl Default for Config {
             http: HttpConfig::default(),
             log_max_bytes: 2 << 30,
             history: HistoryConfig::default(),
+            events: EventLimits::default(),
             series_per_host: limits::DEFAULT_SERIES_QUOTA,
             credit_bytes: 1 << 20,
             exempt_loopback: false,
@@ -161,6 +168,12 @@ impl Draft {
         root.section("storage", |storage| {
             storage.value("log_max_size", &mut config.log_max_bytes, |value| {
                 settings::bytes(value, 64 << 20..=MAX_SIZE_BYTES)
+            });
+            storage.value("events_max_size", &mut config.events.max_bytes, |value| {
+                settings::bytes(value, 8 << 20..=MAX_SIZE_BYTES)
+            });
+            storage.value("events_max_age", &mut config.events.max_age, |value| {
+                settings::duration(value, MIN_EVENTS_AGE..=MAX_EVENTS_AGE)
             });
         });
         root.section("history", |section| history(section, &mut config.history));

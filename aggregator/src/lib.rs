@@ -9,6 +9,7 @@ pub mod demo;
 pub mod detect;
 pub mod directory;
 pub mod enrol;
+pub mod events;
 pub mod fleet;
 pub mod history;
 pub mod http;

@@ -30,6 +30,7 @@ use crate::{
     detect::Engine,
     directory::{Directory, Known},
     enrol::EnrolDoor,
+    events::Events,
     fleet::{
         Fleet, FleetConfig,
         start::{self, Parts, Started},
@@ -163,6 +164,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let stop_rest = CancellationToken::new();
     let (incidents, incident_task) = Incidents::start(control.clone(), stop_rest.clone()).await?;
     let open = incidents.clone();
+    let events = Events::open(&config.state_dir, config.events, Arc::clone(&clock))?;
     let parts = Parts {
         config: FleetConfig {
             series_quota: config.series_per_host,
@@ -177,6 +179,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         sink: Arc::new(incidents.clone()),
         open: Box::new(move |host| open.open_on(host)),
         clock: Arc::clone(&clock),
+        events: events.clone(),
     };
     let started = start::start(parts, hosts)?;
 
@@ -204,6 +207,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         directory,
         incidents,
         fleet: started.fleet.clone(),
+        events,
         journal: Arc::clone(started.journal.health()),
         history: started.history.clone(),
         addresses,
@@ -375,6 +379,7 @@ struct Opening<'a> {
     directory: Directory,
     incidents: Incidents,
     fleet: Fleet,
+    events: Events,
     journal: Arc<JournalHealth>,
     history: Result<start::History, String>,
     addresses: Addresses,
@@ -484,6 +489,7 @@ impl Opening<'_> {
         limits: &Limits,
     ) {
         let (doors, journal) = (Arc::clone(&self.doors), Arc::clone(&self.journal));
+        let events = Arc::clone(self.events.health());
         let http = &self.config.http;
         // Turned off is no problem.
         let no_history = self
@@ -497,8 +503,8 @@ impl Opening<'_> {
             started: self.clock.now(),
             certificate_not_after: Box::new(move || Some(doors.not_after())),
             problems: Box::new(move || {
-                let problems = journal.problem().into_iter();
-                problems.chain(no_history.clone()).collect()
+                let problems = [journal.problem(), events.problem(), no_history.clone()];
+                problems.into_iter().flatten().collect()
             }),
             http: query::HttpDoor {
                 address: if http.external_address.is_empty() {
@@ -510,6 +516,12 @@ impl Opening<'_> {
                 token_needed: http.token.is_some(),
             },
         };
+        let asked = query::EventsService::new(
+            self.fleet.clone(),
+            self.events.clone(),
+            self.control.clone(),
+            Arc::clone(&self.clock),
+        );
         let service = query::OperatorService::new(
             self.fleet.clone(),
             self.control.clone(),
@@ -528,6 +540,7 @@ impl Opening<'_> {
             Arc::clone(&self.authority),
             Arc::clone(&self.clock),
         );
+        let checks = query::ChecksService::new(service.clone());
         let incoming = listen::tls(
             listener,
             Arc::clone(&self.doors.operators),
@@ -542,8 +555,10 @@ impl Opening<'_> {
                 .http2_keepalive_interval(Some(KEEPALIVE))
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .add_service(service.into_server())
+                .add_service(asked.into_server())
                 .add_service(identity.into_server())
                 .add_service(history.into_server())
+                .add_service(checks.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;
             ("operator door", served.map_err(anyhow::Error::new))

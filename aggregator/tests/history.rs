@@ -1,5 +1,6 @@
 //! History end to end: agents over real TLS, what they sent answered by the store, through a restart and a backup.
 
+#[expect(dead_code, reason = "the other tests of the whole way use the rest")]
 mod support;
 
 use std::ops::ControlFlow;

@@ -50,6 +50,10 @@ pub const ACCESS: &[Rule] = &[
     rule("ListAnomalies", OperatorRole::Viewer, 600),
     rule("ListIncidents", OperatorRole::Viewer, 600),
     rule("GetIncident", OperatorRole::Viewer, 1_200),
+    rule("ListEvents", OperatorRole::Viewer, 600),
+    rule("FollowEvents", OperatorRole::Viewer, 60),
+    rule("ListRecordings", OperatorRole::Viewer, 600),
+    rule("GetRecording", OperatorRole::Viewer, 60),
     rule("EvictHost", OperatorRole::Admin, 600),
     rule("BanHost", OperatorRole::Admin, 600),
     rule("RevokeOperator", OperatorRole::Admin, 60),
@@ -57,6 +61,7 @@ pub const ACCESS: &[Rule] = &[
     // The service Identity.
     rule("RenewOperator", OperatorRole::Viewer, 60),
     rule("VerifyAudit", OperatorRole::Admin, 60),
+    rule("ListChecks", OperatorRole::Viewer, 300),
     // The service History: what one question may cost is bounded by itself.
     rule("ReadHistory", OperatorRole::Viewer, 600),
     rule("GetHistoryStatus", OperatorRole::Viewer, 600),
