@@ -64,10 +64,10 @@ impl Agents {
     fn round(&mut self) {
         for agent in &mut self.agents {
             let random = &mut self.random;
-            let (frame, value) = agent.sample(random);
             if random.u8(..12) == 0 {
                 agent.offline = !agent.offline;
             }
+            let (frame, value) = agent.sample(random);
             if agent.offline {
                 agent.held.push((frame, value));
                 continue;
@@ -131,8 +131,9 @@ impl Agent {
         self.seq += 1;
         self.table.raw[0] = Raw::int(self.table.raw[0].as_int() + random.i64(0..100));
         self.table.present[0] = random.u8(..10) != 0;
-        // A chain begins anew when the connection was lost, so that the live one can go on alone.
-        let key = self.held.is_empty() == self.offline || random.u8(..20) == 0;
+        // What is held back goes on in the chain at hand; the live one begins anew beside it.
+        let beside = !self.offline && !self.held.is_empty();
+        let key = beside || random.u8(..20) == 0;
         let mut payload = Vec::new();
         self.encoder.encode(&self.table, &[], key, &mut payload);
         let frame = FrameIn {
