@@ -58,11 +58,10 @@ const IDENTITIES: [&str; 5] = [
 pub fn reads(line: &[u8], with_identities: bool) -> bool {
     let key = line.strip_prefix(b"E:").unwrap_or_default();
     let key = key.split(|&byte| byte == b'=').next().unwrap_or_default();
-    let is = |known: &&str| known.as_bytes() == key;
+    let stands_in = |keys: &[&str]| keys.iter().any(|known| known.as_bytes() == key);
     let ata = ATA.map(|(key, _)| key);
-    let read = [&INFO[..], &FILESYSTEM, &MAPPER, &ata, &[SCSI_SERIAL]];
-    let is_read = read.iter().any(|keys| keys.iter().any(|known| is(&known)));
-    is_read && (with_identities || !IDENTITIES.iter().any(|known| is(&known)))
+    let read: [&[&str]; 5] = [&INFO, &FILESYSTEM, &MAPPER, &ata, &[SCSI_SERIAL]];
+    read.into_iter().any(stands_in) && (with_identities || !stands_in(&IDENTITIES))
 }
 
 static ABOUT: About = About {

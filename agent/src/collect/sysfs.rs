@@ -101,8 +101,8 @@ impl Files {
         let plain = FileType::from_raw_mode(status.st_mode) == FileType::RegularFile;
         plain.then(|| Stamp {
             bytes: u64::try_from(status.st_size).unwrap_or(0),
-            millis: i64::try_from(status.st_mtime)
-                .unwrap_or(0)
+            millis: status
+                .st_mtime
                 .saturating_mul(1000)
                 .saturating_add(i64::try_from(status.st_mtime_nsec / 1_000_000).unwrap_or(0)),
             inode: status.st_ino,
