@@ -19,7 +19,7 @@ use muster_aggregator::{
     pki::Authority,
     say, serve, setup,
 };
-use muster_proto::{limits, spiffe::hex, time::Timestamp};
+use muster_proto::{limits, log::DiskStorage, spiffe::hex, time::Timestamp};
 
 /// The configuration is wrong, which does not get better by trying again (sysexits.h).
 const EX_CONFIG: u8 = 78;

@@ -53,7 +53,7 @@ const PACK_EVERY: Duration = Duration::from_secs(5);
 pub const MAX_LATE_MS: i64 = 8 * 86_400_000;
 
 /// Records read from the log between two looks at whether memory is full.
-const READ_AT_ONCE: u64 = 4_096;
+const READ_AT_ONCE: u64 = 32_768;
 
 /// Largest state of chains that is believed.
 const MAX_ASIDE_BYTES: u64 = 1 << 30;

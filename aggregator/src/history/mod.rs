@@ -330,6 +330,9 @@ pub enum HistoryError {
     /// More waits in memory than may wait; the disk is slow or away.
     #[error("the history's memory is full: its disk does not take what is in it")]
     Backlog,
+    /// What is to be forgotten is being written.
+    #[error("what is in memory of this host is being written; try again in a few seconds")]
+    Busy,
 }
 
 /// A store of samples. See the module's own words.

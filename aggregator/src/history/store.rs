@@ -53,6 +53,8 @@ pub struct EmbeddedStore<S: Storage> {
     config: HistoryConfig,
     groups: RwLock<Groups>,
     files: RwLock<Arc<Vec<FileEntry>>>,
+    /// Hosts that were forgotten, and up to which generation; beside the manifest, which is locked while it is written.
+    forgotten: RwLock<Arc<Vec<(HostId, u64)>>>,
     committed: Mutex<Committed>,
     open: Mutex<VecDeque<(String, Arc<Block<S>>)>>,
     /// The last record that was appended.
@@ -183,6 +185,7 @@ impl<S: Storage> EmbeddedStore<S> {
             config,
             groups: RwLock::new(groups),
             files: RwLock::new(Arc::new(manifest.files.clone())),
+            forgotten: RwLock::new(Arc::new(manifest.forgotten.clone())),
             committed: Mutex::new(Committed { manifest, next }),
             open: Mutex::default(),
             newest: AtomicU64::new(upto),
@@ -204,6 +207,11 @@ impl<S: Storage> EmbeddedStore<S> {
     /// The files there are.
     pub fn files(&self) -> Arc<Vec<FileEntry>> {
         Arc::clone(&self.files.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn forgotten(&self) -> Arc<Vec<(HostId, u64)>> {
+        let forgotten = self.forgotten.read();
+        Arc::clone(&forgotten.unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The manifest as it is on disk.
@@ -516,6 +524,10 @@ impl<S: Storage> EmbeddedStore<S> {
         committed.next += 1;
         let written = manifest::write(&self.storage, &manifest)?;
         Counters::add(&self.counters.written_bytes, written);
+        *self
+            .forgotten
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(manifest.forgotten.clone());
         *self.files.write().unwrap_or_else(PoisonError::into_inner) =
             Arc::new(manifest.files.clone());
         let before = std::mem::replace(&mut committed.manifest, manifest);
@@ -617,7 +629,7 @@ impl<S: Storage> EmbeddedStore<S> {
         for input in &inputs {
             blocks.push(self.block(&input.name)?);
         }
-        let forgotten = merge::forgotten_by(&self.manifest().forgotten);
+        let forgotten = merge::forgotten_by(&self.forgotten());
         let mut written = merge::merge(&self.storage, &blocks, targets, &forgotten)?;
         for entry in &mut written {
             Counters::add(&self.counters.written_bytes, entry.bytes);
@@ -701,7 +713,7 @@ impl<S: Storage> EmbeddedStore<S> {
         // Memory first: what moves from there to a file meanwhile is read twice and counts once.
         let in_memory = self.read_head(group, hosts, query);
         let files = self.files();
-        let forgotten = merge::forgotten_by(&self.manifest().forgotten);
+        let forgotten = merge::forgotten_by(&self.forgotten());
         let plan = plan(&files, u32::try_from(group).unwrap_or(u32::MAX), query);
         for (file, parts) in plan {
             let block = match self.block(&file.name) {
@@ -994,7 +1006,7 @@ where
         if let Some(head) = self.group(group) {
             let mut head = lock(&head);
             if head.flushing.is_some() {
-                return Err(HistoryError::Backlog);
+                return Err(HistoryError::Busy);
             }
             if let Some(place) = head.hosts.iter().position(|held| *held == host) {
                 let place = u32::try_from(place).unwrap_or(u32::MAX);
