@@ -83,6 +83,7 @@ pub struct Aggregator {
     addresses: Addresses,
     authority: Arc<Authority>,
     control: Control,
+    events: Events,
     started: Started,
     readiness: watch::Sender<http::Readiness>,
     /// Doors: stopped first.
@@ -206,7 +207,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         directory,
         incidents,
         fleet: started.fleet.clone(),
-        events,
+        events: events.clone(),
         journal: Arc::clone(started.journal.health()),
         addresses,
         counters: DoorCounters::default(),
@@ -218,6 +219,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         addresses,
         authority,
         control,
+        events,
         started,
         readiness,
         doors,
@@ -269,6 +271,12 @@ impl Aggregator {
     #[must_use]
     pub fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// What happened on hosts.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// The control store.

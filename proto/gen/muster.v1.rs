@@ -112,7 +112,7 @@ pub struct RecordingPart {
     pub from_ms: i64,
     #[prost(int64, tag = "5")]
     pub to_ms: i64,
-    /// In order. The first of each part is a key frame.
+    /// In order; each builds on those before it, over parts too, and the first of all is a key frame.
     #[prost(message, repeated, tag = "6")]
     pub rounds: ::prost::alloc::vec::Vec<RecordedRound>,
     #[prost(message, repeated, tag = "7")]
