@@ -17,6 +17,7 @@ pub mod host;
 pub mod identity;
 mod live;
 pub mod lock;
+pub mod page;
 pub mod recorder;
 pub mod renewal;
 pub mod sample;

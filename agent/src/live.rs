@@ -166,6 +166,10 @@ impl Source for LiveHost {
         self.watch.as_ref().map_or_else(Vec::new, Watch::busiest)
     }
 
+    fn table(&self) -> Option<&Table> {
+        Some(self.collection.table())
+    }
+
     fn faults(&self) -> Vec<CollectorFault> {
         self.collection.faults()
     }

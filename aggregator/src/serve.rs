@@ -523,6 +523,7 @@ impl Opening<'_> {
             Arc::clone(&self.authority),
             Arc::clone(&self.clock),
         );
+        let checks = query::ChecksService::new(service.clone());
         let incoming = listen::tls(
             listener,
             Arc::clone(&self.doors.operators),
@@ -539,6 +540,7 @@ impl Opening<'_> {
                 .add_service(service.into_server())
                 .add_service(asked.into_server())
                 .add_service(identity.into_server())
+                .add_service(checks.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;
             ("operator door", served.map_err(anyhow::Error::new))

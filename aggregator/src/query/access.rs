@@ -61,6 +61,7 @@ pub const ACCESS: &[Rule] = &[
     // The service Identity.
     rule("RenewOperator", OperatorRole::Viewer, 60),
     rule("VerifyAudit", OperatorRole::Admin, 60),
+    rule("ListChecks", OperatorRole::Viewer, 300),
 ];
 
 /// Oldest certificate with which what needs [`OperatorRole::Admin`] can be done (design/threats.md, T22): the program
