@@ -469,6 +469,11 @@ impl Opening<'_> {
             about,
             Arc::clone(&self.clock),
         );
+        let paging = query::PagingService::new(
+            self.fleet.clone(),
+            self.control.clone(),
+            Arc::clone(&self.clock),
+        );
         let incoming = listen::tls(
             listener,
             Arc::clone(&self.doors.operators),
@@ -483,6 +488,7 @@ impl Opening<'_> {
                 .http2_keepalive_interval(Some(KEEPALIVE))
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .add_service(service.into_server())
+                .add_service(paging.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;
             ("operator door", served.map_err(anyhow::Error::new))

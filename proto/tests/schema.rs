@@ -113,6 +113,11 @@ const METHODS: &[&str] = &[
     "Operator.ListIncidents",
     "Operator.ListServices",
     "Operator.RevokeOperator",
+    "Paging.AcknowledgeIncident",
+    "Paging.AddQuiet",
+    "Paging.EndQuiet",
+    "Paging.ListQuiets",
+    "Paging.UnacknowledgeIncident",
     "Uplink.Renew",
     "Uplink.Session",
 ];
@@ -157,6 +162,7 @@ fn descriptors() -> FileDescriptorSet {
         "muster/v1/uplink.proto",
         "muster/v1/enrolment.proto",
         "muster/v1/operator.proto",
+        "muster/v1/paging.proto",
     ];
     protox::compile(files, [env!("CARGO_MANIFEST_DIR")]).expect("the contract compiles")
 }

@@ -4,7 +4,12 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::{incidents::parse_id, output::Format};
+use super::{
+    ack::Ack,
+    incidents::parse_id,
+    output::Format,
+    quiet::{Maintenance, Silence},
+};
 
 /// See what a fleet of Linux hosts is doing.
 ///
@@ -171,6 +176,20 @@ pub enum Command {
         #[arg(value_name = "ID", value_parser = parse_id)]
         number: u64,
     },
+    /// Say that you see to an incident
+    Ack(Ack),
+    /// Take an acknowledgement back
+    Unack {
+        /// As muster incidents shows it: I-2041
+        #[arg(value_name = "ID", value_parser = parse_id)]
+        number: u64,
+    },
+    /// Tell nobody of some incidents for a while
+    #[command(subcommand)]
+    Silence(Silence),
+    /// Plan times in which nobody is told
+    #[command(subcommand)]
+    Maintenance(Maintenance),
     /// Find out why it does not work, step by step
     Doctor,
     /// Choose between aggregators

@@ -141,6 +141,15 @@ impl Target {
     /// # Errors
     /// The step that failed.
     pub async fn client(&self, timeout: Duration) -> Result<OperatorClient<Channel>, DialError> {
+        let channel = self.connect(timeout).await?;
+        Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES))
+    }
+
+    /// The whole way, within `timeout`, for a client of any service of the door.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub async fn connect(&self, timeout: Duration) -> Result<Channel, DialError> {
         let dial = async {
             let addresses = self.resolve().await?;
             let stream = Self::tcp(&addresses).await?;
@@ -149,10 +158,9 @@ impl Target {
                 .await
                 .map_err(|source| DialError::Http { source })
         };
-        let channel = tokio::time::timeout(timeout, dial)
+        tokio::time::timeout(timeout, dial)
             .await
-            .map_err(|_| DialError::Timeout(timeout))??;
-        Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES))
+            .map_err(|_| DialError::Timeout(timeout))?
     }
 
     /// What to say when the way failed.
@@ -282,6 +290,7 @@ impl Target {
             }
             tonic::Code::NotFound => Failure::new(Code::NotFound, message),
             tonic::Code::InvalidArgument => Failure::new(Code::Usage, message),
+            tonic::Code::FailedPrecondition => Failure::new(Code::Failed, message),
             tonic::Code::ResourceExhausted => Failure::new(Code::Failed, message)
                 .because("the aggregator limits how often one operator may ask")
                 .hint("", "wait a few seconds, or ask less often"),

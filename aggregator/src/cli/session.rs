@@ -10,6 +10,7 @@ use std::{
 
 use jiff::tz::TimeZone;
 use muster_proto::{
+    limits::MAX_OPERATOR_MESSAGE_BYTES,
     time::{Clock as _, SystemClock, Timestamp},
     tls,
     v1::{self, operator_client::OperatorClient},
@@ -221,13 +222,28 @@ impl Session {
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
+        self.ask_on(|channel| {
+            let client = OperatorClient::new(channel);
+            question(client.max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES))
+        })
+        .await
+    }
+
+    /// Asks one question of any service of the operator door, within the time limit.
+    ///
+    /// # Errors
+    /// Whatever stood in the way, or the aggregator's refusal.
+    pub async fn ask_on<T, F>(&self, question: impl FnOnce(Channel) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
         let target = self.target()?;
         let timeout = self.global.timeout;
-        let client = target
-            .client(timeout)
+        let channel = target
+            .connect(timeout)
             .await
             .map_err(|error| target.unreachable(&error))?;
-        match tokio::time::timeout(timeout, question(client)).await {
+        match tokio::time::timeout(timeout, question(channel)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(target.refused(&status)),
             Err(_) => Err(target.late(timeout)),

@@ -5,21 +5,25 @@
 //! after the commit, so what was answered is on disk. Reads use a second connection and go on when writing has
 //! become impossible. Another process may work on the same file (`muster-aggregator token create` does).
 
+mod acks;
 mod certificates;
 mod db;
 mod hosts;
 mod incidents;
 mod operators;
+mod quiets;
 mod revoke;
 mod tokens;
 
 use std::path::PathBuf;
 
+pub use acks::{Ack, AckOutcome, MAX_TEXT_BYTES};
 pub use certificates::{CertificateRefusal, Presented, RENEWAL_GRACE};
 pub use db::Control;
 pub use hosts::{Facts, Host, Labels};
 pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, Transition};
 pub use operators::{OperatorRole, RoleError};
+pub use quiets::{MAX_SILENCE, Phase, Quiet, QuietError, QuietKind, Weekly};
 pub use revoke::{Removal, Removed};
 pub use tokens::{
     DEFAULT_TOKEN_TTL, EnrolRefusal, EnrolRequest, Enrolled, MAX_TOKEN_TTL, MAX_USES, TokenOptions,

@@ -53,6 +53,11 @@ pub const ACCESS: &[Rule] = &[
     rule("BanHost", OperatorRole::Admin, 600),
     rule("RevokeOperator", OperatorRole::Admin, 60),
     rule("ListAudit", OperatorRole::Admin, 60),
+    rule("AcknowledgeIncident", OperatorRole::Operator, 600),
+    rule("UnacknowledgeIncident", OperatorRole::Operator, 600),
+    rule("AddQuiet", OperatorRole::Operator, 600),
+    rule("ListQuiets", OperatorRole::Viewer, 600),
+    rule("EndQuiet", OperatorRole::Operator, 600),
 ];
 
 /// Buckets kept before full ones are thrown away; far above the number of operators.

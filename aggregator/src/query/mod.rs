@@ -1,15 +1,17 @@
 //! What operators ask: the service behind the `muster` command line.
 //!
 //! [`access`] decides who may ask what, [`rows`] turns a host into messages, [`order`] sorts them, and
-//! [`service`] answers. Everything is read from the fleet's shards and from the control store; nothing here
+//! [`service`] answers; [`paging`] is what operators do about incidents. Everything is read from the fleet's shards and from the control store; nothing here
 //! changes a host. Every list is ordered and says whether it is complete and as of when.
 
 pub mod access;
 pub mod order;
+pub mod paging;
 pub mod rows;
 pub mod service;
 
 #[cfg(test)]
 mod tests;
 
+pub use paging::PagingService;
 pub use service::{About, HttpDoor, OperatorService};
