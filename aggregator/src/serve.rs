@@ -147,6 +147,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         format!("cannot write the state folder {state}; this program's user must be able to")
     })?;
     let control = Control::open(&config.state_dir)?;
+    let audited = control.clone();
+    tokio::spawn(async move { tell_audit_head(&audited).await });
     let directory = Directory::new(control.clone(), Arc::clone(&clock));
     let hosts = directory.hosts().await?;
     fs::create_dir_all(&config.runtime_dir).with_context(|| {
@@ -220,6 +222,30 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         stop_rest,
         socket,
     })
+}
+
+/// Walks the audit log, and tells its newest line where a log collector copies it away: what is changed later can be
+/// found with it.
+async fn tell_audit_head(control: &Control) {
+    let verdict = match control.verify_audit(None).await {
+        Ok(verdict) => verdict,
+        Err(error) => {
+            tracing::error!(error = crate::chain(&error), "the audit log cannot be read");
+            return;
+        }
+    };
+    for fault in &verdict.faults {
+        tracing::error!(
+            fault,
+            "the audit log was changed behind this program's back"
+        );
+    }
+    if let Some((seq, hash)) = verdict.head {
+        tracing::info!(
+            head = format!("{seq}:{}", muster_proto::spiffe::hex(&hash)),
+            "newest line of the audit log"
+        );
+    }
 }
 
 impl Aggregator {
@@ -469,6 +495,11 @@ impl Opening<'_> {
             about,
             Arc::clone(&self.clock),
         );
+        let identity = query::IdentityService::new(
+            self.control.clone(),
+            Arc::clone(&self.authority),
+            Arc::clone(&self.clock),
+        );
         let paging = query::PagingService::new(
             self.fleet.clone(),
             self.control.clone(),
@@ -488,6 +519,7 @@ impl Opening<'_> {
                 .http2_keepalive_interval(Some(KEEPALIVE))
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .add_service(service.into_server())
+                .add_service(identity.into_server())
                 .add_service(paging.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;

@@ -101,6 +101,8 @@ const RECEIVED_BY_AGENTS: &[(&str, &str)] = &[
 const METHODS: &[&str] = &[
     "Admin.IssueOperator",
     "Enrolment.Enrol",
+    "Identity.RenewOperator",
+    "Identity.VerifyAudit",
     "Operator.BanHost",
     "Operator.EvictHost",
     "Operator.GetHost",
@@ -162,6 +164,7 @@ fn descriptors() -> FileDescriptorSet {
         "muster/v1/uplink.proto",
         "muster/v1/enrolment.proto",
         "muster/v1/operator.proto",
+        "muster/v1/identity.proto",
         "muster/v1/paging.proto",
     ];
     protox::compile(files, [env!("CARGO_MANIFEST_DIR")]).expect("the contract compiles")

@@ -51,7 +51,7 @@ pub async fn ack(session: &Session, ack: &Ack) -> Result<String, Failure> {
         until_ms: until.map(Timestamp::as_millis),
     };
     let done = session
-        .ask_on(async move |channel| {
+        .ask_door(async move |channel| {
             PagingClient::new(channel)
                 .acknowledge_incident(request)
                 .await
@@ -76,7 +76,7 @@ pub async fn ack(session: &Session, ack: &Ack) -> Result<String, Failure> {
 pub async fn unack(session: &Session, number: u64) -> Result<String, Failure> {
     let request = v1::UnacknowledgeIncidentRequest { number };
     let done = session
-        .ask_on(async move |channel| {
+        .ask_door(async move |channel| {
             PagingClient::new(channel)
                 .unacknowledge_incident(request)
                 .await

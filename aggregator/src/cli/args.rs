@@ -158,7 +158,7 @@ pub enum Command {
         act: OperatorAct,
     },
     /// Show who did what, newest first
-    Audit,
+    Audit(super::audit::Args),
     /// Show the hosts that use most of something, redrawn on a terminal
     Top(Top),
     /// List units over all hosts, failing first

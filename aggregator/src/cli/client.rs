@@ -27,6 +27,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 
 use super::failure::{Code, Failure, chain};
+use crate::query::access::RENEW_FIRST;
 
 /// Port of the operator door when a server is named without one.
 pub const OPERATOR_PORT: u16 = 7445;
@@ -141,15 +142,15 @@ impl Target {
     /// # Errors
     /// The step that failed.
     pub async fn client(&self, timeout: Duration) -> Result<OperatorClient<Channel>, DialError> {
-        let channel = self.connect(timeout).await?;
+        let channel = self.channel(timeout).await?;
         Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES))
     }
 
-    /// The whole way, within `timeout`, for a client of any service of the door.
+    /// The whole way, within `timeout`, for any service of the door.
     ///
     /// # Errors
     /// The step that failed.
-    pub async fn connect(&self, timeout: Duration) -> Result<Channel, DialError> {
+    pub async fn channel(&self, timeout: Duration) -> Result<Channel, DialError> {
         let dial = async {
             let addresses = self.resolve().await?;
             let stream = Self::tcp(&addresses).await?;
@@ -288,9 +289,17 @@ impl Target {
                     .because(self.origin())
                     .hint("muster whoami", "see who you are to the aggregator")
             }
+            tonic::Code::FailedPrecondition if status.metadata().contains_key(RENEW_FIRST) => {
+                Failure::new(Code::Denied, message)
+                    .because(self.origin())
+                    .hint(
+                        "muster login --admin-socket PATH",
+                        "on the aggregator's host, for a new one",
+                    )
+            }
+            tonic::Code::FailedPrecondition => Failure::new(Code::Failed, message),
             tonic::Code::NotFound => Failure::new(Code::NotFound, message),
             tonic::Code::InvalidArgument => Failure::new(Code::Usage, message),
-            tonic::Code::FailedPrecondition => Failure::new(Code::Failed, message),
             tonic::Code::ResourceExhausted => Failure::new(Code::Failed, message)
                 .because("the aggregator limits how often one operator may ask")
                 .hint("", "wait a few seconds, or ask less often"),

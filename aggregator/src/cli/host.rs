@@ -375,6 +375,12 @@ fn event_words(event: &v1::Event) -> String {
         }
         v1::EventKind::CollectorChanged => format!("collector {subject} {to}"),
         v1::EventKind::FilesystemHung => format!("filesystem {subject} {to}"),
+        v1::EventKind::CheckChanged => {
+            let result = word(v1::EventFieldKey::Result)
+                .filter(|result| *result != "ok")
+                .map_or(String::new(), |result| format!(" ({result})"));
+            format!("check {subject} {to}{result}")
+        }
     }
 }
 

@@ -22,6 +22,7 @@ pub mod moment;
 pub mod output;
 pub mod quiet;
 pub mod removal;
+pub mod renew;
 pub mod services;
 pub mod session;
 pub mod summary;
@@ -236,16 +237,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let said = removal::operator(session, name, *act).await?;
             Ok(said_lines(&said))
         }
-        Command::Audit => {
-            let request = v1::ListAuditRequest {
-                limit: session.limit.unwrap_or(0),
-            };
-            let response = session
-                .ask(async move |mut client| client.list_audit(request).await)
-                .await?;
-            let view = session.view(response.meta.as_ref());
-            output::list(audit::list(response), &session.options, &view)
-        }
+        Command::Audit(args) => audit::answer(session, args).await,
         Command::Host { name, act: None } => {
             session::check_one(name)?;
             let request = v1::GetHostRequest { name: name.clone() };

@@ -263,7 +263,7 @@ async fn add(session: &Session, quiet: v1::Quiet, when: &str) -> Result<Rendered
     let selector = quiet.selector.clone();
     let request = v1::AddQuietRequest { quiet: Some(quiet) };
     let done = session
-        .ask_on(async move |channel| PagingClient::new(channel).add_quiet(request).await)
+        .ask_door(async move |channel| PagingClient::new(channel).add_quiet(request).await)
         .await?;
     let id = kind.id(done.number);
     let mut said = format!(
@@ -295,7 +295,7 @@ async fn end(session: &Session, kind: QuietKind, number: u64) -> Result<Rendered
     };
     let list = format!("muster {} list --all", kind.as_str());
     let done = session
-        .ask_on(async move |channel| PagingClient::new(channel).end_quiet(request).await)
+        .ask_door(async move |channel| PagingClient::new(channel).end_quiet(request).await)
         .await
         .map_err(|failure| super::not_found(failure, &list, "those there are"))?;
     let id = kind.id(number);
@@ -312,7 +312,7 @@ async fn list(session: &Session, kind: QuietKind, all: bool) -> Result<Rendered,
         all,
     };
     let response = session
-        .ask_on(async move |channel| PagingClient::new(channel).list_quiets(request).await)
+        .ask_door(async move |channel| PagingClient::new(channel).list_quiets(request).await)
         .await?;
     let view = session.view(response.meta.as_ref());
     output::list(rows(response, kind), &session.options, &view)

@@ -13,7 +13,7 @@ use muster_proto::{
     limits::MAX_OPERATOR_MESSAGE_BYTES,
     time::{Clock as _, SystemClock, Timestamp},
     tls,
-    v1::{self, operator_client::OperatorClient},
+    v1::{self, identity_client::IdentityClient, operator_client::OperatorClient},
 };
 use rustls_pki_types::CertificateDer;
 use serde_json::json;
@@ -25,6 +25,7 @@ use super::{
     context::{self, Config, Context},
     failure::{Code, Failure, chain},
     output::{Column, Detail, Format, List, Options, Shown, moment},
+    renew,
     text::{Text, Tone},
     units::{View, short},
     user::User,
@@ -222,25 +223,47 @@ impl Session {
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
-        self.ask_on(|channel| {
-            let client = OperatorClient::new(channel);
-            question(client.max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES))
-        })
-        .await
+        let to_operator = |channel| {
+            question(
+                OperatorClient::new(channel).max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES),
+            )
+        };
+        self.ask_door(to_operator).await
     }
 
-    /// Asks one question of any service of the operator door, within the time limit.
+    /// As [`Session::ask`], of the service `Identity`.
     ///
     /// # Errors
-    /// Whatever stood in the way, or the aggregator's refusal.
-    pub async fn ask_on<T, F>(&self, question: impl FnOnce(Channel) -> F) -> Result<T, Failure>
+    /// As [`Session::ask`].
+    pub async fn ask_identity<T, F>(
+        &self,
+        question: impl FnOnce(IdentityClient<Channel>) -> F,
+    ) -> Result<T, Failure>
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
-        let target = self.target()?;
+        self.ask_door(|channel| question(IdentityClient::new(channel)))
+            .await
+    }
+
+    /// Asks one question of any service of the operators' door, within the time limit; with a certificate that was
+    /// renewed first if it was time.
+    ///
+    /// # Errors
+    /// Whatever stood in the way, or the aggregator's refusal.
+    pub async fn ask_door<T, F>(&self, question: impl FnOnce(Channel) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
         let timeout = self.global.timeout;
+        if let Ok(config) = self.read()
+            && let Ok((_, context)) = self.choose(&config)
+        {
+            renew::keep_fresh(&self.config, context, timeout, || self.target().ok()).await;
+        }
+        let target = self.target()?;
         let channel = target
-            .connect(timeout)
+            .channel(timeout)
             .await
             .map_err(|error| target.unreachable(&error))?;
         match tokio::time::timeout(timeout, question(channel)).await {
@@ -369,6 +392,7 @@ impl Session {
             ca: whole(&add.ca),
             cert: whole(&add.cert),
             key: whole(&add.key),
+            role: String::new(),
         };
         let (trust, credentials) = context
             .credentials(&self.config)

@@ -6,6 +6,7 @@
 //! become impossible. Another process may work on the same file (`muster-aggregator token create` does).
 
 mod acks;
+mod audit;
 mod certificates;
 mod db;
 mod hosts;
@@ -18,11 +19,14 @@ mod tokens;
 use std::path::PathBuf;
 
 pub use acks::{Ack, AckOutcome, MAX_TEXT_BYTES};
+pub use audit::{AuditFilter, AuditLine, AuditVerdict};
 pub use certificates::{CertificateRefusal, Presented, RENEWAL_GRACE};
 pub use db::Control;
 pub use hosts::{Facts, Host, Labels};
 pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, Transition};
-pub use operators::{OperatorRole, RoleError};
+pub use operators::{
+    LOGIN_LIFE, OperatorRefusal, OperatorRole, OperatorStanding, RenewedOperator, RoleError,
+};
 pub use quiets::{MAX_SILENCE, Phase, Quiet, QuietError, QuietKind, Weekly};
 pub use revoke::{Removal, Removed};
 pub use tokens::{

@@ -1,10 +1,11 @@
 //! What operators ask: the service behind the `muster` command line.
 //!
 //! [`access`] decides who may ask what, [`rows`] turns a host into messages, [`order`] sorts them, and
-//! [`service`] answers; [`paging`] is what operators do about incidents. Everything is read from the fleet's shards and from the control store; nothing here
+//! [`service`], [`identity`] and [`paging`] answer. Everything is read from the fleet's shards and from the control store; nothing here
 //! changes a host. Every list is ordered and says whether it is complete and as of when.
 
 pub mod access;
+pub mod identity;
 pub mod order;
 pub mod paging;
 pub mod rows;
@@ -13,5 +14,6 @@ pub mod service;
 #[cfg(test)]
 mod tests;
 
+pub use identity::IdentityService;
 pub use paging::PagingService;
 pub use service::{About, HttpDoor, OperatorService};

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     chain,
-    control::{Control, Incident, IncidentFilter, Removal, Removed},
+    control::{AuditFilter, Control, Incident, IncidentFilter, Removal, Removed},
     fleet::{Answer, Fleet, HostState, UnitState},
     selector::{Selector, pattern::Pattern},
 };
@@ -962,21 +962,31 @@ impl Operator for OperatorService {
         request: Request<v1::ListAuditRequest>,
     ) -> Result<Response<v1::ListAuditResponse>, Status> {
         self.access.admit(&request, "ListAudit").await?;
-        let limit = match request.into_inner().limit {
+        let asked = request.into_inner();
+        let limit = match asked.limit {
             0 => AUDIT_LINES,
             limit => limit.min(MAX_AUDIT_LINES),
         };
-        let log = self.control.audit_log(limit).await;
+        let filter = AuditFilter {
+            limit,
+            since: (asked.since_ms > 0).then(|| Timestamp::from_millis(asked.since_ms)),
+            actor: asked.actor,
+            action: asked.action,
+            subject: asked.subject,
+        };
+        let log = self.control.audit_lines(filter).await;
         let lines = log.map_err(|error| store_failed(&error))?.into_iter();
         Ok(Response::new(v1::ListAuditResponse {
             meta: Some(self.meta(Vec::new())),
             lines: lines
-                .map(|(at, [actor, action, subject, outcome])| v1::AuditLine {
-                    at_ms: at.as_millis(),
-                    actor,
-                    action,
-                    subject,
-                    outcome,
+                .map(|line| v1::AuditLine {
+                    at_ms: line.at.as_millis(),
+                    actor: line.actor,
+                    action: line.action,
+                    subject: line.subject,
+                    outcome: line.outcome,
+                    seq: line.seq.unsigned_abs(),
+                    hash: line.hash,
                 })
                 .collect(),
         }))
