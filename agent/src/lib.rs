@@ -20,6 +20,7 @@ pub mod lock;
 pub mod renewal;
 pub mod sample;
 pub mod sampler;
+pub mod sandbox;
 pub mod settings;
 pub mod simulate;
 pub mod spool;

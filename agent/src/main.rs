@@ -19,7 +19,7 @@ use muster_agent::{
     host::{self, HostRoot},
     identity::{Identity, IdentityError},
     lock::{self, LockError},
-    sample,
+    sample, sandbox,
     settings::Faults,
     status::{self, StatusError},
     telemetry::{LogFormat, start_log},
@@ -271,6 +271,15 @@ fn run(path: Option<&Path>, log_format: Option<LogShape>) -> ExitCode {
 
 fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Result<()> {
     let log = start_log(config.log).context("cannot start the log")?;
+    // Before there are other threads, and before anything is read that others write.
+    if !config.checks.runs_programs()
+        && let Err(error) = sandbox::give_up_programs()
+    {
+        tracing::warn!(
+            error = %format_args!("{:#}", anyhow::Error::new(error)),
+            "the agent keeps the ability to run programs, which it does not use"
+        );
+    }
     let runtime = runtime()?;
     let served = runtime.block_on(async {
         let labels: Vec<_> = config.labels.clone().into_iter().collect();
@@ -461,6 +470,8 @@ fn take_samples(path: Option<&Path>, flags: &Sample) -> anyhow::Result<bool> {
             .filter(|name| !flags.collector.contains(name))
             .collect();
     }
+    // A round by hand is what the service would send: under the same filter, where there is one.
+    let _ = sandbox::give_up_programs();
     let format = match flags.format {
         SampleShape::Text => sample::Format::Text,
         SampleShape::Json => sample::Format::Json,
@@ -521,6 +532,10 @@ fn run_checks(path: Option<&Path>, names: &[String], output: Shape) -> ExitCode 
     };
     let asked = || -> anyhow::Result<check::Status> {
         let chosen = check::by_hand::choose(&config.checks, names)?;
+        // Whoever looks for help here learns it from `run` if this kernel has no such filter.
+        if !config.checks.runs_programs() {
+            let _ = sandbox::give_up_programs();
+        }
         let reports = runtime()?.block_on(check::by_hand::run(&config.checks, &chosen));
         let text = match output {
             Shape::Table => check::by_hand::render(&reports),

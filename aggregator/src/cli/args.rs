@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
     ack::Ack,
+    events::{EventsArgs, Look},
     incidents::parse_id,
     output::Format,
     quiet::{Maintenance, Silence},
@@ -145,6 +146,9 @@ pub enum Command {
     Host {
         /// Name or 32-digit id
         name: String,
+        /// What to look at besides.
+        #[command(flatten)]
+        look: Look,
         /// What to do with it.
         #[command(subcommand)]
         act: Option<HostAct>,
@@ -176,6 +180,9 @@ pub enum Command {
         #[arg(value_name = "ID", value_parser = parse_id)]
         number: u64,
     },
+    /// Show what happened on hosts: boots, kills, units, changes
+    #[command(visible_alias = "ev")]
+    Events(EventsArgs),
     /// Say that you see to an incident
     Ack(Ack),
     /// Take an acknowledgement back

@@ -792,12 +792,12 @@ fn incident_row(incident: Incident, host: &str, now: Timestamp) -> v1::IncidentR
     }
 }
 
-fn parse_selector(text: &str) -> Result<Selector, Status> {
+pub(super) fn parse_selector(text: &str) -> Result<Selector, Status> {
     Selector::parse(text)
         .map_err(|error| Status::invalid_argument(format!("this is no selector: {error}")))
 }
 
-fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
+pub(super) fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
     let mut patterns = Vec::new();
     for name in names {
         let list = Pattern::parse_list(name).map_err(|error| {
