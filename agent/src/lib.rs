@@ -17,6 +17,7 @@ pub mod host;
 pub mod identity;
 mod live;
 pub mod lock;
+pub mod page;
 pub mod renewal;
 pub mod sample;
 pub mod sampler;

@@ -9,6 +9,7 @@ pub mod ack;
 pub mod anomalies;
 pub mod args;
 pub mod audit;
+pub mod checks;
 pub mod client;
 pub mod context;
 pub mod doctor;
@@ -123,7 +124,7 @@ async fn run_in(session: Session, cli: Cli) -> Result<ExitCode, Failure> {
     {
         return Err(Failure::new(
             Code::Usage,
-            "--watch is for answers that change: hosts, services, incidents, doctor",
+            "--watch is for answers that change: hosts, services, checks, incidents, doctor",
         ));
     }
     if let Some(Command::Top(top)) = &cli.command
@@ -252,6 +253,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let said = removal::operator(session, name, *act).await?;
             Ok(said_lines(&said))
         }
+        Command::Checks(args) => checks::answer(session, args).await,
         Command::Audit(args) => audit::answer(session, args).await,
         Command::Events(args) => events::list(session, args)
             .await

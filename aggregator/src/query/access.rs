@@ -61,6 +61,7 @@ pub const ACCESS: &[Rule] = &[
     // The service Identity.
     rule("RenewOperator", OperatorRole::Viewer, 60),
     rule("VerifyAudit", OperatorRole::Admin, 60),
+    rule("ListChecks", OperatorRole::Viewer, 300),
     rule("AcknowledgeIncident", OperatorRole::Operator, 600),
     rule("UnacknowledgeIncident", OperatorRole::Operator, 600),
     rule("AddQuiet", OperatorRole::Operator, 600),

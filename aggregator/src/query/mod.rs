@@ -5,6 +5,7 @@
 //! changes a host. Every list is ordered and says whether it is complete and as of when.
 
 pub mod access;
+pub mod checks;
 pub mod events;
 pub mod identity;
 pub mod order;
@@ -15,6 +16,7 @@ pub mod service;
 #[cfg(test)]
 mod tests;
 
+pub use checks::ChecksService;
 pub use events::EventsService;
 pub use identity::IdentityService;
 pub use paging::PagingService;
