@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     detect::{Engine, Opening, Transition},
+    events::Events,
     journal::{Entry, Journal, Record, Stored},
 };
 
@@ -159,6 +160,8 @@ pub struct Shard {
     sink: Arc<dyn TransitionSink>,
     clock: Arc<dyn Clock>,
     counters: Arc<Counters>,
+    /// Keeps what stands beside the samples.
+    events: Events,
     listening_since: Instant,
     transitions: Vec<Transition>,
     /// Set once the aggregator is stopping.
@@ -175,6 +178,7 @@ impl Shard {
         sink: Arc<dyn TransitionSink>,
         clock: Arc<dyn Clock>,
         counters: Arc<Counters>,
+        events: Events,
     ) -> Self {
         Self {
             index,
@@ -188,6 +192,7 @@ impl Shard {
             sink,
             clock,
             counters,
+            events,
             listening_since: Instant::now(),
             transitions: Vec::new(),
             draining: None,
@@ -251,6 +256,7 @@ impl Shard {
                     self.counters
                         .frames_replayed
                         .fetch_add(1, Ordering::Relaxed);
+                    self.events.replay(id, &frame);
                 }
                 self.report(id);
             }
@@ -528,6 +534,7 @@ impl Shard {
             .fetch_add(1, Ordering::Relaxed);
         match verdict {
             Verdict::Store => {
+                self.events.offer(id, &frame);
                 let key = Stored {
                     host: id,
                     incarnation: frame.incarnation,
