@@ -26,7 +26,6 @@ pub struct Series {
     pub source: String,
     /// Seconds between rows.
     pub step: u32,
-    pub rows: usize,
     /// First row that is judged; those before are there to learn from.
     pub from: usize,
     /// Labelled events, by time.
@@ -73,7 +72,7 @@ pub fn load(data: &Path) -> anyhow::Result<Vec<Series>> {
     let mut all = Vec::new();
     for line in lines(&data.join("manifest.csv"))? {
         let fields: Vec<&str> = line.split(',').collect();
-        let [track, name, file, step, rows, from, _, before, after, source] = fields[..] else {
+        let [track, name, file, step, _, from, _, before, after, source] = fields[..] else {
             bail!("manifest.csv: `{line}` has not ten fields");
         };
         let number = |text: &str| {
@@ -88,7 +87,6 @@ pub fn load(data: &Path) -> anyhow::Result<Vec<Series>> {
             file: file.to_owned(),
             source: source.to_owned(),
             step: u32::try_from(number(step)?).context("manifest.csv: an interval is too long")?,
-            rows: number(rows)?,
             from: number(from)?,
             events,
             tolerance: (number(before)?, number(after)?),

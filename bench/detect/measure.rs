@@ -22,7 +22,6 @@ const SECONDS_A_DAY: f64 = 86_400.0;
 /// The judged rows of a series, with what the detector said of them.
 pub struct Judged {
     pub source: String,
-    pub name: String,
     pub step: u32,
     /// First and last row of each event, counted from the first judged row.
     events: Vec<(usize, usize)>,
@@ -104,7 +103,6 @@ impl Judged {
         };
         Self {
             source: series.source.clone(),
-            name: series.name.clone(),
             step: series.step,
             in_zone: mark(&zones),
             in_event: mark(&events),
@@ -153,7 +151,8 @@ impl Judged {
         tally.days += outside as f64 * f64::from(self.step) / SECONDS_A_DAY;
         let cover = ((COVER_SECONDS / self.step) as usize).max(1);
         for (&(start, end), &(zone_start, zone_end)) in self.events.iter().zip(&self.zones) {
-            let within = |range: Range<usize>| right.iter().copied().find(|row| range.contains(row));
+            let within =
+                |range: Range<usize>| right.iter().copied().find(|row| range.contains(row));
             let delay = within(zone_start..zone_end + 1).map(|row| row.saturating_sub(start));
             let delay = delay.or_else(|| {
                 within(start.saturating_sub(cover)..zone_start)?;
@@ -202,7 +201,8 @@ impl Judged {
         let mut volume = 0.0;
         for width in 0..=window {
             let label = self.buffered(&segments, width);
-            let (mut hits, mut buffer) = (Vec::with_capacity(rows + 1), Vec::with_capacity(rows + 1));
+            let (mut hits, mut buffer) =
+                (Vec::with_capacity(rows + 1), Vec::with_capacity(rows + 1));
             hits.push(0.0);
             buffer.push(0.0);
             let (mut hit, mut soft) = (0.0, 0.0);

@@ -112,10 +112,7 @@ impl Budget {
 
     /// Alerts and weeks of late, recent ones counting more.
     pub(super) fn told(&self) -> (f64, f64) {
-        (
-            f64::from(self.told),
-            f64::from(self.hours / HOURS_A_WEEK),
-        )
+        (f64::from(self.told), f64::from(self.hours / HOURS_A_WEEK))
     }
 }
 
@@ -152,7 +149,10 @@ mod tests {
     #[test]
     fn the_interval_does_not_matter_and_the_spread_does() {
         let (quick, slow) = (hours(500, 60, 1.0), hours(500, 300, 1.0));
-        assert_eq!(quick.threshold(1.0).to_bits(), slow.threshold(1.0).to_bits());
+        assert_eq!(
+            quick.threshold(1.0).to_bits(),
+            slow.threshold(1.0).to_bits()
+        );
         assert!(hours(500, 300, 2.0).threshold(1.0) > slow.threshold(1.0) * 1.4);
     }
 

@@ -310,13 +310,7 @@ impl Metric {
         self.take(value, beyond, hour, pace)
     }
 
-    fn take(
-        &mut self,
-        value: f32,
-        beyond: Option<f32>,
-        hour: Hour,
-        pace: &Pace,
-    ) -> Option<Excess> {
+    fn take(&mut self, value: f32, beyond: Option<f32>, hour: Hour, pace: &Pace) -> Option<Excess> {
         let elapsed = pace.elapsed;
         if self.age == 0.0 {
             self.age = elapsed.min(REFERENCE_ROW_SECONDS);
@@ -335,8 +329,7 @@ impl Metric {
         distances[SLOW] = (value - self.slow).abs();
         distances[OTHERS] = beyond.map_or(f32::NAN, f32::abs);
         distances[HOUR] = (value - at_hour).abs();
-        let floor =
-            RELATIVE_FLOOR * self.slow.abs() + RANGE_FLOOR * self.range() + ABSOLUTE_FLOOR;
+        let floor = RELATIVE_FLOOR * self.slow.abs() + RANGE_FLOOR * self.range() + ABSOLUTE_FLOOR;
         let mut excess = Excess::default();
         for (view, distance) in self.views.iter_mut().zip(distances) {
             if !distance.is_nan() {

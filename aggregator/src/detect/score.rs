@@ -18,7 +18,10 @@ use serde::{Deserialize, Serialize};
 use super::{
     host_score::Moved,
     joint::Joint,
-    metric::{Excess, GAP_SECONDS, HOURS, Hour, Metric, Pace, REFERENCE_ROW_SECONDS, follow, halvings, rows},
+    metric::{
+        Excess, GAP_SECONDS, HOURS, Hour, Metric, Pace, REFERENCE_ROW_SECONDS, follow, halvings,
+        rows,
+    },
 };
 
 /// A row closes with the first tick this long after the last: a minute, less what a scheduler jitters.

@@ -80,6 +80,7 @@ impl Lab {
                 tls: false,
                 token_needed: false,
             },
+            budget_per_host_week: 1.0,
         };
         let lab = Self {
             service: OperatorService::new(
