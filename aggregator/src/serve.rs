@@ -516,6 +516,12 @@ impl Opening<'_> {
             Arc::clone(&self.authority),
             Arc::clone(&self.clock),
         );
+        let checks = query::ChecksService::new(service.clone());
+        let paging = query::PagingService::new(
+            self.fleet.clone(),
+            self.control.clone(),
+            Arc::clone(&self.clock),
+        );
         let incoming = listen::tls(
             listener,
             Arc::clone(&self.doors.operators),
@@ -532,6 +538,8 @@ impl Opening<'_> {
                 .add_service(service.into_server())
                 .add_service(asked.into_server())
                 .add_service(identity.into_server())
+                .add_service(checks.into_server())
+                .add_service(paging.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;
             ("operator door", served.map_err(anyhow::Error::new))
