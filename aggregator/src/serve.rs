@@ -505,6 +505,7 @@ impl Opening<'_> {
                 tls: http.tls,
                 token_needed: http.token.is_some(),
             },
+            budget_per_host_week: self.config.detect.budget_per_host_week,
         };
         let asked = query::EventsService::new(
             self.fleet.clone(),
