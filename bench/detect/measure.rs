@@ -245,11 +245,13 @@ impl Judged {
             .collect();
         let soft = |distance: usize| (1.0 - distance as f64 / width as f64).max(0.0).sqrt();
         for &(start, end) in segments {
-            for row in end + 1..(end + width / 2 + 1).min(rows) {
-                label[row] += soft(row - end);
+            let after = end + 1..(end + width / 2 + 1).min(rows).max(end + 1);
+            for (past, one) in label[after].iter_mut().enumerate() {
+                *one += soft(past + 1);
             }
-            for row in start.saturating_sub(width / 2)..start {
-                label[row] += soft(start - row);
+            let before = start.saturating_sub(width / 2)..start;
+            for (ahead, one) in label[before].iter_mut().rev().enumerate() {
+                *one += soft(ahead + 1);
             }
         }
         label.iter_mut().for_each(|one| *one = one.min(1.0));
