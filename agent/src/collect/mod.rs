@@ -23,6 +23,7 @@ pub mod prober;
 pub mod readings;
 pub mod systemd;
 mod systemd_bus;
+mod systemd_kinds;
 #[cfg(test)]
 mod testing;
 pub mod text;
