@@ -233,6 +233,16 @@ fn collectors(section: &mut Section<'_, '_>, config: &mut CollectConfig) {
             texts,
         );
     });
+    section.section("textfile", |textfile| {
+        let config = &mut config.textfile;
+        textfile.value("folders", &mut config.folders, folders);
+        textfile.value("stale_after", &mut config.stale_after, |value| {
+            settings::duration(
+                value,
+                Duration::from_secs(60)..=Duration::from_secs(366 * 86_400),
+            )
+        });
+    });
     section.section("systemd", |systemd| {
         let config = &mut config.systemd;
         systemd.value("enabled", &mut config.enabled, truth);
@@ -242,6 +252,15 @@ fn collectors(section: &mut Section<'_, '_>, config: &mut CollectConfig) {
             settings::whole(value, 1..=10_000)
         });
     });
+}
+
+/// Folders that do not depend on where the program was started.
+fn folders(value: &DeValue<'_>) -> Result<Vec<PathBuf>, String> {
+    let folders = texts(value)?;
+    match folders.iter().find(|folder| !folder.starts_with('/')) {
+        Some(relative) => Err(format!("expected absolute paths, found {relative:?}")),
+        None => Ok(folders.into_iter().map(PathBuf::from).collect()),
+    }
 }
 
 fn interval(value: &DeValue<'_>) -> Result<Duration, String> {
@@ -295,6 +314,7 @@ mod tests {
             filesystem = { mount_points_exclude = ["/mnt/*"], types_exclude = [] }
             network.devices_exclude = ["veth*"]
             systemd = { enabled = false, include = ["a*"], exclude = [], max_units = 7 }
+            textfile = { folders = ["/srv/metrics"], stale_after = "2h" }
             "#,
         );
         assert_eq!(faults, [""; 0]);
@@ -317,6 +337,8 @@ mod tests {
         assert_eq!(collect.filesystem.mount_points_exclude, ["/mnt/*"]);
         assert!(collect.filesystem.types_exclude.is_empty());
         assert_eq!(collect.network.devices_exclude, ["veth*"]);
+        assert_eq!(collect.textfile.folders, [Path::new("/srv/metrics")]);
+        assert_eq!(collect.textfile.stale_after, Duration::from_secs(7200));
         assert_eq!(
             (collect.systemd.enabled, collect.systemd.max_units),
             (false, 7)

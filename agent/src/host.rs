@@ -10,12 +10,16 @@ use std::{
     io,
     io::Read,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use muster_proto::{limits, v1};
 use ring::digest;
 
-use crate::collect::{os, text};
+use crate::{
+    capture::Recorder,
+    collect::{os, text},
+};
 
 /// Largest file that is read: `/proc/<pid>/mountinfo` of 4,000 mounts is under 1 MiB.
 const MAX_FILE_BYTES: usize = 8 * 1024 * 1024;
@@ -69,13 +73,38 @@ impl ReadError {
 #[derive(Debug, Clone)]
 pub struct HostRoot {
     path: PathBuf,
+    /// Notes what is read, for `muster-agent capture`.
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl HostRoot {
     /// The host whose root is at `path`.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self {
+            path: path.into(),
+            recorder: None,
+        }
+    }
+
+    /// The same host; what is read of it from now on is noted.
+    #[must_use]
+    pub fn recorded(&self, recorder: Arc<Recorder>) -> Self {
+        Self {
+            path: self.path.clone(),
+            recorder: Some(recorder),
+        }
+    }
+
+    /// Who notes what is read, if anybody does.
+    pub(crate) fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_deref()
+    }
+
+    /// Where the root is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether this is the machine the agent runs on, so that system calls speak of it too.
@@ -97,6 +126,7 @@ impl HostRoot {
     /// # Errors
     /// [`ReadError`] as for [`KeptFile::read`].
     pub fn read(&self, relative: impl AsRef<Path>) -> Result<Vec<u8>, ReadError> {
+        let relative = relative.as_ref();
         let path = self.join(relative);
         let mut bytes = Vec::new();
         let read = File::open(&path).and_then(|file| {
@@ -105,7 +135,12 @@ impl HostRoot {
         });
         match read {
             Ok(length) if length > MAX_FILE_BYTES => Err(ReadError::TooLarge { path }),
-            Ok(_) => Ok(bytes),
+            Ok(_) => {
+                if let Some(recorder) = &self.recorder {
+                    recorder.file(relative, &bytes);
+                }
+                Ok(bytes)
+            }
             Err(source) => Err(ReadError::Io { path, source }),
         }
     }
@@ -120,10 +155,26 @@ impl HostRoot {
     }
 }
 
+/// How the kernel hands out a file, which tells when a read was the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// Anyhow: only an empty read is the end.
+    Unknown,
+    /// As a whole (single_open, sysctl): what is less than there was room for is all.
+    Whole,
+    /// In pages filled with whole lines (seq_file): a page with room for the longest line is the last.
+    Lines,
+}
+
+/// The smallest page, and a line longer than any in the files that [`KeptFile::lines`] is for.
+const PAGE_BYTES: usize = 4096;
+const LONG_LINE_BYTES: usize = 1024;
+
 /// A file that is read every round: its descriptor and its buffer stay.
 #[derive(Debug)]
 pub struct KeptFile {
     relative: PathBuf,
+    shape: Shape,
     file: Option<File>,
     buffer: Vec<u8>,
 }
@@ -134,8 +185,39 @@ impl KeptFile {
     pub fn new(relative: impl Into<PathBuf>) -> Self {
         Self {
             relative: relative.into(),
+            shape: Shape::Unknown,
             file: None,
             buffer: Vec::new(),
+        }
+    }
+
+    /// What the file holds now; `None` where the host has no such file.
+    ///
+    /// # Errors
+    /// As [`KeptFile::read`].
+    pub fn read_if_there(&mut self, host: &HostRoot) -> Result<Option<&[u8]>, ReadError> {
+        match self.read(host) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One that the kernel hands out as a whole: it takes one read where others take two.
+    #[must_use]
+    pub fn whole(relative: impl Into<PathBuf>) -> Self {
+        Self {
+            shape: Shape::Whole,
+            ..Self::new(relative)
+        }
+    }
+
+    /// One that the kernel hands out in lines, none of which is longer than 1 KiB.
+    #[must_use]
+    pub fn lines(relative: impl Into<PathBuf>) -> Self {
+        Self {
+            shape: Shape::Lines,
+            ..Self::new(relative)
         }
     }
 
@@ -145,7 +227,12 @@ impl KeptFile {
     /// [`ReadError`] when it cannot be opened or read, or is too large; the next call opens it anew.
     pub fn read(&mut self, host: &HostRoot) -> Result<&[u8], ReadError> {
         match self.fill(host) {
-            Ok(length) => Ok(&self.buffer[..length]),
+            Ok(length) => {
+                if let Some(recorder) = host.recorder() {
+                    recorder.file(&self.relative, &self.buffer[..length]);
+                }
+                Ok(&self.buffer[..length])
+            }
             Err(error) => {
                 self.file = None;
                 Err(error)
@@ -166,11 +253,20 @@ impl KeptFile {
             self.buffer.resize(FIRST_BUFFER_BYTES, 0);
         }
         let mut length = 0;
-        // seq_file hands out a page at a time: only an empty read is the end.
         loop {
+            let asked = self.buffer.len() - length;
             match rustix::io::pread(&*file, &mut self.buffer[length..], length as u64) {
-                Ok(0) => return Ok(length),
-                Ok(read) => length += read,
+                Ok(read) => {
+                    length += read;
+                    let is_last = match self.shape {
+                        Shape::Unknown => read == 0,
+                        Shape::Whole => read < asked,
+                        Shape::Lines => read < asked && read <= PAGE_BYTES - LONG_LINE_BYTES,
+                    };
+                    if is_last {
+                        return Ok(length);
+                    }
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(failed(errno.into())),
             }
@@ -278,6 +374,24 @@ mod tests {
         assert_eq!(file.read(&host).expect("reads"), long.as_bytes());
         std::fs::write(folder.path().join("proc/long"), "short").expect("written");
         assert_eq!(file.read(&host).expect("reads"), b"short");
+    }
+
+    #[test]
+    fn every_shape_of_file_is_read_to_its_end() {
+        for size in [0, 1, 3_000, 3_073, 4_095, 4_096, 4_097, 20_000] {
+            let line = "0123456789abcde\n";
+            let text: String = line.chars().cycle().take(size).collect();
+            let (_folder, host) = host_with(&[("f", &text)]);
+            for mut file in [
+                KeptFile::new("f"),
+                KeptFile::whole("f"),
+                KeptFile::lines("f"),
+            ] {
+                for _ in 0..2 {
+                    assert_eq!(file.read(&host).expect("read"), text.as_bytes(), "{size}");
+                }
+            }
+        }
     }
 
     #[test]

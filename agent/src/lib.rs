@@ -7,6 +7,7 @@
 
 mod agent;
 pub mod buffer;
+pub mod capture;
 pub mod check;
 pub mod collect;
 pub mod config;

@@ -652,7 +652,11 @@ mod tests {
             values[r#"node_systemd_version{version="252.36-1~deb12u1"}"#],
             252.36
         );
-        assert_eq!(values.len(), 2 * 5 + 1 + 5 + 1 + 1 + 1);
+        assert_eq!(
+            values[r#"muster_host_systemd_unit_result{name="a.service",result="exit-code"}"#],
+            1.0
+        );
+        assert_eq!(values.len(), 2 * 5 + 3 + 5 + 1 + 1 + 1);
         assert_eq!(host.run(&mut fixed).ok(), Some(Outcome::Unchanged));
     }
 

@@ -529,6 +529,31 @@ mod tests {
         fn restarts(&self) -> u32 {
             2
         }
+
+        #[zbus(property)]
+        fn exec_main_status(&self) -> i32 {
+            0
+        }
+    }
+
+    struct Timer;
+
+    #[interface(name = "org.freedesktop.systemd1.Timer")]
+    impl Timer {
+        #[zbus(property, name = "LastTriggerUSec")]
+        fn last(&self) -> u64 {
+            7_500_000
+        }
+
+        #[zbus(property, name = "NextElapseUSecRealtime")]
+        fn next(&self) -> u64 {
+            9_000_000
+        }
+
+        #[zbus(property, name = "NextElapseUSecMonotonic")]
+        fn next_since_boot(&self) -> u64 {
+            u64::MAX
+        }
     }
 
     async fn pair() -> (Connection, Connection) {
@@ -538,7 +563,8 @@ mod tests {
             .p2p()
             .serve_at(MANAGER_PATH, Manager)
             .serve_at(unit_path("web-1.service"), Service)
-            .serve_at(unit_path("new.service"), Service);
+            .serve_at(unit_path("new.service"), Service)
+            .serve_at(unit_path("a.timer"), Timer);
         let client = Builder::unix_stream(ours).p2p();
         let (server, client) = tokio::join!(server.build(), client.build());
         (server.expect("a server"), client.expect("a client"))
@@ -600,6 +626,12 @@ mod tests {
             .await;
             let values = host.values();
             assert_eq!(values[&state("a.timer", "active", "")], 1.0);
+            for (family, seconds) in [
+                ("node_systemd_timer_last_trigger_seconds", 7.5),
+                ("muster_host_systemd_timer_next_trigger_seconds", 9.0),
+            ] {
+                assert_eq!(values[&format!("{family}{{name=\"a.timer\"}}")], seconds);
+            }
             assert_eq!(
                 values[r#"node_systemd_service_restart_total{name="web-1.service"}"#],
                 2.0
@@ -655,6 +687,23 @@ mod tests {
         time::timeout(Duration::from_secs(60), test)
             .await
             .expect("in time");
+    }
+
+    #[test]
+    fn the_next_time_of_a_timer_is_the_sooner_of_two() {
+        const NEVER: u64 = u64::MAX;
+        for (wall, boot, next) in [
+            (None, None, None),
+            (Some(5), None, Some(5)),
+            (Some(5), Some(NEVER), Some(5)),
+            (Some(0), Some(NEVER), Some(0)),
+            (Some(NEVER), None, Some(0)),
+        ] {
+            assert_eq!(next_of(wall, boot), next, "{wall:?} {boot:?}");
+        }
+        // Told since boot, and so by two clocks that go on meanwhile.
+        let later = next_of(Some(NEVER), Some(u64::MAX / 4)).expect("some time");
+        assert!(later > u64::MAX / 4);
     }
 
     #[test]
