@@ -83,6 +83,7 @@ pub struct Aggregator {
     addresses: Addresses,
     authority: Arc<Authority>,
     control: Control,
+    events: Events,
     started: Started,
     readiness: watch::Sender<http::Readiness>,
     /// Doors: stopped first.
@@ -206,7 +207,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         directory,
         incidents,
         fleet: started.fleet.clone(),
-        events,
+        events: events.clone(),
         journal: Arc::clone(started.journal.health()),
         addresses,
         counters: DoorCounters::default(),
@@ -218,6 +219,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         addresses,
         authority,
         control,
+        events,
         started,
         readiness,
         doors,
@@ -269,6 +271,12 @@ impl Aggregator {
     #[must_use]
     pub fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// What happened on hosts.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// The control store.
@@ -497,6 +505,7 @@ impl Opening<'_> {
                 tls: http.tls,
                 token_needed: http.token.is_some(),
             },
+            budget_per_host_week: self.config.detect.budget_per_host_week,
         };
         let asked = query::EventsService::new(
             self.fleet.clone(),
@@ -516,6 +525,11 @@ impl Opening<'_> {
             Arc::clone(&self.clock),
         );
         let checks = query::ChecksService::new(service.clone());
+        let paging = query::PagingService::new(
+            self.fleet.clone(),
+            self.control.clone(),
+            Arc::clone(&self.clock),
+        );
         let incoming = listen::tls(
             listener,
             Arc::clone(&self.doors.operators),
@@ -533,6 +547,7 @@ impl Opening<'_> {
                 .add_service(asked.into_server())
                 .add_service(identity.into_server())
                 .add_service(checks.into_server())
+                .add_service(paging.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;
             ("operator door", served.map_err(anyhow::Error::new))
