@@ -111,6 +111,9 @@ const METHODS: &[&str] = &[
     "Events.GetRecording",
     "Events.ListEvents",
     "Events.ListRecordings",
+    "History.ForgetHistory",
+    "History.GetHistoryStatus",
+    "History.ReadHistory",
     "Identity.RenewOperator",
     "Identity.VerifyAudit",
     "Operator.BanHost",
@@ -125,6 +128,11 @@ const METHODS: &[&str] = &[
     "Operator.ListIncidents",
     "Operator.ListServices",
     "Operator.RevokeOperator",
+    "Paging.AcknowledgeIncident",
+    "Paging.AddQuiet",
+    "Paging.EndQuiet",
+    "Paging.ListQuiets",
+    "Paging.UnacknowledgeIncident",
     "Uplink.Renew",
     "Uplink.Session",
 ];
@@ -169,8 +177,10 @@ fn descriptors() -> FileDescriptorSet {
         "muster/v1/uplink.proto",
         "muster/v1/enrolment.proto",
         "muster/v1/operator.proto",
+        "muster/v1/history.proto",
         "muster/v1/events.proto",
         "muster/v1/identity.proto",
+        "muster/v1/paging.proto",
     ];
     protox::compile(files, [env!("CARGO_MANIFEST_DIR")]).expect("the contract compiles")
 }

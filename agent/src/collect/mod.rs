@@ -54,6 +54,7 @@ pub mod softnet;
 pub mod sysfs;
 pub mod systemd;
 mod systemd_bus;
+mod systemd_kinds;
 pub mod tapestats;
 pub mod tcpstat;
 #[cfg(test)]

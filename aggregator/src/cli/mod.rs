@@ -5,6 +5,7 @@
 //! says what went wrong, and [`client`] is the way to the aggregator. Answers go to stdout, everything
 //! else to stderr; the exit codes are those of `docs/cli.md`.
 
+pub mod ack;
 pub mod anomalies;
 pub mod args;
 pub mod audit;
@@ -14,12 +15,18 @@ pub mod context;
 pub mod doctor;
 pub mod events;
 pub mod export;
+pub mod export_metrics;
 pub mod failure;
+pub mod history;
+pub mod history_status;
 pub mod host;
 pub mod hosts;
 pub mod incidents;
 pub mod login;
+pub mod moment;
 pub mod output;
+pub mod plot;
+pub mod quiet;
 pub mod removal;
 pub mod renew;
 pub mod services;
@@ -29,6 +36,7 @@ pub mod table;
 pub mod text;
 pub mod units;
 pub mod user;
+pub mod when;
 
 #[cfg(test)]
 mod tests;
@@ -252,6 +260,8 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         }
         Command::Checks(args) => checks::answer(session, args).await,
         Command::Audit(args) => audit::answer(session, args).await,
+        Command::History(args) => history::run(session, args).await,
+        Command::Plot(args) => plot::run(session, args).await,
         Command::Events(args) => events::list(session, args)
             .await
             .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are")),
@@ -353,6 +363,10 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let view = session.view(incident.meta.as_ref());
             output::detail(incidents::detail(incident, &view), &session.options)
         }
+        Command::Ack(act) => Ok(said_lines(&ack::ack(session, act).await?)),
+        Command::Unack { number } => Ok(said_lines(&ack::unack(session, *number).await?)),
+        Command::Silence(act) => quiet::silence(session, act).await,
+        Command::Maintenance(act) => quiet::maintenance(session, act).await,
         Command::Doctor => {
             let timeout = session.global.timeout;
             let checks = doctor::walk(session.target(), &session.config, timeout).await;
@@ -433,6 +447,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             };
             Ok(Rendered::text(scrape.yaml()))
         }
+        Command::Export(Export::Metrics(args)) => export_metrics::run(session, args).await,
         Command::Export(Export::Ca) => session.roots().map(Rendered::text),
         Command::Completion { shell } => {
             let shell = match shell {
