@@ -14,7 +14,7 @@ use muster_agent::{
     Agent, AgentConfig, Credentials, LiveHost, LogHandle, Monitor,
     collect::{self, Collection},
     config::{Config, DEFAULT_PATH},
-    enrol::{self, TokenSource},
+    enrol::{self, Progress, TokenSource},
     goodbye,
     host::{self, HostRoot},
     identity::{Identity, IdentityError},
@@ -423,13 +423,32 @@ fn enrol(path: Option<&Path>, flags: Enrol) -> anyhow::Result<bool> {
     let token = enrol::read_token(&source)?;
     let labels: Vec<_> = config.labels.into_iter().collect();
     let facts = host::facts(&HostRoot::at("/"), &labels);
-    let joining = enrol::enrol(&flags.address, &token, facts, &config.state_dir);
+    let joining = enrol::enrol_telling(
+        &flags.address,
+        &token,
+        facts,
+        &config.state_dir,
+        tell_progress,
+    );
     let joined = runtime()?.block_on(joining)?;
     let text = format!(
         "enrolled as {} in {}\nuplink {}\nnext: systemctl enable --now muster-agent\n",
         joined.host_id, joined.trust_domain, joined.uplink_address
     );
     print(text.as_bytes())
+}
+
+/// To standard error: what is printed is the end.
+fn tell_progress(progress: Progress) {
+    match progress {
+        Progress::Waiting { number, key } => eprintln!(
+            "waiting for an operator to approve this host: number {number}, key {key}\n  there: muster enrol pending, then muster enrol approve {number}\n  Ctrl-C and the same command again is no harm"
+        ),
+        Progress::Busy => eprintln!("many hosts join at the moment; asking again"),
+        Progress::Unanswered(cause) => {
+            eprintln!("still waiting, the aggregator does not answer: {cause}");
+        }
+    }
 }
 
 fn take_samples(path: Option<&Path>, flags: &Sample) -> anyhow::Result<bool> {

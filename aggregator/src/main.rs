@@ -14,7 +14,7 @@ use muster_aggregator::{
     chain,
     cli::audit::head,
     config::{self, Config, DEFAULT_PATH},
-    control::{MAX_TOKEN_TTL, MAX_USES, TokenOptions, TokenState},
+    control::{MAX_TOKEN_TTL, MAX_USES, Network, TokenOptions},
     demo,
     pki::Authority,
     say, serve, setup,
@@ -79,6 +79,15 @@ enum Token {
         /// Label that hosts get that join with it (several times for several)
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
         labels: Vec<(String, String)>,
+        /// Network from which they call, e.g. 10.0.0.0/8 (several times for several) [default: anywhere]
+        #[arg(long = "cidr", value_name = "NETWORK")]
+        networks: Vec<Network>,
+        /// A person must approve each of them: muster enrol pending
+        #[arg(long)]
+        approve: bool,
+        /// The host that joins takes this one's place: its history and name stay, its certificates are refused
+        #[arg(long, value_name = "HOST")]
+        replaces: Option<String>,
     },
     /// List tokens, newest first
     List {
@@ -250,11 +259,21 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
     let state = &config.state_dir;
     let runtime = runtime()?;
     match verb {
-        Token::Create { uses, ttl, labels } => {
+        Token::Create {
+            uses,
+            ttl,
+            labels,
+            networks,
+            approve,
+            replaces,
+        } => {
             let options = TokenOptions {
                 uses,
                 ttl,
                 labels: labels.into_iter().collect::<BTreeMap<_, _>>(),
+                networks,
+                approve,
+                replaces,
             };
             let token = runtime.block_on(setup::token_create(state, options))?;
             say!("{token}");
@@ -274,12 +293,15 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
                 "apiVersion": "muster/v1",
                 "items": rows.iter().map(|row| serde_json::json!({
                     "id": row.id,
-                    "state": word(row.state),
+                    "state": row.state.word(),
                     "used": row.used,
                     "uses": row.uses,
                     "created": date(row.created),
                     "expires": date(row.expires),
                     "labels": row.labels,
+                    "networks": row.networks.iter().map(Network::to_string).collect::<Vec<_>>(),
+                    "approve": row.approve,
+                    "replaces": row.replaces.map(|host| host.to_string()),
                 })).collect::<Vec<_>>(),
             });
             say!("{document:#}");
@@ -297,7 +319,7 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
                 say!(
                     "{}  {:<7}  {:>4}  {}  {}",
                     row.id,
-                    word(row.state),
+                    row.state.word(),
                     format!("{}/{}", row.used, row.uses),
                     date(row.expires),
                     labels.join(",")
@@ -353,16 +375,6 @@ fn audit(config: &Config, verb: Audit) -> anyhow::Result<()> {
     }
 }
 
-fn word(state: TokenState) -> &'static str {
-    match state {
-        TokenState::Live => "live",
-        TokenState::Used => "used",
-        TokenState::Expired => "expired",
-        TokenState::Revoked => "revoked",
-        TokenState::Locked => "locked",
-    }
-}
-
 fn date(at: Timestamp) -> String {
     jiff::Timestamp::from_millisecond(at.as_millis()).map_or_else(
         |_| "-".to_owned(),
@@ -406,6 +418,9 @@ mod tests {
             ("--label=role", false),
             ("--label==web", false),
             ("--label=role=\u{7}", false),
+            ("--cidr=10.0.0.0/8", true),
+            ("--cidr=10.0.0.1/8", false),
+            ("--cidr=ten", false),
         ] {
             let parsed = Cli::try_parse_from(["muster-aggregator", "token", "create", option]);
             let exit = parsed.err().map(|error| error.exit_code());

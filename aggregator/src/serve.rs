@@ -349,6 +349,8 @@ async fn take_in(
             },
         };
         if let Known::Yes(enrolled) = directory.host(host).await {
+            // One that took another's place: what the other has open ends now.
+            fleet.cut(host).await;
             fleet.upsert(*enrolled).await;
         }
     }
@@ -437,6 +439,7 @@ impl Opening<'_> {
             Renewing {
                 control: self.control.clone(),
                 authority: Arc::clone(&self.authority),
+                sink: Arc::new(self.incidents.clone()),
             },
             Arc::clone(&self.clock),
             terms,
@@ -495,11 +498,14 @@ impl Opening<'_> {
             about,
             Arc::clone(&self.clock),
         );
-        let identity = query::IdentityService::new(
-            self.control.clone(),
-            Arc::clone(&self.authority),
-            Arc::clone(&self.clock),
-        );
+        let identity = query::IdentityService::new(query::IdentityParts {
+            control: self.control.clone(),
+            authority: Arc::clone(&self.authority),
+            fleet: self.fleet.clone(),
+            sink: Arc::new(self.incidents.clone()),
+            enrolment_address: format!(":{}", self.addresses.enrolment.port()),
+            clock: Arc::clone(&self.clock),
+        });
         let incoming = listen::tls(
             listener,
             Arc::clone(&self.doors.operators),

@@ -69,6 +69,8 @@ const RECEIVED_BY_AGENTS: &[(&str, &str)] = &[
     ("Drain.spread_ms", "bounded by the agent"),
     ("Redirect.server_id", "name within the signed list"),
     ("Deny.reason", "closed set"),
+    ("Deny.other_address", "shown to people, cut short"),
+    ("Deny.other_boot_id", "shown to people as digits"),
     (
         "EnrolResponse.certificate_chain",
         "the agent's own certificate",
@@ -88,6 +90,14 @@ const RECEIVED_BY_AGENTS: &[(&str, &str)] = &[
         "kept only if it is for this host and for the key just made",
     ),
     (
+        "EnrolResponse.wait_ms",
+        "when to ask again, bounded by the agent",
+    ),
+    (
+        "EnrolResponse.waiting_number",
+        "shown to the person who enrols",
+    ),
+    (
         "RenewResponse.bundle",
         "from the authenticated aggregator; replaces an older one",
     ),
@@ -101,7 +111,13 @@ const RECEIVED_BY_AGENTS: &[(&str, &str)] = &[
 const METHODS: &[&str] = &[
     "Admin.IssueOperator",
     "Enrolment.Enrol",
+    "Identity.CreateToken",
+    "Identity.DecideWaiting",
+    "Identity.ListTokens",
+    "Identity.ListWaiting",
+    "Identity.ReleaseHost",
     "Identity.RenewOperator",
+    "Identity.RevokeToken",
     "Identity.VerifyAudit",
     "Operator.BanHost",
     "Operator.EvictHost",

@@ -152,6 +152,9 @@ pub enum Command {
         #[command(subcommand)]
         act: OperatorAct,
     },
+    /// Let hosts join: tokens, and those that wait to be approved
+    #[command(subcommand)]
+    Enrol(super::enrol::Enrol),
     /// Show who did what, newest first
     Audit(super::audit::Args),
     /// Show the hosts that use most of something, redrawn on a terminal
@@ -200,6 +203,12 @@ pub enum Command {
 pub enum HostAct {
     /// Cut it off; with a new token it may enrol again, as a new host
     Evict {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
+    /// End its quarantine, after two machines spoke with its identity
+    Release {
         /// Do it
         #[arg(long)]
         yes: bool,

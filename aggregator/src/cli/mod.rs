@@ -11,6 +11,7 @@ pub mod audit;
 pub mod client;
 pub mod context;
 pub mod doctor;
+pub mod enrol;
 pub mod export;
 pub mod failure;
 pub mod host;
@@ -234,6 +235,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let said = removal::operator(session, name, *act).await?;
             Ok(said_lines(&said))
         }
+        Command::Enrol(act) => enrol::answer(session, act).await,
         Command::Audit(args) => audit::answer(session, args).await,
         Command::Host { name, act: None } => {
             session::check_one(name)?;

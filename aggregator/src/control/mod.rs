@@ -7,10 +7,13 @@
 
 mod audit;
 mod certificates;
+mod copies;
 mod db;
 mod hosts;
 mod incidents;
+mod network;
 mod operators;
+mod pending;
 mod revoke;
 mod tokens;
 
@@ -18,12 +21,15 @@ use std::path::PathBuf;
 
 pub use audit::{AuditFilter, AuditLine, AuditVerdict};
 pub use certificates::{CertificateRefusal, Presented, RENEWAL_GRACE};
+pub use copies::{COPY_SIGNS, COPY_WINDOW, Greeted, Greeting};
 pub use db::Control;
 pub use hosts::{Facts, Host, Labels};
 pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, Transition};
+pub use network::{Network, NetworkError};
 pub use operators::{
     LOGIN_LIFE, OperatorRefusal, OperatorRole, OperatorStanding, RenewedOperator, RoleError,
 };
+pub use pending::{WAITING_LIFE, Waiting};
 pub use revoke::{Removal, Removed};
 pub use tokens::{
     DEFAULT_TOKEN_TTL, EnrolRefusal, EnrolRequest, Enrolled, MAX_TOKEN_TTL, MAX_USES, TokenOptions,

@@ -60,6 +60,8 @@ pub enum Message {
     Upsert(Box<Enrolled>),
     /// A host was removed by an operator.
     Forget(HostId),
+    /// A host's certificates of before are refused from now on: a stream it has is closed.
+    Cut(HostId),
     /// An agent says Hello.
     Attach {
         /// Whose certificate it is.
@@ -319,6 +321,7 @@ impl Shard {
         match message {
             Message::Upsert(who) => self.upsert(*who),
             Message::Forget(host) => self.forget(host),
+            Message::Cut(host) => self.cut(host),
             Message::Attach {
                 host,
                 connection,
@@ -448,6 +451,7 @@ impl Shard {
                     );
                     let deny = v1::Deny {
                         reason: v1::DenyReason::AlreadyConnected.into(),
+                        ..v1::Deny::default()
                     };
                     send(&older.to_agent, v1::aggregator_message::Message::Deny(deny));
                 }
@@ -469,6 +473,7 @@ impl Shard {
             // An agent that misses this is told when it comes back.
             let deny = v1::Deny {
                 reason: v1::DenyReason::Removed.into(),
+                ..v1::Deny::default()
             };
             send(
                 &stream.to_agent,
@@ -479,6 +484,20 @@ impl Shard {
         if self.hosts.remove(&id).is_some() {
             self.counters.hosts.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    fn cut(&mut self, id: HostId) {
+        if let Some(stream) = self.streams.get(&id) {
+            let deny = v1::Deny {
+                reason: v1::DenyReason::StaleCopy.into(),
+                ..v1::Deny::default()
+            };
+            send(
+                &stream.to_agent,
+                v1::aggregator_message::Message::Deny(deny),
+            );
+        }
+        self.close(id);
     }
 
     fn detach(&mut self, id: HostId, connection: Connection) {
@@ -639,6 +658,7 @@ impl Shard {
         if let Some(stream) = self.streams.get(&id) {
             let deny = v1::Deny {
                 reason: v1::DenyReason::ProtocolViolation.into(),
+                ..v1::Deny::default()
             };
             send(
                 &stream.to_agent,

@@ -13,5 +13,5 @@ pub mod service;
 #[cfg(test)]
 mod tests;
 
-pub use identity::IdentityService;
+pub use identity::{IdentityParts, IdentityService};
 pub use service::{About, HttpDoor, OperatorService};
