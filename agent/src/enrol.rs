@@ -199,6 +199,7 @@ pub async fn enrol_telling(
         .map_err(EnrolError::Key)?;
 
     let dialled = format!("{host}:{port}");
+    let machine = facts.machine_id_hash.clone();
     let request = v1::EnrolRequest {
         token_id: token.id().to_owned(),
         token_secret: token.secret().to_owned(),
@@ -240,7 +241,14 @@ pub async fn enrol_telling(
         trust_domain: trust_domain.clone(),
         uplink_address: uplink_address.clone(),
     };
-    joining.finish(host_id, trust_domain, uplink_address, &chain, &bundle)?;
+    joining.finish(
+        host_id,
+        trust_domain,
+        uplink_address,
+        &chain,
+        &bundle,
+        &machine,
+    )?;
     Ok(joined)
 }
 

@@ -16,6 +16,7 @@ pub mod host;
 pub mod identity;
 mod live;
 pub mod lock;
+pub mod machine;
 pub mod renewal;
 pub mod sample;
 pub mod sampler;

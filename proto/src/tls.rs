@@ -13,7 +13,7 @@ use std::{
     error::Error as StdError,
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -506,6 +506,8 @@ pub struct TrustedTime {
     server: Arc<AtomicI64>,
     /// End of life of the certificate that the aggregator showed last.
     until: Arc<AtomicI64>,
+    /// That certificate and what came with it; empty before the first.
+    shown: Arc<Mutex<Vec<CertificateDer<'static>>>>,
 }
 
 impl Default for TrustedTime {
@@ -513,6 +515,7 @@ impl Default for TrustedTime {
         Self {
             server: Arc::new(AtomicI64::new(EARLIEST_CREDIBLE.as_millis())),
             until: Arc::new(AtomicI64::new(EARLIEST_CREDIBLE.as_millis())),
+            shown: Arc::default(),
         }
     }
 }
@@ -526,9 +529,45 @@ impl TrustedTime {
         self.server.fetch_max(server, Ordering::Relaxed);
     }
 
+    /// Takes note of a time that was [`TrustedTime::last`] in an earlier life of the process.
+    pub fn remembered(&self, last: Timestamp) {
+        self.server.fetch_max(last.as_millis(), Ordering::Relaxed);
+    }
+
+    /// The latest time that an aggregator gave.
+    #[must_use]
+    pub fn last(&self) -> Timestamp {
+        Timestamp::from_millis(self.server.load(Ordering::Relaxed))
+    }
+
+    /// Whether the aggregator that was accepted last would be with these roots too. Before the first there is nothing
+    /// to say against them.
+    ///
+    /// # Errors
+    /// Why it would not be.
+    pub fn would_accept(&self, roots: &[CertificateDer<'_>]) -> Result<(), TlsFault> {
+        let anchors: Vec<TrustAnchor<'static>> = roots
+            .iter()
+            .map(anchor)
+            .collect::<Result<_, _>>()
+            .map_err(|error| TlsFault::Unusable(error.to_string()))?;
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        match shown.split_first() {
+            Some((leaf, others)) => chain_to(leaf, others, &anchors, self.now(), algorithms().all),
+            None => Ok(()),
+        }
+    }
+
     /// A certificate was accepted that lasts until then.
     fn accepted(&self, until: Timestamp) {
         self.until.store(until.as_millis(), Ordering::Relaxed);
+    }
+
+    /// The chain of that certificate.
+    fn keep(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) {
+        let chain = std::iter::once(leaf).chain(others);
+        let chain = chain.map(|one| one.clone().into_owned()).collect();
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = chain;
     }
 
     /// The time to judge by.
@@ -662,6 +701,7 @@ impl AggregatorVerifier {
         match peer.id {
             SpiffeId::Aggregator { .. } => {
                 self.time.accepted(self.end_of_life(leaf, others, anchors));
+                self.time.keep(leaf, others);
                 Ok(())
             }
             other => Err(TlsFault::WrongRole {
@@ -689,21 +729,26 @@ impl AggregatorVerifier {
     }
 }
 
-/// The root that the server sent, last in its chain, when its key has the fingerprint that the token says.
+/// The root that the server sent, at the end of its chain, when its key has the fingerprint that the token says. While
+/// one authority follows another there are two.
 fn pinned_root(
     pin: [u8; 32],
     leaf: &CertificateDer<'_>,
     others: &[CertificateDer<'_>],
 ) -> Result<TrustAnchor<'static>, TlsFault> {
     let last = others.last().unwrap_or(leaf);
-    let found = certificate_pin(last).map_err(|_| TlsFault::Nameless(PeerIdError::Unreadable))?;
-    if found != pin {
-        return Err(TlsFault::WrongPin {
-            expected: hex(&pin),
-            found: hex(&found),
-        });
+    for root in others.iter().rev() {
+        let found =
+            certificate_pin(root).map_err(|_| TlsFault::Nameless(PeerIdError::Unreadable))?;
+        if found == pin {
+            return anchor(root).map_err(|error| TlsFault::Unusable(error.to_string()));
+        }
     }
-    anchor(last).map_err(|error| TlsFault::Unusable(error.to_string()))
+    let found = certificate_pin(last).map_err(|_| TlsFault::Nameless(PeerIdError::Unreadable))?;
+    Err(TlsFault::WrongPin {
+        expected: hex(&pin),
+        found: hex(&found),
+    })
 }
 
 /// The fingerprint of a certificate's key, as tokens carry it: SHA-256 of its SubjectPublicKeyInfo.

@@ -269,7 +269,7 @@ fn denial_hint(reason: v1::DenyReason) -> &'static str {
             "to bring the host back: muster-agent enrol ADDRESS with a new token"
         }
         v1::DenyReason::AlreadyConnected | v1::DenyReason::StaleCopy => {
-            "after cloning or restoring a machine remove the agent's state directory and enrol it anew"
+            "if this machine is the copy: muster-agent reset-identity, then enrol; else muster host NAME release there"
         }
         v1::DenyReason::ProtocolViolation | v1::DenyReason::Unspecified => {
             "look at the aggregator's log and report it as a bug"
