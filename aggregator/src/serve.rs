@@ -30,6 +30,7 @@ use crate::{
     detect::Engine,
     directory::{Directory, Known},
     enrol::EnrolDoor,
+    events::Events,
     fleet::{
         Fleet, FleetConfig,
         start::{self, Parts, Started},
@@ -163,6 +164,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let stop_rest = CancellationToken::new();
     let (incidents, incident_task) = Incidents::start(control.clone(), stop_rest.clone()).await?;
     let open = incidents.clone();
+    let events = Events::open(&config.state_dir, config.events, Arc::clone(&clock))?;
     let parts = Parts {
         config: FleetConfig {
             series_quota: config.series_per_host,
@@ -176,6 +178,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         sink: Arc::new(incidents.clone()),
         open: Box::new(move |host| open.open_on(host)),
         clock: Arc::clone(&clock),
+        events: events.clone(),
     };
     let started = start::start(parts, hosts)?;
 
@@ -203,6 +206,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         directory,
         incidents,
         fleet: started.fleet.clone(),
+        events,
         journal: Arc::clone(started.journal.health()),
         addresses,
         counters: DoorCounters::default(),
@@ -367,6 +371,7 @@ struct Opening<'a> {
     directory: Directory,
     incidents: Incidents,
     fleet: Fleet,
+    events: Events,
     journal: Arc<JournalHealth>,
     addresses: Addresses,
     counters: DoorCounters,
@@ -476,12 +481,16 @@ impl Opening<'_> {
         limits: &Limits,
     ) {
         let (doors, journal) = (Arc::clone(&self.doors), Arc::clone(&self.journal));
+        let events = Arc::clone(self.events.health());
         let http = &self.config.http;
         let about = query::About {
             fleet_name: self.config.fleet_name.clone(),
             started: self.clock.now(),
             certificate_not_after: Box::new(move || Some(doors.not_after())),
-            problems: Box::new(move || journal.problem().into_iter().collect()),
+            problems: Box::new(move || {
+                let problems = [journal.problem(), events.problem()];
+                problems.into_iter().flatten().collect()
+            }),
             http: query::HttpDoor {
                 address: if http.external_address.is_empty() {
                     self.addresses.http.to_string()
@@ -492,6 +501,12 @@ impl Opening<'_> {
                 token_needed: http.token.is_some(),
             },
         };
+        let asked = query::EventsService::new(
+            self.fleet.clone(),
+            self.events.clone(),
+            self.control.clone(),
+            Arc::clone(&self.clock),
+        );
         let service = query::OperatorService::new(
             self.fleet.clone(),
             self.control.clone(),
@@ -520,6 +535,7 @@ impl Opening<'_> {
                 .http2_keepalive_interval(Some(KEEPALIVE))
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .add_service(service.into_server())
+                .add_service(asked.into_server())
                 .add_service(identity.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;

@@ -146,7 +146,7 @@ impl Target {
         Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES))
     }
 
-    /// The whole way, within `timeout`, for any service of the door.
+    /// As [`Target::client`], for any service behind the door.
     ///
     /// # Errors
     /// The step that failed.

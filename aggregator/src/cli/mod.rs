@@ -12,6 +12,7 @@ pub mod client;
 pub mod context;
 pub mod doctor;
 pub mod enrol;
+pub mod events;
 pub mod export;
 pub mod failure;
 pub mod host;
@@ -130,6 +131,13 @@ async fn run_in(session: Session, cli: Cli) -> Result<ExitCode, Failure> {
     {
         redraw = redraw.or(Some(TOP_REDRAW));
     }
+    if let Some(Command::Events(args)) = &cli.command
+        && args.follow
+    {
+        return events::follow(&session, args)
+            .await
+            .map(|()| ExitCode::SUCCESS);
+    }
     let Some(pause) = redraw else {
         return print(&answer(&session, cli.command.as_ref()).await?);
     };
@@ -222,8 +230,15 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             list_hosts(session, &top.selector, Vec::new(), sort, limit).await
         }
         Command::Host {
+            look, act: Some(_), ..
+        } if look.changes || look.recording.is_some() => Err(Failure::new(
+            Code::Usage,
+            "--changes and --recording show a host, evict and ban remove it",
+        )),
+        Command::Host {
             name,
             act: Some(act),
+            ..
         } => {
             session::check_one(name)?;
             let said = removal::host(session, name, *act)
@@ -237,8 +252,23 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         }
         Command::Enrol(act) => enrol::answer(session, act).await,
         Command::Audit(args) => audit::answer(session, args).await,
-        Command::Host { name, act: None } => {
+        Command::Events(args) => events::list(session, args)
+            .await
+            .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are")),
+        Command::Host {
+            name,
+            look,
+            act: None,
+        } => {
             session::check_one(name)?;
+            if look.changes {
+                return events::changes(session, name)
+                    .await
+                    .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"));
+            }
+            if let Some(number) = look.recording {
+                return events::recording(session, name, number).await;
+            }
             let request = v1::GetHostRequest { name: name.clone() };
             let host = session
                 .ask(async move |mut client| client.get_host(request).await)

@@ -13,7 +13,10 @@ use muster_proto::{
     limits::MAX_OPERATOR_MESSAGE_BYTES,
     time::{Clock as _, SystemClock, Timestamp},
     tls,
-    v1::{self, identity_client::IdentityClient, operator_client::OperatorClient},
+    v1::{
+        self, events_client::EventsClient, identity_client::IdentityClient,
+        operator_client::OperatorClient,
+    },
 };
 use rustls_pki_types::CertificateDer;
 use serde_json::json;
@@ -271,6 +274,53 @@ impl Session {
             Ok(Err(status)) => Err(target.refused(&status)),
             Err(_) => Err(target.late(timeout)),
         }
+    }
+
+    /// Asks one question about events, within the time limit.
+    ///
+    /// # Errors
+    /// Whatever stood in the way, or the aggregator's refusal.
+    pub async fn ask_events<T, F>(
+        &self,
+        question: impl FnOnce(EventsClient<Channel>) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let target = self.target()?;
+        let timeout = self.global.timeout;
+        let channel = target
+            .channel(timeout)
+            .await
+            .map_err(|error| target.unreachable(&error))?;
+        let client =
+            EventsClient::new(channel).max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES);
+        match tokio::time::timeout(timeout, question(client)).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(target.refused(&status)),
+            Err(_) => Err(target.late(timeout)),
+        }
+    }
+
+    /// Opens a stream of events, within the time limit; gives with it what to say when it ends.
+    ///
+    /// # Errors
+    /// As [`Session::ask_events`].
+    pub async fn follow_events(
+        &self,
+        request: v1::FollowEventsRequest,
+    ) -> Result<
+        (
+            tonic::Streaming<v1::EventBatch>,
+            impl Fn(&tonic::Status) -> Failure + use<>,
+        ),
+        Failure,
+    > {
+        let target = self.target()?;
+        let stream = self
+            .ask_events(async move |mut client| client.follow_events(request).await)
+            .await?;
+        Ok((stream, move |status: &tonic::Status| target.refused(status)))
     }
 
     /// Who we are to the aggregator, and what it says of itself.

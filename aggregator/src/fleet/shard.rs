@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     detect::{Engine, Opening, Transition},
+    events::Events,
     journal::{Entry, Journal, Record, Stored},
 };
 
@@ -161,6 +162,8 @@ pub struct Shard {
     sink: Arc<dyn TransitionSink>,
     clock: Arc<dyn Clock>,
     counters: Arc<Counters>,
+    /// Keeps what stands beside the samples.
+    events: Events,
     listening_since: Instant,
     transitions: Vec<Transition>,
     /// Set once the aggregator is stopping.
@@ -177,6 +180,7 @@ impl Shard {
         sink: Arc<dyn TransitionSink>,
         clock: Arc<dyn Clock>,
         counters: Arc<Counters>,
+        events: Events,
     ) -> Self {
         Self {
             index,
@@ -190,6 +194,7 @@ impl Shard {
             sink,
             clock,
             counters,
+            events,
             listening_since: Instant::now(),
             transitions: Vec::new(),
             draining: None,
@@ -253,6 +258,7 @@ impl Shard {
                     self.counters
                         .frames_replayed
                         .fetch_add(1, Ordering::Relaxed);
+                    self.events.replay(id, &frame);
                 }
                 self.report(id);
             }
@@ -547,6 +553,7 @@ impl Shard {
             .fetch_add(1, Ordering::Relaxed);
         match verdict {
             Verdict::Store => {
+                self.events.offer(id, &frame);
                 let key = Stored {
                     host: id,
                     incarnation: frame.incarnation,

@@ -5,6 +5,7 @@
 //! changes a host. Every list is ordered and says whether it is complete and as of when.
 
 pub mod access;
+pub mod events;
 pub mod identity;
 pub mod order;
 pub mod rows;
@@ -13,5 +14,6 @@ pub mod service;
 #[cfg(test)]
 mod tests;
 
+pub use events::EventsService;
 pub use identity::{IdentityParts, IdentityService};
 pub use service::{About, HttpDoor, OperatorService};

@@ -771,12 +771,12 @@ fn incident_row(incident: Incident, host: &str) -> v1::IncidentRow {
     }
 }
 
-fn parse_selector(text: &str) -> Result<Selector, Status> {
+pub(super) fn parse_selector(text: &str) -> Result<Selector, Status> {
     Selector::parse(text)
         .map_err(|error| Status::invalid_argument(format!("this is no selector: {error}")))
 }
 
-fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
+pub(super) fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
     let mut patterns = Vec::new();
     for name in names {
         let list = Pattern::parse_list(name).map_err(|error| {
@@ -787,7 +787,7 @@ fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
     Ok(patterns.into())
 }
 
-fn store_failed(error: &crate::control::ControlError) -> Status {
+pub(super) fn store_failed(error: &crate::control::ControlError) -> Status {
     tracing::error!(error = %chain(error), "the control store cannot be read");
     Status::unavailable("the control store cannot be read, see the aggregator's log")
 }
