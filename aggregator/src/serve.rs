@@ -521,6 +521,7 @@ impl Opening<'_> {
             enrolment_address: format!(":{}", self.addresses.enrolment.port()),
             clock: Arc::clone(&self.clock),
         });
+        let checks = query::ChecksService::new(service.clone());
         let incoming = listen::tls(
             listener,
             Arc::clone(&self.doors.operators),
@@ -537,6 +538,7 @@ impl Opening<'_> {
                 .add_service(service.into_server())
                 .add_service(asked.into_server())
                 .add_service(identity.into_server())
+                .add_service(checks.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;
             ("operator door", served.map_err(anyhow::Error::new))

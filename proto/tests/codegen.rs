@@ -10,6 +10,7 @@ const FILES: &[&str] = &[
     "muster/v1/enrolment.proto",
     "muster/v1/operator.proto",
     "muster/v1/identity.proto",
+    "muster/v1/checks.proto",
     "muster/v1/events.proto",
 ];
 

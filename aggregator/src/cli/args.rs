@@ -115,6 +115,7 @@ impl Command {
                 | Self::Host { .. }
                 | Self::Top(_)
                 | Self::Services(_)
+                | Self::Checks(_)
                 | Self::Anomalies(_)
                 | Self::Incidents(_)
                 | Self::Incident { .. }
@@ -169,6 +170,8 @@ pub enum Command {
     /// List units over all hosts, failing first
     #[command(visible_alias = "svc")]
     Services(Services),
+    /// List checks that hosts define, failing first
+    Checks(super::checks::Args),
     /// List hosts that are off their usual range, and what moved
     #[command(visible_alias = "an")]
     Anomalies(Anomalies),

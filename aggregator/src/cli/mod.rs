@@ -8,6 +8,7 @@
 pub mod anomalies;
 pub mod args;
 pub mod audit;
+pub mod checks;
 pub mod client;
 pub mod context;
 pub mod doctor;
@@ -121,7 +122,7 @@ async fn run_in(session: Session, cli: Cli) -> Result<ExitCode, Failure> {
     {
         return Err(Failure::new(
             Code::Usage,
-            "--watch is for answers that change: hosts, services, incidents, doctor",
+            "--watch is for answers that change: hosts, services, checks, incidents, doctor",
         ));
     }
     if let Some(Command::Top(top)) = &cli.command
@@ -251,6 +252,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             Ok(said_lines(&said))
         }
         Command::Enrol(act) => enrol::answer(session, act).await,
+        Command::Checks(args) => checks::answer(session, args).await,
         Command::Audit(args) => audit::answer(session, args).await,
         Command::Events(args) => events::list(session, args)
             .await

@@ -11,6 +11,7 @@ use muster_proto::{time::Timestamp, v1};
 use super::{
     anomalies,
     args::Cli,
+    checks,
     doctor::{self, Check, Verdict},
     export::{Door, Scrape},
     host, hosts, incidents,
@@ -262,6 +263,85 @@ fn failing() -> Vec<v1::ServiceGroup> {
     ]
 }
 
+fn checks() -> Vec<v1::CheckRow> {
+    let row =
+        |host: &str, name: &str, kind: &str, status: v1::CheckStatus, result: &str| v1::CheckRow {
+            host: host.to_owned(),
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            severity: "critical".to_owned(),
+            status: status.into(),
+            since_ms: Some(NOW - 7 * MINUTE),
+            result: result.to_owned(),
+            duration_seconds: 0.012,
+            runs: 1_440,
+            ..v1::CheckRow::default()
+        };
+    let mut failing = row(
+        "web-17",
+        "shop",
+        "http",
+        v1::CheckStatus::Critical,
+        "timeout",
+    );
+    (failing.failed_runs, failing.duration_seconds) = (4, 10.0);
+    let mut expiring = row(
+        "web-17",
+        "cert",
+        "tls",
+        v1::CheckStatus::Warning,
+        "certificate_expiry",
+    );
+    (expiring.failed_runs, expiring.certificate_expires_ms) =
+        (9, Some(NOW + 18 * 24 * 60 * MINUTE));
+    let mut pending = row(
+        "db-01",
+        "backup\x1b[2J",
+        "file",
+        v1::CheckStatus::Unspecified,
+        "age",
+    );
+    (pending.failed_runs, pending.since_ms) = (1, None);
+    let mut doubtful = row("db-01", "postgres", "tcp", v1::CheckStatus::Ok, "refused");
+    doubtful.failed_runs = 2;
+    let mut fine = row("db-01", "load", "exec", v1::CheckStatus::Ok, "ok");
+    fine.measures = vec![v1::CheckMeasure {
+        label: "load1".to_owned(),
+        unit: String::new(),
+        value: 0.5,
+    }];
+    vec![failing, expiring, pending, doubtful, fine]
+}
+
+#[test]
+fn checks_failing_first() {
+    let response = v1::ListChecksResponse {
+        meta: meta(),
+        checks: checks(),
+        left_out: 3,
+        hosts_not_heard: 1,
+    };
+    for (name, format) in [
+        ("checks-table", Format::Table),
+        ("checks-wide", Format::Wide),
+        ("checks-json", Format::Json),
+        ("checks-tsv", Format::Tsv),
+    ] {
+        golden(
+            name,
+            &render(checks::list(response.clone(), false), &options(format)),
+        );
+    }
+    let none = v1::ListChecksResponse {
+        meta: meta(),
+        ..v1::ListChecksResponse::default()
+    };
+    golden(
+        "checks-none",
+        &render(checks::list(none, false), &options(Format::Table)),
+    );
+}
+
 #[test]
 fn services_failing_first() {
     let response = v1::ListServicesResponse {
@@ -470,6 +550,8 @@ fn detail() -> v1::HostDetail {
     row.anomaly_score = Some(1.93);
     row.open_incidents = 1;
     v1::HostDetail {
+        checks: 5,
+        failing_checks: checks().into_iter().take(2).collect(),
         meta: meta(),
         row: Some(row),
         facts: Some(v1::HostFacts {

@@ -68,6 +68,7 @@ pub const ACCESS: &[Rule] = &[
     rule("ListWaiting", OperatorRole::Admin, 120),
     rule("DecideWaiting", OperatorRole::Admin, 600),
     rule("ReleaseHost", OperatorRole::Admin, 600),
+    rule("ListChecks", OperatorRole::Viewer, 300),
 ];
 
 /// Oldest certificate with which what needs [`OperatorRole::Admin`] can be done (design/threats.md, T22): the program

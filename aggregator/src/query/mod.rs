@@ -5,6 +5,7 @@
 //! changes a host. Every list is ordered and says whether it is complete and as of when.
 
 pub mod access;
+pub mod checks;
 pub mod events;
 pub mod identity;
 pub mod order;
@@ -14,6 +15,7 @@ pub mod service;
 #[cfg(test)]
 mod tests;
 
+pub use checks::ChecksService;
 pub use events::EventsService;
 pub use identity::{IdentityParts, IdentityService};
 pub use service::{About, HttpDoor, OperatorService};

@@ -110,7 +110,7 @@ impl OperatorService {
             .max_encoding_message_size(MAX_OPERATOR_MESSAGE_BYTES)
     }
 
-    fn meta(&self, missing: Vec<String>) -> v1::AnswerMeta {
+    pub(super) fn meta(&self, missing: Vec<String>) -> v1::AnswerMeta {
         v1::AnswerMeta {
             complete: missing.is_empty(),
             missing,
@@ -144,6 +144,37 @@ impl OperatorService {
                 None
             })
             .await;
+        Ok(answer)
+    }
+
+    /// Judges callers.
+    pub(super) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// Runs `f` on the hosts that a selector and a host's name or pattern choose, with these patterns. `None` of
+    /// it stands for a host that has nothing to tell now.
+    pub(super) async fn on_hosts<T: Send + 'static>(
+        &self,
+        selector: &str,
+        host: &str,
+        names: &[String],
+        f: impl Fn(&HostState, &[Pattern]) -> Option<T> + Send + Sync + Clone + 'static,
+    ) -> Result<Answer<Option<T>>, Status> {
+        let names = parse_names(names)?;
+        let wanted = self.only(host).await?;
+        let Open {
+            counts,
+            mut missing,
+            ..
+        } = self.open().await;
+        let mut answer = self
+            .each(selector, &[], &counts, move |host, _| {
+                among(wanted.as_deref(), host.id()).then(|| f(host, &names))
+            })
+            .await?;
+        missing.append(&mut answer.missing);
+        answer.missing = missing;
         Ok(answer)
     }
 

@@ -3,17 +3,21 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use muster_proto::{
+    catalog::{
+        CHECK_DURATION, CHECK_FAILED_RUNS, CHECK_INFO, CHECK_PERFDATA, CHECK_RESULT, CHECK_RUNS,
+        CHECK_SINCE, CHECK_STATUS, FamilyId, METRICS,
+    },
     codec::{Changes, Encoder},
     id::{HostId, Incarnation},
     series::{Family, Kind, Raw, Scale, Series, Table},
     spiffe::SpiffeId,
     time::{Clock, FakeClock, Timestamp},
-    v1::{self, operator_server::Operator as _},
+    v1::{self, checks_server::Checks as _, operator_server::Operator as _},
 };
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Code, Request};
 
-use super::{About, HttpDoor, OperatorService, access::ACCESS, rows::Asked};
+use super::{About, ChecksService, HttpDoor, OperatorService, access::ACCESS, rows::Asked};
 use crate::{
     control::{Control, NewIncident, OperatorRole},
     detect::{DetectConfig, Engine},
@@ -182,6 +186,28 @@ fn enrolled(number: u8, name: &str) -> Enrolled {
     }
 }
 
+/// The series of a check "shop" that fails where there is much to do.
+fn check(load: f64) -> Vec<(FamilyId, Vec<&'static str>, Raw)> {
+    let (status, result, failed) = match load > 10.0 {
+        true => (2, "timeout", 3),
+        false => (0, "ok", 0),
+    };
+    vec![
+        (CHECK_INFO, vec!["shop", "critical", "http"], Raw::int(1)),
+        (CHECK_STATUS, vec!["shop"], Raw::int(status)),
+        (CHECK_SINCE, vec!["shop"], Raw::int(NOW.as_millis() / 1000)),
+        (CHECK_RESULT, vec!["shop", result], Raw::int(1)),
+        (CHECK_DURATION, vec!["shop"], Raw::int(1_500_000)),
+        (CHECK_RUNS, vec!["shop"], Raw::int(17)),
+        (CHECK_FAILED_RUNS, vec!["shop"], Raw::int(failed)),
+        (
+            CHECK_PERFDATA,
+            vec!["shop", "time", "seconds"],
+            Raw::float(f64::NAN),
+        ),
+    ]
+}
+
 /// A host of which one sample has come, with this load and these units.
 fn heard(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState {
     let mut table = Table {
@@ -208,7 +234,31 @@ fn heard(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState
             Raw::int(1),
         )
     });
-    for (family, labels, raw) in std::iter::once((0, Vec::new(), Raw::float(load))).chain(units) {
+    let first = table.families.len();
+    let checks = check(load).into_iter().enumerate();
+    let checks: Vec<_> = checks
+        .map(|(at, (family, labels, raw))| {
+            let metric = &METRICS[family.0 as usize];
+            table.families.push(Family {
+                name: metric.name.to_owned(),
+                kind: metric.kind,
+                scale: metric.scale,
+                labels: metric
+                    .labels
+                    .iter()
+                    .map(|&label| label.to_owned())
+                    .collect(),
+            });
+            let family = u32::try_from(first + at).expect("few");
+            (
+                family,
+                labels.iter().map(|&label| label.to_owned()).collect(),
+                raw,
+            )
+        })
+        .collect();
+    let all = std::iter::once((0, Vec::new(), Raw::float(load)));
+    for (family, labels, raw) in all.chain(units).chain(checks) {
         table.series.push(Series { family, labels });
         table.raw.push(raw);
         table.present.push(true);
@@ -386,6 +436,89 @@ async fn services_are_grouped_over_hosts() {
 }
 
 #[tokio::test]
+async fn checks_come_worst_first_and_only_from_hosts_that_are_heard() {
+    let lab = Lab::new(0).await;
+    let service = ChecksService::new(lab.service.clone());
+    let list = async |request| {
+        let response = service.list_checks(lab.ask("jo", request)).await;
+        response.expect("an answer").into_inner()
+    };
+    let all = list(v1::ListChecksRequest::default()).await;
+    let rows: Vec<_> = all
+        .checks
+        .iter()
+        .map(|row| (row.host.as_str(), row.status()))
+        .collect();
+    let (bad, good) = (v1::CheckStatus::Critical, v1::CheckStatus::Ok);
+    assert_eq!(rows, [("web-02", bad), ("web-01", good)]);
+    assert_eq!(all.hosts_not_heard, 2);
+    let row = &all.checks[0];
+    assert_eq!(
+        (
+            row.kind.as_str(),
+            row.severity.as_str(),
+            row.result.as_str()
+        ),
+        ("http", "critical", "timeout")
+    );
+    assert_eq!(
+        (row.runs, row.failed_runs, row.duration_seconds),
+        (17, 3, 1.5)
+    );
+    assert_eq!(row.since_ms, Some(NOW.as_millis() / 1000 * 1000));
+    assert_eq!(row.measures.len(), 1);
+    for (request, expected) in [
+        (
+            v1::ListChecksRequest {
+                statuses: vec![bad.into()],
+                ..Default::default()
+            },
+            1,
+        ),
+        (
+            v1::ListChecksRequest {
+                names: vec!["sh*".into()],
+                ..Default::default()
+            },
+            2,
+        ),
+        (
+            v1::ListChecksRequest {
+                names: vec!["other".into()],
+                ..Default::default()
+            },
+            0,
+        ),
+        (
+            v1::ListChecksRequest {
+                host: "web-01".into(),
+                ..Default::default()
+            },
+            1,
+        ),
+        (
+            v1::ListChecksRequest {
+                selector: "load>10".into(),
+                ..Default::default()
+            },
+            1,
+        ),
+    ] {
+        assert_eq!(
+            list(request.clone()).await.checks.len(),
+            expected,
+            "{request:?}"
+        );
+    }
+    let request = v1::GetHostRequest {
+        name: "web-02".into(),
+    };
+    let host = lab.service.get_host(lab.ask("jo", request)).await;
+    let host = host.expect("an answer").into_inner();
+    assert_eq!((host.checks, host.failing_checks.len()), (1, 1));
+}
+
+#[tokio::test]
 async fn incidents_reach_hosts_summary_and_lists() {
     let lab = Lab::new(0).await;
     for (host, subject) in [
@@ -549,6 +682,7 @@ fn every_method_of_the_contract_has_a_row() {
         include_str!("../../../proto/muster/v1/operator.proto"),
         include_str!("../../../proto/muster/v1/events.proto"),
         include_str!("../../../proto/muster/v1/identity.proto"),
+        include_str!("../../../proto/muster/v1/checks.proto"),
     ];
     let mut methods: Vec<&str> = contract
         .iter()
