@@ -117,8 +117,6 @@ pub struct WelcomeTerms {
     pub credit_bytes: u64,
     /// See [`crate::fleet::FleetConfig`].
     pub epoch: u64,
-    /// The roots agents should trust.
-    pub bundle: v1::TrustBundle,
 }
 
 /// What is decided about identities with.
@@ -127,6 +125,8 @@ pub struct Renewing {
     pub control: Control,
     /// Signs.
     pub authority: Arc<Authority>,
+    /// What certificates are judged by.
+    pub clock: Arc<dyn Clock>,
     /// Told of hosts that come into quarantine.
     pub sink: Arc<dyn TransitionSink>,
 }
@@ -158,7 +158,8 @@ impl Inner {
     /// What every Welcome says; what is stored here is added by the shard.
     fn welcome(&self, hello: &v1::Hello) -> v1::Welcome {
         let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
-        let newer = hello.bundle_version < self.welcome.bundle.version;
+        let bundle = self.renewing.authority.bundle();
+        let newer = hello.bundle_version < bundle.version;
         v1::Welcome {
             server_wall_ms: self.clock.now().as_millis(),
             ratchet: Vec::new(),
@@ -168,7 +169,7 @@ impl Inner {
             min_interval_ms: millis(limits::MIN_INTERVAL),
             max_interval_ms: millis(limits::MAX_INTERVAL),
             heartbeat_ms: 0,
-            bundle: newer.then(|| self.welcome.bundle.clone()),
+            bundle: newer.then_some(bundle),
             servers: None,
             fleet_hint: u32::try_from(self.fleet.totals().hosts).unwrap_or(u32::MAX),
         }
@@ -329,7 +330,7 @@ impl Inner {
             Admitted::No(refusal) => return Err(Refusal::Deny(denied(refusal))),
             // Known hosts stay connected while the store is sick; who expired does not.
             Admitted::Unavailable => {
-                if presented.not_after < self.clock.now() {
+                if presented.not_after < self.renewing.clock.now() {
                     return Err(Refusal::Deny(v1::DenyReason::Expired));
                 }
             }
@@ -356,6 +357,11 @@ impl Inner {
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let close = CancellationToken::new();
         let (reply, answer) = oneshot::channel();
+        let welcome = v1::Welcome {
+            ratchet,
+            ..self.welcome(&hello)
+        };
+        let gave_bundle = welcome.bundle.as_ref().map(|bundle| bundle.version);
         let attach = Message::Attach {
             host,
             connection,
@@ -363,10 +369,7 @@ impl Inner {
             holds,
             to_agent: to_agent.clone(),
             close: close.clone(),
-            welcome: Box::new(v1::Welcome {
-                ratchet,
-                ..self.welcome(&hello)
-            }),
+            welcome: Box::new(welcome),
             reply,
         };
         if !self.fleet.tell(host, attach).await {
@@ -390,9 +393,10 @@ impl Inner {
             host,
             connection,
             idle: (interval * IDLE_INTERVALS).max(IDLE_FLOOR),
-            until: Instant::now() + presented.not_after.since(self.clock.now()),
+            until: Instant::now() + presented.not_after.since(self.renewing.clock.now()),
             close,
             credit: Arc::new(Semaphore::new(self.credit())),
+            gave_bundle,
         })
     }
 }
@@ -408,6 +412,8 @@ struct Opened {
     close: CancellationToken,
     /// Bytes that may still be on their way to the disk; beyond, nothing is read.
     credit: Arc<Semaphore>,
+    /// Version of the trust bundle in the Welcome, if there was one.
+    gave_bundle: Option<u64>,
 }
 
 /// Why a stream is not opened, or ends.
@@ -453,6 +459,13 @@ impl Uplink for UplinkService {
                     return;
                 }
             };
+            let first = inbound.next().await;
+            // It keeps the bundle of the Welcome before it goes on.
+            if let (Some(version), Some(Ok(_))) = (opened.gave_bundle, &first)
+                && let Err(error) = service.renewing.control.bundle_taken(host, version).await
+            {
+                tracing::warn!(%host, error = crate::chain(&error), "that the host holds the new trust bundle was not noted");
+            }
             let ended = service.receive(&opened, &mut inbound, &to_agent).await;
             if let Err(refusal) = ended {
                 refuse(host, refusal, &to_agent);
@@ -497,7 +510,8 @@ fn denied(refusal: CertificateRefusal) -> v1::DenyReason {
     match refusal {
         CertificateRefusal::Removed => v1::DenyReason::Removed,
         CertificateRefusal::Superseded => v1::DenyReason::StaleCopy,
-        CertificateRefusal::Expired => v1::DenyReason::Expired,
+        // It cannot be renewed either; the agent says that the host must enrol again.
+        CertificateRefusal::Expired | CertificateRefusal::Untrusted => v1::DenyReason::Expired,
         CertificateRefusal::OldKey => v1::DenyReason::ProtocolViolation,
     }
 }
@@ -526,7 +540,7 @@ impl Inner {
     }
 
     async fn renew(&self, presented: Presented, csr: &[u8]) -> Result<v1::RenewResponse, Status> {
-        let (host, now) = (presented.host_id, self.clock.now());
+        let (host, now) = (presented.host_id, self.renewing.clock.now());
         if !self.may_ask(host) {
             return Err(Status::resource_exhausted(
                 "this host asked for too many certificates within an hour",

@@ -56,6 +56,9 @@ enum Command {
     /// Join tokens; works with and without a running aggregator
     #[command(subcommand)]
     Token(Token),
+    /// The clock that certificates are judged by
+    #[command(subcommand)]
+    Clock(ClockVerb),
     /// The audit log, as its database has it; works with and without a running aggregator
     #[command(subcommand)]
     Audit(Audit),
@@ -103,6 +106,12 @@ enum Token {
 }
 
 #[derive(Subcommand)]
+enum ClockVerb {
+    /// Say that this machine's clock is right, after it jumped by more than an hour
+    Confirm,
+}
+
+#[derive(Subcommand)]
 enum Audit {
     /// Say whether a line was changed, removed or put in between; exit code 1 if so
     Verify {
@@ -134,6 +143,7 @@ fn main() -> ExitCode {
         Command::Init { names } => with_config(file, |config| init(config, &names)),
         Command::Serve => with_config(file, serve),
         Command::Token(verb) => with_config(file, |config| token(config, verb)),
+        Command::Clock(ClockVerb::Confirm) => with_config(file, confirm_clock),
         Command::Audit(verb) => with_config(file, |config| audit(config, verb)),
         Command::CheckConfig { file: named } => {
             let file = named.as_deref().or(file);
@@ -334,6 +344,13 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
             say!("token {id} lets nobody in any more");
         }
     }
+    Ok(())
+}
+
+fn confirm_clock(config: &Config) -> anyhow::Result<()> {
+    let now = runtime()?.block_on(setup::clock_confirm(&config.state_dir))?;
+    say!("confirmed: it is {}", date(now));
+    say!("a running aggregator takes it up within seconds");
     Ok(())
 }
 

@@ -66,7 +66,10 @@ impl Lab {
         let about = About {
             fleet_name: "lab".to_owned(),
             started: now,
-            certificate_not_after: Box::new(move || Some(doors.not_after())),
+            certificate_not_after: {
+                let doors = Arc::clone(&doors);
+                Box::new(move || Some(doors.not_after()))
+            },
             problems: Box::new(Vec::new),
             http: HttpDoor {
                 address: "0.0.0.0:17446".to_owned(),
@@ -78,6 +81,7 @@ impl Lab {
         let identity = IdentityService::new(IdentityParts {
             control: control.clone(),
             authority: Arc::clone(&authority),
+            doors: Arc::clone(&doors),
             fleet: fleet(),
             sink: Arc::new(Deaf),
             enrolment_address: ":7444".to_owned(),
@@ -450,7 +454,7 @@ async fn who_is_not_let_in_is_4() {
             server: &lab.door.to_string(),
             trust_domain: lab.authority.trust_domain(),
             fleet: "lab",
-            roots: std::slice::from_ref(lab.authority.root()),
+            roots: std::slice::from_ref(&lab.authority.root()),
             chain: &issued.expect("issued").chain,
             key_pem: &key.serialize_pem(),
             role: "viewer",
@@ -483,7 +487,7 @@ async fn signed_in(lab: &Lab, role: OperatorRole, ago: Duration) {
         server: &lab.door.to_string(),
         trust_domain: lab.authority.trust_domain(),
         fleet: "lab",
-        roots: std::slice::from_ref(lab.authority.root()),
+        roots: std::slice::from_ref(&lab.authority.root()),
         chain: &issued.chain,
         key_pem: &key.serialize_pem(),
         role: &role.to_string(),

@@ -124,7 +124,7 @@ impl Installation {
 
     fn trust(&self) -> Trust {
         Trust {
-            roots: vec![self.authority.root().clone()],
+            roots: vec![self.authority.root()],
             domain: self.authority.trust_domain().clone(),
             time: TrustedTime::default(),
         }

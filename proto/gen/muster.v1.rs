@@ -3759,6 +3759,60 @@ pub mod admin_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetAuthorityRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotateAuthorityRequest {
+    #[prost(enumeration = "AuthorityStep", tag = "1")]
+    pub step: i32,
+    /// Do it although hosts are left behind.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AuthorityStatus {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    /// settled, prepared, activated
+    #[prost(string, tag = "2")]
+    pub phase: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub bundle_version: u64,
+    /// Those that are trusted, oldest first.
+    #[prost(message, repeated, tag = "4")]
+    pub generations: ::prost::alloc::vec::Vec<AuthorityGeneration>,
+    #[prost(uint32, tag = "5")]
+    pub hosts: u32,
+    /// Hosts that hold the trust bundle of this version.
+    #[prost(uint32, tag = "6")]
+    pub hosts_informed: u32,
+    /// Names of those that do not; at most 1,000.
+    #[prost(string, repeated, tag = "7")]
+    pub uninformed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Hosts whose certificate is of an older generation than the newest, and their names, at most 1,000.
+    #[prost(uint32, tag = "8")]
+    pub hosts_on_old_certificates: u32,
+    #[prost(string, repeated, tag = "9")]
+    pub on_old_certificates: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What to do next, for people.
+    #[prost(string, tag = "10")]
+    pub next: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuthorityGeneration {
+    /// From 1.
+    #[prost(uint32, tag = "1")]
+    pub number: u32,
+    /// SHA-256 of the root's key: 32 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub pin: ::prost::alloc::vec::Vec<u8>,
+    /// Whether it signs.
+    #[prost(bool, tag = "3")]
+    pub active: bool,
+    /// Whether the root before vouches for its aggregator.
+    #[prost(bool, tag = "4")]
+    pub cross_signed: bool,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReleaseHostRequest {
     /// Name or 32-digit id.
@@ -3935,6 +3989,49 @@ pub struct AuditVerdict {
     /// One sentence for each place where the chain is broken, at most 100 of them; empty when it holds.
     #[prost(string, repeated, tag = "4")]
     pub faults: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AuthorityStep {
+    Unspecified = 0,
+    /// Make the next authority; every holder is told to trust it.
+    Prepare = 1,
+    /// Sign with it.
+    Activate = 2,
+    /// Trust the old one no more.
+    Retire = 3,
+    /// Take the last step back.
+    Back = 4,
+    /// All three at once: a key was stolen.
+    Now = 5,
+}
+impl AuthorityStep {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "AUTHORITY_STEP_UNSPECIFIED",
+            Self::Prepare => "AUTHORITY_STEP_PREPARE",
+            Self::Activate => "AUTHORITY_STEP_ACTIVATE",
+            Self::Retire => "AUTHORITY_STEP_RETIRE",
+            Self::Back => "AUTHORITY_STEP_BACK",
+            Self::Now => "AUTHORITY_STEP_NOW",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "AUTHORITY_STEP_UNSPECIFIED" => Some(Self::Unspecified),
+            "AUTHORITY_STEP_PREPARE" => Some(Self::Prepare),
+            "AUTHORITY_STEP_ACTIVATE" => Some(Self::Activate),
+            "AUTHORITY_STEP_RETIRE" => Some(Self::Retire),
+            "AUTHORITY_STEP_BACK" => Some(Self::Back),
+            "AUTHORITY_STEP_NOW" => Some(Self::Now),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod identity_client {
@@ -4211,6 +4308,56 @@ pub mod identity_client {
                 .insert(GrpcMethod::new("muster.v1.Identity", "ReleaseHost"));
             self.inner.unary(req, path, codec).await
         }
+        /// Which authority is trusted, and who does not know the newest one yet.
+        pub async fn get_authority(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetAuthorityRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AuthorityStatus>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Identity/GetAuthority",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Identity", "GetAuthority"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// One step by which an authority follows another.
+        pub async fn rotate_authority(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RotateAuthorityRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AuthorityStatus>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Identity/RotateAuthority",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Identity", "RotateAuthority"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4286,6 +4433,16 @@ pub mod identity_server {
             tonic::Response<super::ReleaseHostResponse>,
             tonic::Status,
         >;
+        /// Which authority is trusted, and who does not know the newest one yet.
+        async fn get_authority(
+            &self,
+            request: tonic::Request<super::GetAuthorityRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuthorityStatus>, tonic::Status>;
+        /// One step by which an authority follows another.
+        async fn rotate_authority(
+            &self,
+            request: tonic::Request<super::RotateAuthorityRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuthorityStatus>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct IdentityServer<T> {
@@ -4708,6 +4865,96 @@ pub mod identity_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReleaseHostSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Identity/GetAuthority" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetAuthoritySvc<T: Identity>(pub Arc<T>);
+                    impl<
+                        T: Identity,
+                    > tonic::server::UnaryService<super::GetAuthorityRequest>
+                    for GetAuthoritySvc<T> {
+                        type Response = super::AuthorityStatus;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetAuthorityRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Identity>::get_authority(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetAuthoritySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Identity/RotateAuthority" => {
+                    #[allow(non_camel_case_types)]
+                    struct RotateAuthoritySvc<T: Identity>(pub Arc<T>);
+                    impl<
+                        T: Identity,
+                    > tonic::server::UnaryService<super::RotateAuthorityRequest>
+                    for RotateAuthoritySvc<T> {
+                        type Response = super::AuthorityStatus;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RotateAuthorityRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Identity>::rotate_authority(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RotateAuthoritySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -283,7 +283,7 @@ impl Door {
     }
 }
 
-/// The agents' door: client certificates of `issuer` that name an agent of `domain`. One that expired less than
+/// The agents' door: client certificates of one of `issuers` that name an agent of `domain`. One that expired less than
 /// [`EXPIRED_GRACE`] ago gets through, so whoever serves the connection must look at the end of its life and answer
 /// nothing but a renewal.
 ///
@@ -291,22 +291,22 @@ impl Door {
 /// When the issuer cannot be read or the credentials do not fit.
 pub fn server_config_agents(
     credentials: Credentials,
-    issuer: &CertificateDer<'_>,
+    issuers: &[CertificateDer<'_>],
     domain: &TrustDomain,
 ) -> Result<ServerConfig, TlsConfigError> {
-    mutual(credentials, Door::Agents, issuer, domain)
+    mutual(credentials, Door::Agents, issuers, domain)
 }
 
-/// The operators' door: client certificates of `issuer` that name an operator of `domain`.
+/// The operators' door: client certificates of one of `issuers` that name an operator of `domain`.
 ///
 /// # Errors
 /// When the issuer cannot be read or the credentials do not fit.
 pub fn server_config_operators(
     credentials: Credentials,
-    issuer: &CertificateDer<'_>,
+    issuers: &[CertificateDer<'_>],
     domain: &TrustDomain,
 ) -> Result<ServerConfig, TlsConfigError> {
-    mutual(credentials, Door::Operators, issuer, domain)
+    mutual(credentials, Door::Operators, issuers, domain)
 }
 
 /// The enrolment door: only the server is authenticated. The chain must end with the root, because a joining
@@ -319,16 +319,16 @@ pub fn server_config_enrolment(credentials: Credentials) -> Result<ServerConfig,
 }
 
 /// The page and scrape door when it is more than loopback: HTTP/1.1 and HTTP/2; with `operators` (the
-/// operators' issuer and the trust domain) only operators' certificates are let in.
+/// operators' issuers and the trust domain) only operators' certificates are let in.
 ///
 /// # Errors
 /// When the issuer cannot be read or the credentials do not fit.
 pub fn server_config_http(
     credentials: Credentials,
-    operators: Option<(&CertificateDer<'_>, &TrustDomain)>,
+    operators: Option<(&[CertificateDer<'_>], &TrustDomain)>,
 ) -> Result<ServerConfig, TlsConfigError> {
     let verifier = operators
-        .map(|(issuer, domain)| DoorKeeper::new(Door::Operators, issuer, domain))
+        .map(|(issuers, domain)| DoorKeeper::new(Door::Operators, issuers, domain))
         .transpose()?;
     server(credentials, verifier, &[ALPN_H2, ALPN_HTTP1])
 }
@@ -336,10 +336,10 @@ pub fn server_config_http(
 fn mutual(
     credentials: Credentials,
     door: Door,
-    issuer: &CertificateDer<'_>,
+    issuers: &[CertificateDer<'_>],
     domain: &TrustDomain,
 ) -> Result<ServerConfig, TlsConfigError> {
-    let keeper = DoorKeeper::new(door, issuer, domain)?;
+    let keeper = DoorKeeper::new(door, issuers, domain)?;
     server(credentials, Some(keeper), &[ALPN_H2])
 }
 
@@ -376,7 +376,7 @@ pub fn refused_certificate() -> Option<String> {
     REFUSED.take()
 }
 
-/// Verifies a client's chain against one issuer, then whom it names.
+/// Verifies a client's chain against the issuers of its kind, then whom it names.
 #[derive(Debug)]
 struct DoorKeeper {
     chain: Arc<dyn ClientCertVerifier>,
@@ -387,12 +387,11 @@ struct DoorKeeper {
 impl DoorKeeper {
     fn new(
         door: Door,
-        issuer: &CertificateDer<'_>,
+        issuers: &[CertificateDer<'_>],
         domain: &TrustDomain,
     ) -> Result<Self, TlsConfigError> {
-        let anchor = anchor(issuer)?;
         let roots = RootCertStore {
-            roots: vec![anchor],
+            roots: issuers.iter().map(anchor).collect::<Result<_, _>>()?,
         };
         let chain = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
             .build()

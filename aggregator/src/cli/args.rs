@@ -160,6 +160,9 @@ pub enum Command {
         #[command(subcommand)]
         act: OperatorAct,
     },
+    /// The authority behind all certificates, and how one follows another
+    #[command(subcommand)]
+    Ca(super::ca::Ca),
     /// Let hosts join: tokens, and those that wait to be approved
     #[command(subcommand)]
     Enrol(super::enrol::Enrol),

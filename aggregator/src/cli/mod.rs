@@ -8,6 +8,7 @@
 pub mod anomalies;
 pub mod args;
 pub mod audit;
+pub mod ca;
 pub mod checks;
 pub mod client;
 pub mod context;
@@ -251,6 +252,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let said = removal::operator(session, name, *act).await?;
             Ok(said_lines(&said))
         }
+        Command::Ca(act) => ca::answer(session, act).await,
         Command::Enrol(act) => enrol::answer(session, act).await,
         Command::Checks(args) => checks::answer(session, args).await,
         Command::Audit(args) => audit::answer(session, args).await,

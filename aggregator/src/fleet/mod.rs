@@ -197,6 +197,14 @@ impl Fleet {
         self.tell(host, Message::Cut(host)).await
     }
 
+    /// Asks all agents to connect anew, each within the spread: a Welcome has something new for them.
+    pub async fn nudge(&self, spread: Duration) {
+        for shard in self.shards.iter() {
+            // A shard that is gone has no agents.
+            let _ = shard.send(Message::Nudge(spread)).await;
+        }
+    }
+
     /// Asks all agents to leave, each within the spread.
     pub async fn drain(&self, spread: Duration) {
         for shard in self.shards.iter() {

@@ -128,6 +128,8 @@ pub enum Message {
     Checkpoint(oneshot::Sender<Vec<CheckpointedHost>>),
     /// All agents are asked to leave, each within the spread.
     Drain(Duration),
+    /// All agents are asked to connect anew, each within the spread: something new is to be told.
+    Nudge(Duration),
 }
 
 /// Receives what the detectors conclude.
@@ -386,17 +388,20 @@ impl Shard {
                 // Whoever asked may have given up; the next checkpoint comes.
                 let _ = reply.send(hosts.collect());
             }
-            Message::Drain(spread) => {
-                let drain = v1::Drain {
-                    spread_ms: u32::try_from(spread.as_millis()).unwrap_or(u32::MAX),
-                };
-                for stream in self.streams.values() {
-                    send(
-                        &stream.to_agent,
-                        v1::aggregator_message::Message::Drain(drain),
-                    );
-                }
-            }
+            Message::Nudge(spread) | Message::Drain(spread) => self.ask_to_leave(spread),
+        }
+    }
+
+    /// Agents that leave come back, each at its own moment.
+    fn ask_to_leave(&self, spread: Duration) {
+        let drain = v1::Drain {
+            spread_ms: u32::try_from(spread.as_millis()).unwrap_or(u32::MAX),
+        };
+        for stream in self.streams.values() {
+            send(
+                &stream.to_agent,
+                v1::aggregator_message::Message::Drain(drain),
+            );
         }
     }
 

@@ -68,6 +68,8 @@ pub const ACCESS: &[Rule] = &[
     rule("ListWaiting", OperatorRole::Admin, 120),
     rule("DecideWaiting", OperatorRole::Admin, 600),
     rule("ReleaseHost", OperatorRole::Admin, 600),
+    rule("GetAuthority", OperatorRole::Admin, 120),
+    rule("RotateAuthority", OperatorRole::Admin, 60),
     rule("ListChecks", OperatorRole::Viewer, 300),
 ];
 

@@ -12,14 +12,14 @@ use muster_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::access::Access;
+use super::{access::Access, rotation};
 use crate::{
     chain,
     control::{Control, ControlError, Network, NetworkError, TokenOptions, TokenRow},
     detect::Change,
     fleet::{Fleet, shard::TransitionSink},
     ingest,
-    pki::{self, Authority},
+    pki::{self, Authority, Doors},
 };
 
 /// Largest question: a certificate request.
@@ -32,6 +32,8 @@ pub struct IdentityParts {
     pub control: Control,
     /// Signs.
     pub authority: Arc<Authority>,
+    /// Present and trust what the authority says.
+    pub doors: Arc<Doors>,
     /// The hosts.
     pub fleet: Fleet,
     /// Told when a host leaves quarantine.
@@ -67,7 +69,7 @@ impl IdentityService {
 }
 
 /// Nothing was done; the log of the aggregator says why.
-fn failed(what: &'static str, error: &ControlError) -> Status {
+pub(super) fn failed(what: &'static str, error: &ControlError) -> Status {
     tracing::error!(error = chain(error), "{what}");
     Status::unavailable(format!("{what}, see the aggregator's log"))
 }
@@ -291,9 +293,27 @@ impl Identity for IdentityService {
         fleet.cut(id).await;
         Ok(Response::new(v1::ReleaseHostResponse { name }))
     }
+
+    async fn get_authority(
+        &self,
+        request: Request<v1::GetAuthorityRequest>,
+    ) -> Result<Response<v1::AuthorityStatus>, Status> {
+        self.access.admit(&request, "GetAuthority").await?;
+        rotation::status(&self.parts).await.map(Response::new)
+    }
+
+    async fn rotate_authority(
+        &self,
+        request: Request<v1::RotateAuthorityRequest>,
+    ) -> Result<Response<v1::AuthorityStatus>, Status> {
+        let caller = self.access.admit(&request, "RotateAuthority").await?;
+        let asked = request.into_inner();
+        rotation::step(&self.parts, asked.step(), asked.force, &caller.name).await?;
+        rotation::status(&self.parts).await.map(Response::new)
+    }
 }
 
-fn complete(now: Timestamp) -> v1::AnswerMeta {
+pub(super) fn complete(now: Timestamp) -> v1::AnswerMeta {
     v1::AnswerMeta {
         complete: true,
         missing: Vec::new(),

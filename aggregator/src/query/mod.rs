@@ -9,6 +9,7 @@ pub mod checks;
 pub mod events;
 pub mod identity;
 pub mod order;
+mod rotation;
 pub mod rows;
 pub mod service;
 
