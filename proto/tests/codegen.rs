@@ -12,6 +12,7 @@ const FILES: &[&str] = &[
     "muster/v1/identity.proto",
     "muster/v1/checks.proto",
     "muster/v1/events.proto",
+    "muster/v1/paging.proto",
 ];
 
 #[test]

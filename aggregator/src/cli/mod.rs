@@ -5,6 +5,7 @@
 //! says what went wrong, and [`client`] is the way to the aggregator. Answers go to stdout, everything
 //! else to stderr; the exit codes are those of `docs/cli.md`.
 
+pub mod ack;
 pub mod anomalies;
 pub mod args;
 pub mod audit;
@@ -21,7 +22,9 @@ pub mod host;
 pub mod hosts;
 pub mod incidents;
 pub mod login;
+pub mod moment;
 pub mod output;
+pub mod quiet;
 pub mod removal;
 pub mod renew;
 pub mod services;
@@ -357,6 +360,10 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let view = session.view(incident.meta.as_ref());
             output::detail(incidents::detail(incident, &view), &session.options)
         }
+        Command::Ack(act) => Ok(said_lines(&ack::ack(session, act).await?)),
+        Command::Unack { number } => Ok(said_lines(&ack::unack(session, *number).await?)),
+        Command::Silence(act) => quiet::silence(session, act).await,
+        Command::Maintenance(act) => quiet::maintenance(session, act).await,
         Command::Doctor => {
             let timeout = session.global.timeout;
             let checks = doctor::walk(session.target(), &session.config, timeout).await;

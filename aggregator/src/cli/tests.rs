@@ -16,7 +16,7 @@ use super::{
     export::{Door, Scrape},
     host, hosts, incidents,
     output::{self, Format, Options},
-    services, summary,
+    quiet, services, summary,
     units::View,
 };
 
@@ -377,6 +377,7 @@ fn anomalies_say_what_moved() {
         observed,
         usual,
         excess: 2.5,
+        since_ms: NOW - 11 * MINUTE,
     };
     let response = v1::ListAnomaliesResponse {
         meta: meta(),
@@ -392,6 +393,8 @@ fn anomalies_say_what_moved() {
             ],
         }],
         hosts_learning: 7,
+        budget_per_host_week: 1.0,
+        told_per_host_week: Some(1.34),
     };
     golden(
         "anomalies-table",
@@ -416,6 +419,13 @@ fn incident() -> v1::IncidentRow {
         opened_ms: NOW - 3 * 60 * MINUTE,
         resolved_ms: None,
         since_ms: NOW - 3 * 60 * MINUTE - 5 * MINUTE,
+        acknowledgement: Some(v1::Acknowledgement {
+            by: "anna".to_owned(),
+            at_ms: NOW - 10 * MINUTE,
+            until_ms: Some(NOW + 60 * MINUTE),
+            text: "growing the volume".to_owned(),
+        }),
+        ..v1::IncidentRow::default()
     }
 }
 
@@ -440,11 +450,21 @@ fn incidents_and_one_of_them() {
     let detail = v1::IncidentDetail {
         meta: meta(),
         row: Some(incident()),
-        transitions: vec![v1::IncidentTransition {
-            at_ms: NOW - 3 * 60 * MINUTE,
-            to: v1::IncidentState::Open.into(),
-            evidence: "91% used for 5 min, 18 GiB available".to_owned(),
-        }],
+        transitions: vec![
+            v1::IncidentTransition {
+                at_ms: NOW - 3 * 60 * MINUTE,
+                to: v1::IncidentState::Open.into(),
+                evidence: "91% used for 5 min, 18 GiB available".to_owned(),
+                ..v1::IncidentTransition::default()
+            },
+            v1::IncidentTransition {
+                at_ms: NOW - 10 * MINUTE,
+                what: "acknowledged".to_owned(),
+                actor: "anna".to_owned(),
+                evidence: "growing the volume".to_owned(),
+                ..v1::IncidentTransition::default()
+            },
+        ],
     };
     for (name, format) in [
         ("incident-table", Format::Table),
@@ -715,6 +735,42 @@ fn pressure_has_keys_without_spaces() {
         item["filesystems"][0]["sizeBytes"].as_u64(),
         Some(50_000_000_000)
     );
+}
+
+#[test]
+fn silences_that_hide_something_or_match_nothing_stand_out() {
+    let row = |number, hosts, hides: &[u64]| v1::QuietRow {
+        quiet: Some(v1::Quiet {
+            kind: v1::QuietKind::Silence.into(),
+            number,
+            selector: "role=db".to_owned(),
+            rule: "filesystem_full".to_owned(),
+            text: "growing the volume".to_owned(),
+            made_by: "anna".to_owned(),
+            made_ms: NOW - MINUTE,
+            ..v1::Quiet::default()
+        }),
+        active: number < 3,
+        changes_ms: Some(NOW + 90 * MINUTE),
+        hosts,
+        hides: hides.to_vec(),
+    };
+    let response = v1::ListQuietsResponse {
+        meta: meta(),
+        quiets: vec![
+            row(3, 4, &[]),
+            row(2, 0, &[]),
+            row(1, 4, &[2038, 2040, 2041, 2042, 2043]),
+        ],
+    };
+    let kind = crate::control::QuietKind::Silence;
+    for (name, format) in [
+        ("silences-table", Format::Table),
+        ("silences-json", Format::Json),
+    ] {
+        let list = quiet::rows(response.clone(), kind);
+        golden(name, &render(list, &options(format)));
+    }
 }
 
 #[test]

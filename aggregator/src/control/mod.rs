@@ -5,6 +5,7 @@
 //! after the commit, so what was answered is on disk. Reads use a second connection and go on when writing has
 //! become impossible. Another process may work on the same file (`muster-aggregator token create` does).
 
+mod acks;
 mod audit;
 mod certificates;
 mod copies;
@@ -15,12 +16,14 @@ mod incidents;
 mod network;
 mod operators;
 mod pending;
+mod quiets;
 mod revoke;
 mod time;
 mod tokens;
 
 use std::path::PathBuf;
 
+pub use acks::{Ack, AckOutcome, MAX_TEXT_BYTES};
 pub use audit::{AuditFilter, AuditLine, AuditVerdict};
 pub use certificates::{CertificateRefusal, Presented, RENEWAL_GRACE};
 pub use copies::{COPY_SIGNS, COPY_WINDOW, Greeted, Greeting};
@@ -33,6 +36,7 @@ pub use operators::{
     LOGIN_LIFE, OperatorRefusal, OperatorRole, OperatorStanding, RenewedOperator, RoleError,
 };
 pub use pending::{WAITING_LIFE, Waiting};
+pub use quiets::{MAX_SILENCE, Phase, Quiet, QuietError, QuietKind, Weekly};
 pub use revoke::{Removal, Removed};
 pub use tokens::{
     DEFAULT_TOKEN_TTL, EnrolRefusal, EnrolRequest, Enrolled, MAX_TOKEN_TTL, MAX_USES, TokenOptions,

@@ -12,12 +12,17 @@ use muster_proto::{
     series::{Family, Kind, Raw, Scale, Series, Table},
     spiffe::SpiffeId,
     time::{Clock, FakeClock, Timestamp},
-    v1::{self, checks_server::Checks as _, operator_server::Operator as _},
+    v1::{
+        self, checks_server::Checks as _, operator_server::Operator as _,
+        paging_server::Paging as _,
+    },
 };
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Code, Request};
 
-use super::{About, ChecksService, HttpDoor, OperatorService, access::ACCESS, rows::Asked};
+use super::{
+    About, ChecksService, HttpDoor, OperatorService, PagingService, access::ACCESS, rows::Asked,
+};
 use crate::{
     control::{Control, NewIncident, OperatorRole},
     detect::{DetectConfig, Engine},
@@ -38,6 +43,7 @@ const NOW: Timestamp = Timestamp::from_millis(1_795_270_380_000);
 
 struct Lab {
     service: OperatorService,
+    paging: PagingService,
     control: Control,
     authority: Authority,
     _state: tempfile::TempDir,
@@ -84,10 +90,17 @@ impl Lab {
                 tls: false,
                 token_needed: false,
             },
+            budget_per_host_week: 1.0,
         };
+        let fleet = Fleet::new(shards, Arc::new(Counters::default()));
         let lab = Self {
+            paging: PagingService::new(
+                fleet.clone(),
+                control.clone(),
+                Arc::clone(&clock) as Arc<dyn Clock>,
+            ),
             service: OperatorService::new(
-                Fleet::new(shards, Arc::new(Counters::default())),
+                fleet,
                 control.clone(),
                 about,
                 Arc::clone(&clock) as Arc<dyn Clock>,
@@ -683,6 +696,7 @@ fn every_method_of_the_contract_has_a_row() {
         include_str!("../../../proto/muster/v1/events.proto"),
         include_str!("../../../proto/muster/v1/identity.proto"),
         include_str!("../../../proto/muster/v1/checks.proto"),
+        include_str!("../../../proto/muster/v1/paging.proto"),
     ];
     let mut methods: Vec<&str> = contract
         .iter()
@@ -695,4 +709,159 @@ fn every_method_of_the_contract_has_a_row() {
     let mut rows: Vec<&str> = ACCESS.iter().map(|rule| rule.method).collect();
     rows.sort_unstable();
     assert_eq!(rows, methods);
+}
+
+fn silence(selector: &str, hours: u64) -> v1::AddQuietRequest {
+    v1::AddQuietRequest {
+        quiet: Some(v1::Quiet {
+            kind: v1::QuietKind::Silence.into(),
+            selector: selector.to_owned(),
+            ends_ms: Some(NOW.plus(Duration::from_secs(hours * 3600)).as_millis()),
+            text: "growing the volume".to_owned(),
+            ..v1::Quiet::default()
+        }),
+    }
+}
+
+#[tokio::test]
+async fn incidents_are_acknowledged_by_those_who_may() {
+    let lab = Lab::new(0).await;
+    lab.allow("anna", OperatorRole::Operator).await;
+    lab.incident(1, "cron.service").await;
+    let ack = |name: &str, number, until_ms| {
+        let request = v1::AcknowledgeIncidentRequest {
+            number,
+            text: "rolling back".to_owned(),
+            until_ms,
+        };
+        lab.paging.acknowledge_incident(lab.ask(name, request))
+    };
+    let refused = ack("jo", 1, None).await.expect_err("a viewer");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let unknown = ack("anna", 7, None).await.expect_err("no such incident");
+    assert_eq!(unknown.code(), Code::NotFound);
+    let late = ack("anna", 1, Some(NOW.as_millis()))
+        .await
+        .expect_err("over");
+    assert_eq!(late.code(), Code::InvalidArgument);
+    let done = ack("anna", 1, None).await.expect("done").into_inner();
+    assert_eq!(done.numbers, [1]);
+
+    let request = v1::GetIncidentRequest { number: 1 };
+    let incident = lab.service.get_incident(lab.ask("jo", request)).await;
+    let incident = incident.expect("an answer").into_inner();
+    let by = incident.row.and_then(|row| row.acknowledgement);
+    assert_eq!(by.map(|ack| ack.by).as_deref(), Some("anna"));
+    let steps: Vec<_> = incident
+        .transitions
+        .iter()
+        .map(|step| {
+            (
+                step.what.as_str(),
+                step.actor.as_str(),
+                step.evidence.as_str(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        steps,
+        [
+            ("open", "", "active to failed"),
+            ("acknowledged", "anna", "rolling back")
+        ]
+    );
+
+    let unack = |name: &str| {
+        let request = v1::UnacknowledgeIncidentRequest { number: 1 };
+        lab.paging.unacknowledge_incident(lab.ask(name, request))
+    };
+    assert!(unack("anna").await.is_ok());
+    let again = unack("anna").await.expect_err("nobody's");
+    assert_eq!(again.code(), Code::FailedPrecondition);
+    let end = crate::control::Resolution {
+        op_id: "end".to_owned(),
+        host_id: HostId::from_bytes([1; 16]),
+        rule: "unit_failed".to_owned(),
+        subject: "cron.service".to_owned(),
+        evidence: String::new(),
+        at: NOW,
+    };
+    lab.control.resolve_incident(end).await.expect("written");
+    let over = ack("anna", 1, None).await.expect_err("it has cleared");
+    assert_eq!(over.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn a_silence_says_what_it_matches_and_what_it_hides() {
+    let lab = Lab::new(0).await;
+    lab.allow("anna", OperatorRole::Operator).await;
+    lab.incident(1, "cron.service").await;
+    lab.incident(3, "cron.service").await;
+    let add = |name: &str, request| lab.paging.add_quiet(lab.ask(name, request));
+    for (wrong, why) in [
+        (silence("", 1), "an empty selector"),
+        (silence("cpu>90", 1), "cpu changes from minute to minute"),
+        (silence("state=silent", 1), "state changes"),
+        (silence("role in", 1), "no selector"),
+        (silence("role=web", 0), "would end before it begins"),
+        (silence("role=web", 24 * 91), "ends within 90 days"),
+    ] {
+        let status = add("anna", wrong).await.expect_err(why);
+        assert_eq!(status.code(), Code::InvalidArgument, "{why}");
+        assert!(
+            status.message().contains(why),
+            "{why}: {}",
+            status.message()
+        );
+    }
+    let refused = add("jo", silence("role=web", 1))
+        .await
+        .expect_err("a viewer");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let added = add("anna", silence("role=web", 2)).await.expect("added");
+    let added = added.into_inner();
+    assert_eq!((added.number, added.hosts, added.hides), (1, 2, 1));
+    let mut other = silence("name=web-*", 2);
+    if let Some(quiet) = &mut other.quiet {
+        quiet.subject = "nginx.service".to_owned();
+    }
+    assert_eq!(
+        add("anna", other).await.expect("added").into_inner().hides,
+        0
+    );
+    add("anna", silence("role=mail", 2)).await.expect("added");
+
+    let list = async |all| {
+        let request = v1::ListQuietsRequest {
+            kind: v1::QuietKind::Silence.into(),
+            all,
+        };
+        let answer = lab.paging.list_quiets(lab.ask("jo", request)).await;
+        let quiets = answer.expect("an answer").into_inner().quiets;
+        let row = |row: v1::QuietRow| {
+            let number = row.quiet.map(|quiet| quiet.number).unwrap_or_default();
+            (number, row.active, row.hosts, row.hides)
+        };
+        quiets.into_iter().map(row).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        list(false).await,
+        [
+            (3, true, 0, vec![]),
+            (2, true, 2, vec![]),
+            (1, true, 2, vec![1])
+        ]
+    );
+    let end = |number| {
+        let request = v1::EndQuietRequest {
+            kind: v1::QuietKind::Silence.into(),
+            number,
+        };
+        lab.paging.end_quiet(lab.ask("anna", request))
+    };
+    assert_eq!(end(9).await.expect_err("none").code(), Code::NotFound);
+    assert!(!end(1).await.expect("ended").into_inner().was_over);
+    assert!(end(1).await.expect("ended").into_inner().was_over);
+    assert_eq!(list(false).await.len(), 2);
+    assert_eq!(list(true).await[2], (1, false, 2, vec![]));
 }
