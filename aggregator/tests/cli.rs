@@ -451,11 +451,12 @@ async fn who_is_not_let_in_is_4() {
         (unknown, "eve has no role, ListHosts needs viewer"),
         (agent, "does not accept your certificate"),
     ] {
+        let root = lab.authority.root();
         let material = Material {
             server: &lab.door.to_string(),
             trust_domain: lab.authority.trust_domain(),
             fleet: "lab",
-            roots: std::slice::from_ref(&lab.authority.root()),
+            roots: std::slice::from_ref(&root),
             chain: &issued.expect("issued").chain,
             key_pem: &key.serialize_pem(),
             role: "viewer",
@@ -484,11 +485,12 @@ async fn signed_in(lab: &Lab, role: OperatorRole, ago: Duration) {
         .operator_issued("uid 0", "jo", role, &issued, *request.fingerprint(), then)
         .await
         .expect("written");
+    let root = lab.authority.root();
     let material = Material {
         server: &lab.door.to_string(),
         trust_domain: lab.authority.trust_domain(),
         fleet: "lab",
-        roots: std::slice::from_ref(&lab.authority.root()),
+        roots: std::slice::from_ref(&root),
         chain: &issued.chain,
         key_pem: &key.serialize_pem(),
         role: &role.to_string(),

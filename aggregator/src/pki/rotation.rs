@@ -338,7 +338,7 @@ mod tests {
         let walk = |steps: &[Step]| {
             let mut rotation = Rotation::default();
             for step in steps {
-                rotation = rotation.after(*step, rotation.version as u32 + 1)?;
+                rotation = rotation.after(*step, 2)?;
             }
             Ok::<_, PkiError>((rotation.version, rotation.active, rotation.trusted))
         };
