@@ -62,7 +62,7 @@ impl Subject for Card {
             TextField::Kernel => &self.kernel,
             TextField::State => return None,
         };
-        (!text.is_empty()).then(|| Cow::Borrowed(text.as_str()))
+        (!text.is_empty()).then_some(Cow::Borrowed(text.as_str()))
     }
 
     fn number(&self, _: NumberField) -> Option<f64> {
