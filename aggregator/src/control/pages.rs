@@ -190,6 +190,22 @@ fn conclude(connection: &Connection, epoch: i64, all: &Consequence) -> Result<()
         };
         note_of(connection, epoch, *number, all.at, what, text)?;
     }
+    for number in &changes.lapsed {
+        connection
+            .prepare_cached(
+                "UPDATE incidents SET ack_by = NULL, ack_ms = NULL, ack_until_ms = NULL, ack_text = NULL
+                 WHERE number = ?1",
+            )?
+            .execute([sql(*number)])?;
+        note_of(
+            connection,
+            epoch,
+            *number,
+            all.at,
+            "lapsed",
+            "the acknowledgement ran out",
+        )?;
+    }
     for telling in &changes.tellings {
         let to: Vec<&str> = all
             .deliveries

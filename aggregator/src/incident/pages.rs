@@ -247,6 +247,8 @@ pub struct Changes {
     pub members: BTreeMap<u64, (Option<(u64, Timestamp)>, Flap)>,
     /// Incidents that began to flap (true) or settled (false).
     pub turned: Vec<(u64, bool)>,
+    /// Incidents whose acknowledgement ran out.
+    pub lapsed: Vec<u64>,
     /// What to tell.
     pub tellings: Vec<Telling>,
 }
@@ -522,11 +524,12 @@ impl Pages {
     /// Acknowledgements that ran out while it still fails.
     fn remind(&mut self, now: Timestamp) {
         let mut pages = BTreeSet::new();
-        for member in self.members.values_mut() {
+        for (number, member) in &mut self.members {
             if let Some(Some(until)) = member.ack
                 && until <= now
             {
                 member.ack = None;
+                self.changes.lapsed.push(*number);
                 if member.open {
                     pages.extend(member.page.map(|(page, _)| page));
                 }

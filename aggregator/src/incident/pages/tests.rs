@@ -157,6 +157,11 @@ impl Sim {
                     (row.page, row.flap) = (page, flap);
                 }
             }
+            for number in changes.lapsed {
+                if let Some(row) = members.get_mut(&number) {
+                    row.ack = None;
+                }
+            }
             for telling in changes.tellings {
                 self.told.push((self.now, telling));
             }
