@@ -18,7 +18,7 @@ use muster_agent::{
 use muster_proto::limits;
 use toml::de::DeValue;
 
-use crate::{detect::DetectConfig, events::EventLimits, pki::is_name};
+use crate::{detect::DetectConfig, events::EventLimits, notify::NotifyConfig, pki::is_name};
 
 /// Where the file is looked for without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/muster/aggregator.toml";
@@ -66,6 +66,8 @@ pub struct Config {
     pub exempt_loopback: bool,
     /// Thresholds of the detectors.
     pub detect: DetectConfig,
+    /// Whom to tell.
+    pub notify: NotifyConfig,
     /// The aggregator's own log.
     pub log: LogConfig,
 }
@@ -104,6 +106,7 @@ impl Default for Config {
             credit_bytes: 1 << 20,
             exempt_loopback: false,
             detect: DetectConfig::default(),
+            notify: NotifyConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -179,6 +182,7 @@ impl Draft {
             });
         });
         root.section("detect", |section| detect(section, &mut config.detect));
+        config.notify.keys(root);
         root.section("log", |log| config.log.keys(log));
     }
 
@@ -199,6 +203,7 @@ impl Draft {
             }
         }
         shared_doors(&self.config, reader);
+        self.config.notify.check(reader);
         let detect = &self.config.detect;
         if detect.filesystem_warning_ratio > detect.filesystem_critical_ratio {
             reader.fault(

@@ -9,9 +9,12 @@ mod acks;
 mod audit;
 mod certificates;
 mod db;
+mod deliveries;
 mod hosts;
 mod incidents;
+mod noise;
 mod operators;
+mod pages;
 mod quiets;
 mod revoke;
 mod tokens;
@@ -22,11 +25,14 @@ pub use acks::{Ack, AckOutcome, MAX_TEXT_BYTES};
 pub use audit::{AuditFilter, AuditLine, AuditVerdict};
 pub use certificates::{CertificateRefusal, Presented, RENEWAL_GRACE};
 pub use db::Control;
+pub use deliveries::{ChannelBooks, Delivery, Fate};
 pub use hosts::{Facts, Host, Labels};
 pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, Transition};
+pub use noise::NoiseRow;
 pub use operators::{
     LOGIN_LIFE, OperatorRefusal, OperatorRole, OperatorStanding, RenewedOperator, RoleError,
 };
+pub use pages::{Consequence, NewDelivery};
 pub use quiets::{MAX_SILENCE, Phase, Quiet, QuietError, QuietKind, Weekly};
 pub use revoke::{Removal, Removed};
 pub use tokens::{

@@ -67,6 +67,9 @@ pub const ACCESS: &[Rule] = &[
     rule("AddQuiet", OperatorRole::Operator, 600),
     rule("ListQuiets", OperatorRole::Viewer, 600),
     rule("EndQuiet", OperatorRole::Operator, 600),
+    rule("ListChannels", OperatorRole::Viewer, 600),
+    rule("TestChannel", OperatorRole::Operator, 60),
+    rule("ListNoise", OperatorRole::Viewer, 60),
 ];
 
 /// Oldest certificate with which what needs [`OperatorRole::Admin`] can be done (design/threats.md, T22): the program
