@@ -84,6 +84,7 @@ pub struct Aggregator {
     addresses: Addresses,
     authority: Arc<Authority>,
     control: Control,
+    events: Events,
     started: Started,
     readiness: watch::Sender<http::Readiness>,
     /// Doors: stopped first.
@@ -223,7 +224,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         incidents,
         told,
         fleet: started.fleet.clone(),
-        events,
+        events: events.clone(),
         journal: Arc::clone(started.journal.health()),
         addresses,
         counters: DoorCounters::default(),
@@ -235,6 +236,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         addresses,
         authority,
         control,
+        events,
         started,
         readiness,
         doors,
@@ -286,6 +288,12 @@ impl Aggregator {
     #[must_use]
     pub fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// What happened on hosts.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
     }
 
     /// The control store.
@@ -515,6 +523,7 @@ impl Opening<'_> {
                 tls: http.tls,
                 token_needed: http.token.is_some(),
             },
+            budget_per_host_week: self.config.detect.budget_per_host_week,
         };
         let asked = query::EventsService::new(
             self.fleet.clone(),

@@ -112,7 +112,7 @@ pub struct RecordingPart {
     pub from_ms: i64,
     #[prost(int64, tag = "5")]
     pub to_ms: i64,
-    /// In order. The first of each part is a key frame.
+    /// In order; each builds on those before it, over parts too, and the first of all is a key frame.
     #[prost(message, repeated, tag = "6")]
     pub rounds: ::prost::alloc::vec::Vec<RecordedRound>,
     #[prost(message, repeated, tag = "7")]
@@ -2049,6 +2049,12 @@ pub struct ListAnomaliesResponse {
     /// Hosts that are still learning what is usual.
     #[prost(uint32, tag = "3")]
     pub hosts_learning: u32,
+    /// False alerts a host-week that the scores may list hosts for.
+    #[prost(double, tag = "4")]
+    pub budget_per_host_week: f64,
+    /// Alerts a host-week that they were listed for of late, true ones included.
+    #[prost(double, optional, tag = "5")]
+    pub told_per_host_week: ::core::option::Option<f64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Anomaly {
@@ -2069,12 +2075,15 @@ pub struct AnomalyCause {
     pub signal: ::prost::alloc::string::String,
     #[prost(double, tag = "2")]
     pub observed: f64,
-    /// Usual value: the 6 h mean.
+    /// Usual value at that time of day; the mean of the hours before while no day is known.
     #[prost(double, tag = "3")]
     pub usual: f64,
     /// Log2 by which the deviation exceeds the largest usual one.
     #[prost(double, tag = "4")]
     pub excess: f64,
+    /// When it was first among what moved most.
+    #[prost(int64, tag = "5")]
+    pub since_ms: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListIncidentsRequest {

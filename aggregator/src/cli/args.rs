@@ -355,7 +355,7 @@ pub struct Anomalies {
         hide_default_value = true
     )]
     pub host: String,
-    /// Only from this score on; 1 is the most a normal hour reaches
+    /// Only from this score on; about 6 is what a host on which nothing is wrong reaches once a week
     #[arg(long, value_name = "SCORE")]
     pub min_score: Option<f64>,
     /// Only hosts for which this holds

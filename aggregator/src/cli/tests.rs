@@ -377,6 +377,7 @@ fn anomalies_say_what_moved() {
         observed,
         usual,
         excess: 2.5,
+        since_ms: NOW - 11 * MINUTE,
     };
     let response = v1::ListAnomaliesResponse {
         meta: meta(),
@@ -392,6 +393,8 @@ fn anomalies_say_what_moved() {
             ],
         }],
         hosts_learning: 7,
+        budget_per_host_week: 1.0,
+        told_per_host_week: Some(1.34),
     };
     golden(
         "anomalies-table",

@@ -210,6 +210,7 @@ impl HostDetection {
                 observed: f64::from(moved.observed),
                 usual: f64::from(moved.usual),
                 excess: f64::from(moved.excess),
+                since: moved.since,
             })
         });
         Some(AnomalyView {
@@ -217,6 +218,12 @@ impl HostDetection {
             since: episode.since,
             causes: causes.collect(),
         })
+    }
+
+    /// Alerts of the host score and weeks in which it was scored, of late.
+    #[must_use]
+    pub fn told(&self) -> (f64, f64) {
+        self.score.told()
     }
 
     /// Whether it is still learning what is usual on this host.

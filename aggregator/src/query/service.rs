@@ -55,6 +55,8 @@ pub struct About {
     pub problems: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// How it is scraped.
     pub http: HttpDoor,
+    /// False alerts a host-week that host scores may be listed for.
+    pub budget_per_host_week: f64,
 }
 
 /// The door for scrapes and discovery, as those who configure Prometheus need to know it.
@@ -444,6 +446,7 @@ impl OperatorService {
                 let learning = rows::is_current(host) && host.detection().learning();
                 Some((
                     learning,
+                    host.detection().told(),
                     rows::anomaly(host).map(|view| (host.name().to_owned(), view)),
                 ))
             })
@@ -452,13 +455,19 @@ impl OperatorService {
         let learning = answer
             .items
             .iter()
-            .filter(|(learning, _)| *learning)
+            .filter(|(learning, ..)| *learning)
             .count();
+        let (told, weeks) = answer
+            .items
+            .iter()
+            .fold((0.0, 0.0), |(alerts, weeks), (_, told, _)| {
+                (alerts + told.0, weeks + told.1)
+            });
         let least = request.min_score.unwrap_or(f64::NEG_INFINITY);
         let mut anomalies: Vec<v1::Anomaly> = answer
             .items
             .into_iter()
-            .filter_map(|(_, anomaly)| anomaly)
+            .filter_map(|(.., anomaly)| anomaly)
             .filter(|(_, view)| view.score >= least)
             .map(|(host, view)| v1::Anomaly {
                 host,
@@ -472,6 +481,7 @@ impl OperatorService {
                         observed: cause.observed,
                         usual: cause.usual,
                         excess: cause.excess,
+                        since_ms: cause.since.as_millis(),
                     })
                     .collect(),
             })
@@ -485,6 +495,9 @@ impl OperatorService {
             meta: Some(self.meta(missing)),
             anomalies,
             hosts_learning: count(learning),
+            budget_per_host_week: self.about.budget_per_host_week,
+            // Of a few hours no rate can be told.
+            told_per_host_week: (weeks >= 1.0).then(|| told / weeks),
         })
     }
 

@@ -90,6 +90,7 @@ impl Lab {
                 tls: false,
                 token_needed: false,
             },
+            budget_per_host_week: 1.0,
         };
         let fleet = Fleet::new(shards, Arc::new(Counters::default()));
         let lab = Self {
