@@ -70,6 +70,10 @@ pub const ACCESS: &[Rule] = &[
     rule("ListChannels", OperatorRole::Viewer, 600),
     rule("TestChannel", OperatorRole::Operator, 60),
     rule("ListNoise", OperatorRole::Viewer, 60),
+    // The service History: what one question may cost is bounded by itself.
+    rule("ReadHistory", OperatorRole::Viewer, 600),
+    rule("GetHistoryStatus", OperatorRole::Viewer, 600),
+    rule("ForgetHistory", OperatorRole::Admin, 60),
 ];
 
 /// Oldest certificate with which what needs [`OperatorRole::Admin`] can be done (design/threats.md, T22): the program
