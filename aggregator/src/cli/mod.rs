@@ -9,10 +9,12 @@ pub mod ack;
 pub mod anomalies;
 pub mod args;
 pub mod audit;
+pub mod ca;
 pub mod checks;
 pub mod client;
 pub mod context;
 pub mod doctor;
+pub mod enrol;
 pub mod events;
 pub mod export;
 pub mod export_metrics;
@@ -259,6 +261,8 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let said = removal::operator(session, name, *act).await?;
             Ok(said_lines(&said))
         }
+        Command::Ca(act) => ca::answer(session, act).await,
+        Command::Enrol(act) => enrol::answer(session, act).await,
         Command::Checks(args) => checks::answer(session, args).await,
         Command::Audit(args) => audit::answer(session, args).await,
         Command::History(args) => history::run(session, args).await,
