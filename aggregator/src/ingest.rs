@@ -10,6 +10,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -41,8 +42,9 @@ use crate::{
         Fleet,
         host::{FrameIn, Lane, Session},
         shard::{Connection, Credit, Message, ToAgent},
+        silence::{Ended, Refused},
     },
-    listen::Peer,
+    listen::{Ending, Peer},
     pki::{self, Authority},
 };
 
@@ -173,6 +175,7 @@ impl Inner {
     async fn open(
         &self,
         presented: &Presented,
+        address: IpAddr,
         inbound: &mut Streaming<v1::AgentMessage>,
         to_agent: &ToAgent,
     ) -> Result<Opened, Refusal> {
@@ -229,6 +232,7 @@ impl Inner {
         let attach = Message::Attach {
             host,
             connection,
+            address,
             session,
             holds,
             to_agent: to_agent.clone(),
@@ -297,24 +301,41 @@ impl Uplink for UplinkService {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let presented = presented(&request)?;
         let host = presented.host_id;
+        let (address, ending) = connection(&request)?;
         let mut inbound = request.into_inner();
         let (to_agent, outbound) = mpsc::channel(TO_AGENT);
         let service = Arc::clone(&self.0);
         tokio::spawn(async move {
-            let opened = match service.open(&presented, &mut inbound, &to_agent).await {
+            let opened = service.open(&presented, address, &mut inbound, &to_agent);
+            let opened = match opened.await {
                 Ok(opened) => opened,
                 Err(refusal) => {
+                    if let Some(why) = of_note(&refusal) {
+                        service
+                            .fleet
+                            .tell(host, Message::Refused { host, why })
+                            .await;
+                    }
                     refuse(host, refusal, &to_agent);
                     return;
                 }
             };
             let ended = service.receive(&opened, &mut inbound, &to_agent).await;
+            let mut how = ending.seen();
             if let Err(refusal) = ended {
+                if let Some(why) = of_note(&refusal) {
+                    service
+                        .fleet
+                        .tell(host, Message::Refused { host, why })
+                        .await;
+                    how = Ended::ByUs;
+                }
                 refuse(host, refusal, &to_agent);
             }
             let detach = Message::Detach {
                 host,
                 connection: opened.connection,
+                ended: how,
             };
             service.fleet.tell(host, detach).await;
         });
@@ -330,6 +351,23 @@ impl Uplink for UplinkService {
         let presented = presented(&request)?;
         let csr = request.into_inner().csr;
         self.0.renew(presented, &csr).await.map(Response::new)
+    }
+}
+
+/// Where a connection comes from, and how it will have ended.
+fn connection<T>(request: &Request<T>) -> Result<(IpAddr, Ending), Status> {
+    let peer = request.extensions().get::<Peer>();
+    peer.map(|peer| (peer.addr.ip(), peer.ending.clone()))
+        .ok_or_else(|| Status::internal("a connection without a peer"))
+}
+
+/// What of a refusal tells why a host is silent.
+fn of_note(refusal: &Refusal) -> Option<Refused> {
+    match refusal {
+        Refusal::Deny(v1::DenyReason::Expired) => Some(Refused::Expired),
+        Refusal::Deny(v1::DenyReason::StaleCopy) => Some(Refused::Superseded),
+        Refusal::Deny(v1::DenyReason::Protocol) => Some(Refused::Protocol),
+        Refusal::Deny(_) | Refusal::Status(_) => None,
     }
 }
 

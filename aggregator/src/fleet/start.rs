@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Counters, Enrolled, Fleet, FleetConfig, INBOX,
     checkpoint::{self, Checkpoint, CheckpointError},
+    neighbours::Neighbourhood,
     shard::{Shard, TransitionSink},
 };
 use crate::{
@@ -126,6 +127,7 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
     }
 
     let counters = Arc::new(Counters::default());
+    let neighbours = Arc::new(Neighbourhood::default());
     let mut shards: Vec<Shard> = (0..parts.shards.max(1))
         .map(|index| {
             Shard::new(
@@ -135,6 +137,7 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
                 Arc::clone(&parts.sink),
                 Arc::clone(&parts.clock),
                 Arc::clone(&counters),
+                Arc::clone(&neighbours),
             )
         })
         .collect();
