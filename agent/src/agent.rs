@@ -279,6 +279,19 @@ impl Monitor {
         self.common.buffer().books()
     }
 
+    /// Everything below this number is settled: durable, refused or given up.
+    #[must_use]
+    pub fn settled_below(&self) -> u64 {
+        self.common.buffer().settled_below()
+    }
+
+    /// Frames of earlier lives of the agent that wait on disk.
+    #[must_use]
+    pub fn left_by_earlier_lives(&self) -> u64 {
+        let spool = self.common.spool();
+        spool.map_or(0, |spool| spool.status().frames)
+    }
+
     /// How the link stands, in one line for people.
     #[must_use]
     pub fn line(&self) -> String {

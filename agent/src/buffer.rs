@@ -305,6 +305,14 @@ impl Buffer {
         self.spilled.next_present(0)
     }
 
+    /// Everything below this number is settled: durable, refused or given up.
+    #[must_use]
+    pub fn settled_below(&self) -> u64 {
+        let in_memory = self.next_open(0).unwrap_or(self.next_seq);
+        self.first_spilled()
+            .map_or(in_memory, |spilled| in_memory.min(spilled))
+    }
+
     /// Number of the oldest frame in memory; the next number without one.
     #[must_use]
     pub fn first_in_memory(&self) -> u64 {

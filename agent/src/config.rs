@@ -13,6 +13,7 @@ use toml::de::DeValue;
 
 use crate::{
     buffer::{BufferLimits, MIN_BUFFER_BYTES},
+    check::ChecksConfig,
     collect::{self, CollectConfig},
     settings::{self, Faults, Reader, Section, directory, suggestion, text, texts, truth},
     spool::{MIN_SPOOL_BYTES, SpoolConfig, SpoolLimits},
@@ -49,6 +50,8 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Collectors.
     pub collect: CollectConfig,
+    /// Checks of this host's own.
+    pub checks: ChecksConfig,
     /// Memory for frames that are not acknowledged.
     pub buffer: BufferLimits,
     /// Whether frames are kept on disk until they are acknowledged.
@@ -68,6 +71,7 @@ impl Default for Config {
             uplink_address: None,
             labels: BTreeMap::new(),
             collect: CollectConfig::default(),
+            checks: ChecksConfig::default(),
             buffer: BufferLimits::default(),
             spool_enabled: true,
             spool: SpoolLimits::default(),
@@ -144,6 +148,7 @@ impl Config {
         root.section("collectors", |section| {
             collectors(section, &mut self.collect)
         });
+        self.checks.keys(root);
     }
 
     /// What must hold of all files together.
@@ -151,6 +156,9 @@ impl Config {
         if self.labels.len() > limits::MAX_HOST_LABELS {
             let most = limits::MAX_HOST_LABELS;
             reader.fault("labels", format_args!("at most {most} are allowed"));
+        }
+        if let Some((key, why)) = self.checks.problem() {
+            reader.fault(key, why);
         }
     }
 }
@@ -311,7 +319,7 @@ mod tests {
                 "a.toml:8:13: collectors.disable: there is no collector \"cpus\"; did you mean \"cpu\"?; muster-agent collectors lists them",
                 "a.toml:10:13: buffer.max_bytes: expected a size from \"1MiB\" to \"4095MiB\", or a number of bytes",
                 "a.toml:12:9: log.level: expected one of \"error\", \"warn\", \"info\", \"debug\", \"trace\", found \"loud\"",
-                "a.toml:13:2: wholly_else: there is no such key; known here: state_dir, runtime_dir, interval, uplink, labels, buffer, spool, log, collectors",
+                "a.toml:13:2: wholly_else: there is no such key; known here: state_dir, runtime_dir, interval, uplink, labels, buffer, spool, log, collectors, checks, check",
             ]
         );
     }

@@ -7,6 +7,7 @@
 
 mod agent;
 pub mod buffer;
+pub mod check;
 pub mod collect;
 pub mod config;
 mod credentials;
@@ -19,6 +20,7 @@ pub mod lock;
 pub mod renewal;
 pub mod sample;
 pub mod sampler;
+pub mod sandbox;
 pub mod settings;
 pub mod simulate;
 pub mod spool;

@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 
 use crate::{
     agent::Source,
+    check::{ChecksConfig, schedule::Checks},
     collect::{AgentCounters, CollectConfig, Collection, CollectorFault, Lost},
     host::{self, HostRoot},
     telemetry::Own,
@@ -35,6 +36,16 @@ impl LiveHost {
             facts,
             boot_id,
         }
+    }
+
+    /// Runs the checks of its configuration too.
+    #[must_use]
+    pub fn with_checks(mut self, config: &ChecksConfig) -> Self {
+        if !config.checks.is_empty() {
+            let checks = Checks::new(config, self.collection.urgent());
+            self.collection.add(Box::new(checks));
+        }
+        self
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use muster_agent::{
-    Agent, AgentConfig, Credentials, LiveHost, LogHandle, Monitor,
+    Agent, AgentConfig, Credentials, LiveHost, LogHandle, Monitor, check,
     collect::{self, Collection},
     config::{Config, DEFAULT_PATH},
     enrol::{self, TokenSource},
@@ -19,7 +19,7 @@ use muster_agent::{
     host::{self, HostRoot},
     identity::{Identity, IdentityError},
     lock::{self, LockError},
-    sample,
+    sample, sandbox,
     settings::Faults,
     status::{self, StatusError},
     telemetry::{LogFormat, start_log},
@@ -79,6 +79,17 @@ enum Command {
     Sample(Sample),
     /// How the running agent stands
     Status {
+        /// How to print it
+        #[arg(short, long, value_enum, default_value_t = Shape::Table)]
+        output: Shape,
+    },
+    /// Run the checks of the configuration once, now; exit 0 ok, 1 warning, 2 critical, 3 unknown
+    ///
+    /// Nothing is told to the aggregator or to a running agent. Run it as the user the agent runs as, to see
+    /// what the agent sees.
+    Check {
+        /// Names of checks [default: all]
+        name: Vec<String>,
         /// How to print it
         #[arg(short, long, value_enum, default_value_t = Shape::Table)]
         output: Shape,
@@ -144,6 +155,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Run { log_format } => return run(cli.config.as_deref(), log_format),
+        Command::Check { name, output } => return run_checks(cli.config.as_deref(), &name, output),
         Command::CheckConfig { file } => check_config(file.or(cli.config).as_deref()),
         Command::Enrol(flags) => enrol(cli.config.as_deref(), flags),
         Command::Sample(flags) => take_samples(cli.config.as_deref(), &flags),
@@ -259,10 +271,20 @@ fn run(path: Option<&Path>, log_format: Option<LogShape>) -> ExitCode {
 
 fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Result<()> {
     let log = start_log(config.log).context("cannot start the log")?;
+    // Before there are other threads, and before anything is read that others write.
+    if !config.checks.runs_programs()
+        && let Err(error) = sandbox::give_up_programs()
+    {
+        tracing::warn!(
+            error = %format_args!("{:#}", anyhow::Error::new(error)),
+            "the agent keeps the ability to run programs, which it does not use"
+        );
+    }
     let runtime = runtime()?;
     let served = runtime.block_on(async {
         let labels: Vec<_> = config.labels.clone().into_iter().collect();
-        let source = LiveHost::new(HostRoot::at("/"), &config.collect, &labels);
+        let source =
+            LiveHost::new(HostRoot::at("/"), &config.collect, &labels).with_checks(&config.checks);
         let address = config
             .uplink_address
             .clone()
@@ -448,6 +470,8 @@ fn take_samples(path: Option<&Path>, flags: &Sample) -> anyhow::Result<bool> {
             .filter(|name| !flags.collector.contains(name))
             .collect();
     }
+    // A round by hand is what the service would send: under the same filter, where there is one.
+    let _ = sandbox::give_up_programs();
     let format = match flags.format {
         SampleShape::Text => sample::Format::Text,
         SampleShape::Json => sample::Format::Json,
@@ -495,6 +519,38 @@ fn take_samples(path: Option<&Path>, flags: &Sample) -> anyhow::Result<bool> {
     });
     runtime.shutdown_background();
     sampled
+}
+
+/// As a monitoring plugin would end: usable from cron and by other monitors.
+fn run_checks(path: Option<&Path>, names: &[String], output: Shape) -> ExitCode {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(faults) => {
+            report(&faults);
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    let asked = || -> anyhow::Result<check::Status> {
+        let chosen = check::by_hand::choose(&config.checks, names)?;
+        // Whoever looks for help here learns it from `run` if this kernel has no such filter.
+        if !config.checks.runs_programs() {
+            let _ = sandbox::give_up_programs();
+        }
+        let reports = runtime()?.block_on(check::by_hand::run(&config.checks, &chosen));
+        let text = match output {
+            Shape::Table => check::by_hand::render(&reports),
+            Shape::Json => check::by_hand::json(&reports),
+        };
+        print(text.as_bytes())?;
+        Ok(check::by_hand::worst(&reports))
+    };
+    match asked() {
+        Ok(worst) => ExitCode::from(worst as u8),
+        Err(error) => {
+            complain(&error);
+            ExitCode::from(check::Status::Unknown as u8)
+        }
+    }
 }
 
 fn print_status(path: Option<&Path>, output: Shape) -> anyhow::Result<bool> {

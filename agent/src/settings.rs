@@ -179,6 +179,8 @@ pub struct Section<'a, 'i> {
     known: Vec<&'static str>,
     /// Every key is right here.
     takes_all: bool,
+    /// Where in the text the table begins, for what is wrong with the whole of it.
+    start: usize,
     reader: &'a mut Reader,
 }
 
@@ -195,6 +197,7 @@ impl<'a, 'i> Section<'a, 'i> {
             table,
             known: Vec::new(),
             takes_all: false,
+            start: 0,
             reader,
         }
     }
@@ -232,6 +235,59 @@ impl<'a, 'i> Section<'a, 'i> {
                 self.fault(key, value.span().start, &why);
             }
         }
+    }
+
+    /// Reads each table of a list (`[[key]]`). A table that says its `name` is called `key.name` in faults,
+    /// another `key[1]`, counted from 1.
+    pub fn tables(&mut self, key: &'static str, mut read: impl FnMut(&mut Section<'_, 'i>)) {
+        let Some(value) = self.asked(key) else {
+            return;
+        };
+        let Some(items) = value.get_ref().as_array() else {
+            let why = format!(
+                "expected tables, each under [[{key}]], found {}",
+                value.get_ref().type_str()
+            );
+            self.fault(key, value.span().start, &why);
+            return;
+        };
+        for (at, item) in items.iter().enumerate() {
+            let DeValue::Table(table) = item.get_ref() else {
+                let why = format!("expected a table, found {}", item.get_ref().type_str());
+                self.fault(key, item.span().start, &why);
+                continue;
+            };
+            let name = table
+                .get("name")
+                .and_then(|name| name.get_ref().as_str())
+                .filter(|name| !name.is_empty());
+            let prefix = match name {
+                Some(name) => format!("{}{key}.{name}.", self.prefix),
+                None => format!("{}{key}[{}].", self.prefix, at + 1),
+            };
+            let mut section = Section::new(self.source, prefix, table, self.reader);
+            section.start = item.span().start;
+            read(&mut section);
+            section.finish();
+        }
+    }
+
+    /// Notes what is wrong with a key of this table in the light of others: where it stands, or where the
+    /// table begins if it is not there.
+    pub fn complain(&mut self, key: &str, why: &str) {
+        let found = self.table.get(key).map(|value| value.span().start);
+        self.fault(key, found.unwrap_or(self.start), why);
+    }
+
+    /// Lets every key be, when it is not known which are right.
+    pub fn any_key(&mut self) {
+        self.takes_all = true;
+    }
+
+    /// Whether the key is set here.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
     }
 
     /// Takes every key of this table: what people name themselves, such as labels.

@@ -8,6 +8,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use muster_agent::{
@@ -17,7 +18,7 @@ use muster_agent::{
 use muster_proto::limits;
 use toml::de::DeValue;
 
-use crate::{detect::DetectConfig, pki::is_name};
+use crate::{detect::DetectConfig, events::EventLimits, pki::is_name};
 
 /// Where the file is looked for without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/muster/aggregator.toml";
@@ -30,6 +31,11 @@ const MIN_TOKEN: usize = 22;
 
 /// Largest size a key takes: beyond any disk, and exact as a float.
 const MAX_SIZE_BYTES: u64 = 1 << 50;
+
+/// Events are kept at least so long; a night's must be there in the morning.
+const MIN_EVENTS_AGE: Duration = Duration::from_secs(3600);
+/// And at most ten years.
+const MAX_EVENTS_AGE: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// What the aggregator runs with.
 #[derive(Debug, Clone)]
@@ -50,6 +56,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// Size at which the log's oldest segments go.
     pub log_max_bytes: u64,
+    /// What is kept of events and recordings.
+    pub events: EventLimits,
     /// Most series of one host.
     pub series_per_host: usize,
     /// Most bytes one agent may have sent and not seen durable.
@@ -91,6 +99,7 @@ impl Default for Config {
             operator: everywhere(7445),
             http: HttpConfig::default(),
             log_max_bytes: 2 << 30,
+            events: EventLimits::default(),
             series_per_host: limits::DEFAULT_SERIES_QUOTA,
             credit_bytes: 1 << 20,
             exempt_loopback: false,
@@ -153,6 +162,12 @@ impl Draft {
         root.section("storage", |storage| {
             storage.value("log_max_size", &mut config.log_max_bytes, |value| {
                 settings::bytes(value, 64 << 20..=MAX_SIZE_BYTES)
+            });
+            storage.value("events_max_size", &mut config.events.max_bytes, |value| {
+                settings::bytes(value, 8 << 20..=MAX_SIZE_BYTES)
+            });
+            storage.value("events_max_age", &mut config.events.max_age, |value| {
+                settings::duration(value, MIN_EVENTS_AGE..=MAX_EVENTS_AGE)
             });
         });
         root.section("limits", |section| {

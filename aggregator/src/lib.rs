@@ -8,6 +8,7 @@ pub mod demo;
 pub mod detect;
 pub mod directory;
 pub mod enrol;
+pub mod events;
 pub mod fleet;
 pub mod http;
 pub mod incident;

@@ -1,10 +1,12 @@
 //! The doors' accept loops, in front of tonic and hyper, which set no limits before a connection has proved
 //! anything.
 //!
-//! Each door has at most so many handshakes at a time (further connections wait in the kernel's backlog), at
-//! most so many unauthenticated connections per source address, so many connections of each peer that has proved
-//! who it is, and a time limit for the handshake. Running out
-//! of file descriptors slows accepting down instead of spinning. Every connection comes out with its [`Peer`],
+//! Each door has at most so many connections that wait to be admitted (further ones stay in the kernel's backlog),
+//! of which so many are in the handshake, at most so many unauthenticated connections per source address, so many
+//! connections of each peer that has proved who it is, and a time limit for all of it. A connection that has not
+//! said anything takes no place among the handshakes, and a slow handshake gives its place up when others wait for
+//! it: whoever has something to say is not kept out by those who have not. Running out of file descriptors slows
+//! accepting down instead of spinning. Every connection comes out with its [`Peer`],
 //! read from the certificate once. What is refused is counted by reason in [`Counters`] and warned of, once a
 //! minute for each reason.
 
@@ -35,7 +37,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
@@ -44,6 +46,9 @@ use tonic::transport::server::Connected;
 use x509_parser::prelude::FromDer as _;
 
 pub mod unix;
+mod visits;
+
+use visits::{Turn, Visit, Visits};
 
 /// Connections that are accepted and not yet taken by the server.
 const READY: usize = 64;
@@ -72,20 +77,31 @@ pub struct Limits {
     pub handshake: Duration,
     /// Handshakes at a time.
     pub handshakes: usize,
+    /// A handshake that lasts longer makes room when others wait for a place.
+    pub fair_turn: Duration,
+    /// Connections at a time that wait to be admitted, those in the handshake among them. One that says nothing
+    /// costs a descriptor and about 2 KiB.
+    pub waiting: usize,
     /// Connections per source address that have not authenticated themselves: in the handshake, and for their
-    /// whole life at doors without client certificates.
+    /// whole life at doors without client certificates. Further ones wait for their turn.
     pub unauthenticated_per_address: usize,
+    /// The same with those that wait or say nothing. A site behind one address comes back at once after an outage.
+    pub waiting_per_address: usize,
     /// Whether loopback is exempt from the limit per address: simulated agents all come from there.
     pub exempt_loopback: bool,
 }
 
 impl Default for Limits {
-    /// The figures of the threat model: 10 s, 256, 32.
+    /// The figures of the threat model: 10 s, 256, 32; 2 s, which is ten round trips of a slow line; and room for
+    /// 8,192 that say nothing, 1,024 of one address.
     fn default() -> Self {
         Self {
             handshake: Duration::from_secs(10),
             handshakes: 256,
+            fair_turn: Duration::from_secs(2),
+            waiting: 8_192,
             unauthenticated_per_address: 32,
+            waiting_per_address: 1_024,
             exempt_loopback: false,
         }
     }
@@ -278,8 +294,22 @@ impl Peer {
 pub struct Conn {
     io: Io,
     peer: Peer,
-    /// Held for the whole life: the peer's, or the address's where nothing was proved.
-    _place: Option<Place>,
+    _held: Held,
+}
+
+/// What a connection holds for its whole life.
+enum Held {
+    Nothing,
+    /// A place of the peer it proved to be.
+    Peer(#[expect(dead_code, reason = "given back when dropped")] Place),
+    /// A turn of its address, where nothing was proved.
+    Address(#[expect(dead_code, reason = "given back when dropped")] Turn),
+}
+
+impl From<Option<Turn>> for Held {
+    fn from(turn: Option<Turn>) -> Self {
+        turn.map_or(Self::Nothing, Self::Address)
+    }
 }
 
 enum Io {
@@ -357,7 +387,10 @@ fn accept_with(
 ) -> Incoming {
     let (ready, incoming) = mpsc::channel(READY);
     let door = Door {
-        handshakes: Arc::new(Semaphore::new(limits.handshakes)),
+        handshakes: Semaphore::new(limits.handshakes),
+        wanting: AtomicU64::new(0),
+        waiting: Arc::new(Semaphore::new(limits.waiting)),
+        visits: Visits::default(),
         places: Places::default(),
         complaints: Complaints::default(),
         config,
@@ -373,7 +406,11 @@ struct Door {
     config: Option<Arc<ArcSwap<ServerConfig>>>,
     limits: Limits,
     counters: Arc<Counters>,
-    handshakes: Arc<Semaphore>,
+    handshakes: Semaphore,
+    /// Connections that have begun to speak and wait for a place among the handshakes.
+    wanting: AtomicU64,
+    waiting: Arc<Semaphore>,
+    visits: Visits,
     places: Places,
     complaints: Complaints,
     ready: mpsc::Sender<io::Result<Conn>>,
@@ -393,18 +430,18 @@ impl Door {
         let door = Arc::new(self);
         let mut last_complaint = None;
         loop {
-            let Ok(permit) = Arc::clone(&door.handshakes).acquire_owned().await else {
+            let Ok(permit) = Arc::clone(&door.waiting).acquire_owned().await else {
                 return;
             };
             match listener.accept().await {
                 Ok((stream, addr)) => {
-                    let Some(place) = door.place(addr.ip()) else {
+                    let Some(visit) = door.visit(addr.ip()) else {
                         door.refused(addr, &Refused::AddressLimit);
                         continue;
                     };
                     let door = Arc::clone(&door);
                     tokio::spawn(async move {
-                        door.admit(stream, addr, place).await;
+                        door.admit(stream, addr, visit).await;
                         drop(permit);
                     });
                 }
@@ -413,53 +450,52 @@ impl Door {
                     complain(&mut last_complaint, &error);
                     if exhausted(&error) {
                         let pause = fastrand::u64(50..=200);
-                        tokio::time::sleep(Duration::from_millis(pause)).await;
+                        sleep(Duration::from_millis(pause)).await;
                     }
                 }
             }
         }
     }
 
-    fn place(&self, address: IpAddr) -> Option<Option<Place>> {
+    fn visit(&self, address: IpAddr) -> Option<Option<Visit>> {
         // An IPv4 client of a dual-stack socket is the same client.
         let address = address.to_canonical();
-        if self.limits.exempt_loopback && address.is_loopback() {
+        let limits = &self.limits;
+        if limits.exempt_loopback && address.is_loopback() {
             return Some(None);
         }
-        self.places
-            .take(
-                Holder::Address(address),
-                self.limits.unauthenticated_per_address,
-            )
-            .map(Some)
+        let (most, heard) = (
+            limits
+                .waiting_per_address
+                .max(limits.unauthenticated_per_address),
+            limits.unauthenticated_per_address,
+        );
+        self.visits.begin(address, most, heard).map(Some)
     }
 
-    async fn admit(&self, stream: TcpStream, addr: SocketAddr, place: Option<Place>) {
+    async fn admit(&self, stream: TcpStream, addr: SocketAddr, visit: Option<Visit>) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%addr, %error, "no TCP_NODELAY");
         }
-        let conn = match &self.config {
-            None => Ok(Conn {
-                io: Io::Plain(stream),
-                peer: Peer {
-                    addr,
-                    id: None,
-                    serial: None,
-                    cert_not_after: None,
-                    ending: Ending::default(),
-                },
-                _place: place,
-            }),
-            Some(config) => {
-                let config = config.load_full();
-                timeout(
-                    self.limits.handshake,
-                    handshake(stream, addr, config, place, &self.places),
-                )
-                .await
-                .unwrap_or(Err(Refused::TimedOut))
+        let admitted = async {
+            match &self.config {
+                None => Ok(Conn {
+                    io: Io::Plain(stream),
+                    peer: Peer {
+                        addr,
+                        id: None,
+                        serial: None,
+                        cert_not_after: None,
+                        ending: Ending::default(),
+                    },
+                    _held: turn(visit).await?.into(),
+                }),
+                Some(config) => self.handshake(stream, addr, config, visit).await,
             }
         };
+        let conn = timeout(self.limits.handshake, admitted)
+            .await
+            .unwrap_or(Err(Refused::TimedOut));
         match conn {
             Ok(conn) => {
                 // The server is gone when this fails: it stops.
@@ -484,6 +520,40 @@ impl Door {
         };
         // Full: agents try again.
         let _ = told.try_send((host, why));
+    }
+
+    /// The handshake, once the client has begun it and it is its turn.
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        addr: SocketAddr,
+        config: &ArcSwap<ServerConfig>,
+        visit: Option<Visit>,
+    ) -> Result<Conn, Refused> {
+        let first = first_byte(&stream).await?;
+        let turn = turn(visit).await?;
+        let wanting = Wanting::of(&self.wanting);
+        let Ok(_turn) = self.handshakes.acquire().await else {
+            return Err(Refused::TimedOut);
+        };
+        drop(wanting);
+        // Boxed, so that a connection which says nothing does not hold the room for it.
+        let config = config.load_full();
+        let handshake = Box::pin(handshake(stream, first, addr, config, turn, &self.places));
+        tokio::select! {
+            conn = handshake => conn,
+            () = self.crowded_out() => Err(Refused::TimedOut),
+        }
+    }
+
+    /// Ends when a handshake has had its time and its place is wanted.
+    async fn crowded_out(&self) {
+        loop {
+            sleep(self.limits.fair_turn).await;
+            if self.wanting.load(Ordering::Relaxed) > 0 {
+                return;
+            }
+        }
     }
 
     fn refused(&self, addr: SocketAddr, refused: &Refused) {
@@ -549,20 +619,49 @@ enum Refused {
     Broken(io::Error),
 }
 
-async fn handshake(
-    mut stream: TcpStream,
-    addr: SocketAddr,
-    config: Arc<ServerConfig>,
-    place: Option<Place>,
-    places: &Places,
-) -> Result<Conn, Refused> {
+/// One more that waits, until it is dropped.
+struct Wanting<'a>(&'a AtomicU64);
+
+impl<'a> Wanting<'a> {
+    fn of(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Wanting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits for the turn of an address that is limited.
+async fn turn(visit: Option<Visit>) -> Result<Option<Turn>, Refused> {
+    let Some(visit) = visit else { return Ok(None) };
+    let turn = visit.turn().await.ok_or(Refused::AddressLimit)?;
+    Ok(Some(turn))
+}
+
+/// Waits until the client has said something, which stays to be read.
+async fn first_byte(stream: &TcpStream) -> Result<u8, Refused> {
     let mut first = [0];
     let seen = stream.peek(&mut first).await.map_err(Refused::Broken)?;
     if seen == 0 {
         return Err(Refused::Broken(io::ErrorKind::UnexpectedEof.into()));
     }
-    if first[0] != TLS_HANDSHAKE {
-        refuse_plain(&mut stream, first[0]).await;
+    Ok(first[0])
+}
+
+async fn handshake(
+    mut stream: TcpStream,
+    first: u8,
+    addr: SocketAddr,
+    config: Arc<ServerConfig>,
+    turn: Option<Turn>,
+    places: &Places,
+) -> Result<Conn, Refused> {
+    if first != TLS_HANDSHAKE {
+        refuse_plain(&mut stream, first).await;
         return Err(Refused::NotTls);
     }
     let wants_h2 = !config.alpn_protocols.iter().any(|name| name == b"http/1.1");
@@ -589,14 +688,14 @@ async fn handshake(
         },
         Some(leaf) => proved(addr, leaf)?,
     };
-    let place = match &peer.id {
-        None => place,
-        Some(id) => Some(places.take_of(id)?),
+    let held = match &peer.id {
+        None => turn.into(),
+        Some(id) => Held::Peer(places.take_of(id)?),
     };
     Ok(Conn {
         io: Io::Tls(Box::new(stream)),
         peer,
-        _place: place,
+        _held: held,
     })
 }
 
@@ -687,43 +786,32 @@ impl Complaints {
     }
 }
 
-/// How many connections each has: addresses those that proved nothing, peers theirs.
+/// How many connections each peer has.
 #[derive(Clone, Default)]
-struct Places(Arc<Mutex<HashMap<Holder, usize>>>);
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Holder {
-    Address(IpAddr),
-    Peer(SpiffeId),
-}
+struct Places(Arc<Mutex<HashMap<SpiffeId, usize>>>);
 
 /// One of them; given back when dropped.
 struct Place {
     places: Places,
-    holder: Holder,
+    holder: SpiffeId,
 }
 
 impl Places {
-    fn take(&self, holder: Holder, most: usize) -> Option<Place> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = taken.get(&holder).copied().unwrap_or(0);
-        if held >= most {
-            return None;
-        }
-        taken.insert(holder.clone(), held + 1);
-        Some(Place {
-            places: self.clone(),
-            holder,
-        })
-    }
-
     fn take_of(&self, id: &SpiffeId) -> Result<Place, Refused> {
         let most = match id {
             SpiffeId::Operator { .. } => PER_OPERATOR,
             SpiffeId::Agent { .. } | SpiffeId::Aggregator { .. } => PER_AGENT,
         };
-        self.take(Holder::Peer(id.clone()), most)
-            .ok_or_else(|| Refused::PeerLimit(id.clone()))
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = taken.get(id).copied().unwrap_or(0);
+        if held >= most {
+            return Err(Refused::PeerLimit(id.clone()));
+        }
+        taken.insert(id.clone(), held + 1);
+        Ok(Place {
+            places: self.clone(),
+            holder: id.clone(),
+        })
     }
 }
 
@@ -817,22 +905,6 @@ impl AsyncWrite for Conn {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_address_has_its_places_and_gets_them_back() {
-        let places = Places::default();
-        let address = |last| Holder::Address(IpAddr::from([192, 0, 2, last]));
-        let (one, two) = (|| address(1), || address(2));
-        let first = places.take(one(), 2).expect("free");
-        let second = places.take(one(), 2).expect("free");
-        assert!(places.take(one(), 2).is_none());
-        assert!(places.take(two(), 2).is_some());
-        drop(first);
-        assert!(places.take(one(), 2).is_some());
-        drop(second);
-        let left = places.0.lock().expect("no panic").len();
-        assert_eq!(left, 0, "an address without connections is forgotten");
-    }
 
     #[test]
     fn a_reason_is_complained_of_once_a_minute_with_its_count() {

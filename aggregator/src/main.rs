@@ -12,13 +12,14 @@ use clap::{Parser, Subcommand, ValueEnum};
 use muster_agent::{settings, telemetry};
 use muster_aggregator::{
     chain,
+    cli::audit::head,
     config::{self, Config, DEFAULT_PATH},
     control::{MAX_TOKEN_TTL, MAX_USES, TokenOptions, TokenState},
     demo,
     pki::Authority,
     say, serve, setup,
 };
-use muster_proto::{limits, time::Timestamp};
+use muster_proto::{limits, spiffe::hex, time::Timestamp};
 
 /// The configuration is wrong, which does not get better by trying again (sysexits.h).
 const EX_CONFIG: u8 = 78;
@@ -55,6 +56,9 @@ enum Command {
     /// Join tokens; works with and without a running aggregator
     #[command(subcommand)]
     Token(Token),
+    /// The audit log, as its database has it; works with and without a running aggregator
+    #[command(subcommand)]
+    Audit(Audit),
     /// Check a configuration file and say everything that is wrong with it
     CheckConfig {
         /// The file; without it, that of --config, or the default one
@@ -89,6 +93,22 @@ enum Token {
     },
 }
 
+#[derive(Subcommand)]
+enum Audit {
+    /// Say whether a line was changed, removed or put in between; exit code 1 if so
+    Verify {
+        /// A newest line as an earlier verify told it, noted down elsewhere
+        #[arg(long, value_name = "LINE:HASH", value_parser = head)]
+        head: Option<(u64, Vec<u8>)>,
+    },
+    /// Print lines as JSON, one a line, oldest first, to be kept elsewhere
+    Export {
+        /// Only those after the line with this number
+        #[arg(long, value_name = "LINE", default_value_t = 0)]
+        after: u32,
+    },
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Form {
     /// For people
@@ -105,6 +125,7 @@ fn main() -> ExitCode {
         Command::Init { names } => with_config(file, |config| init(config, &names)),
         Command::Serve => with_config(file, serve),
         Command::Token(verb) => with_config(file, |config| token(config, verb)),
+        Command::Audit(verb) => with_config(file, |config| audit(config, verb)),
         Command::CheckConfig { file: named } => {
             let file = named.as_deref().or(file);
             let file = file.unwrap_or(Path::new(DEFAULT_PATH));
@@ -292,6 +313,44 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn audit(config: &Config, verb: Audit) -> anyhow::Result<()> {
+    let state = &config.state_dir;
+    let runtime = runtime()?;
+    match verb {
+        Audit::Verify { head } => {
+            let verdict = runtime.block_on(setup::audit_verify(state, head))?;
+            for fault in &verdict.faults {
+                say!("{fault}");
+            }
+            anyhow::ensure!(
+                verdict.faults.is_empty(),
+                "the audit log was changed; compare with a copy from before (muster-aggregator audit export)"
+            );
+            say!("{} lines, each follows from the one before", verdict.lines);
+            if let Some((seq, hash)) = verdict.head {
+                say!("newest: {seq}:{}", hex(&hash));
+            }
+            Ok(())
+        }
+        Audit::Export { after } => runtime.block_on(setup::audit_export(state, after, |line| {
+            say!(
+                "{}",
+                serde_json::json!({
+                    "line": line.seq,
+                    "at": date(line.at),
+                    "atMs": line.at.as_millis(),
+                    "actor": line.actor,
+                    "action": line.action,
+                    "on": line.subject,
+                    "outcome": line.outcome,
+                    "epoch": line.epoch,
+                    "hash": hex(&line.hash),
+                })
+            );
+        })),
+    }
 }
 
 fn word(state: TokenState) -> &'static str {

@@ -30,6 +30,7 @@ use crate::{
     detect::Engine,
     directory::{Directory, Known},
     enrol::EnrolDoor,
+    events::Events,
     fleet::{
         Fleet, FleetConfig,
         shard::Message,
@@ -152,6 +153,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         format!("cannot write the state folder {state}; this program's user must be able to")
     })?;
     let control = Control::open(&config.state_dir)?;
+    let audited = control.clone();
+    tokio::spawn(async move { tell_audit_head(&audited).await });
     let directory = Directory::new(control.clone(), Arc::clone(&clock));
     let hosts = directory.hosts().await?;
     fs::create_dir_all(&config.runtime_dir).with_context(|| {
@@ -166,6 +169,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let stop_rest = CancellationToken::new();
     let (incidents, incident_task) = Incidents::start(control.clone(), stop_rest.clone()).await?;
     let open = incidents.clone();
+    let events = Events::open(&config.state_dir, config.events, Arc::clone(&clock))?;
     let parts = Parts {
         config: FleetConfig {
             series_quota: config.series_per_host,
@@ -179,6 +183,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         sink: Arc::new(incidents.clone()),
         open: Box::new(move |host| open.open_on(host)),
         clock: Arc::clone(&clock),
+        events: events.clone(),
     };
     let started = start::start(parts, hosts)?;
 
@@ -206,6 +211,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         directory,
         incidents,
         fleet: started.fleet.clone(),
+        events,
         journal: Arc::clone(started.journal.health()),
         addresses,
         counters: DoorCounters::default(),
@@ -225,6 +231,30 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         stop_rest,
         socket,
     })
+}
+
+/// Walks the audit log, and tells its newest line where a log collector copies it away: what is changed later can be
+/// found with it.
+async fn tell_audit_head(control: &Control) {
+    let verdict = match control.verify_audit(None).await {
+        Ok(verdict) => verdict,
+        Err(error) => {
+            tracing::error!(error = crate::chain(&error), "the audit log cannot be read");
+            return;
+        }
+    };
+    for fault in &verdict.faults {
+        tracing::error!(
+            fault,
+            "the audit log was changed behind this program's back"
+        );
+    }
+    if let Some((seq, hash)) = verdict.head {
+        tracing::info!(
+            head = format!("{seq}:{}", muster_proto::spiffe::hex(&hash)),
+            "newest line of the audit log"
+        );
+    }
 }
 
 impl Aggregator {
@@ -370,6 +400,7 @@ struct Opening<'a> {
     directory: Directory,
     incidents: Incidents,
     fleet: Fleet,
+    events: Events,
     journal: Arc<JournalHealth>,
     addresses: Addresses,
     counters: DoorCounters,
@@ -486,12 +517,16 @@ impl Opening<'_> {
         limits: &Limits,
     ) {
         let (doors, journal) = (Arc::clone(&self.doors), Arc::clone(&self.journal));
+        let events = Arc::clone(self.events.health());
         let http = &self.config.http;
         let about = query::About {
             fleet_name: self.config.fleet_name.clone(),
             started: self.clock.now(),
             certificate_not_after: Box::new(move || Some(doors.not_after())),
-            problems: Box::new(move || journal.problem().into_iter().collect()),
+            problems: Box::new(move || {
+                let problems = [journal.problem(), events.problem()];
+                problems.into_iter().flatten().collect()
+            }),
             http: query::HttpDoor {
                 address: if http.external_address.is_empty() {
                     self.addresses.http.to_string()
@@ -502,10 +537,21 @@ impl Opening<'_> {
                 token_needed: http.token.is_some(),
             },
         };
+        let asked = query::EventsService::new(
+            self.fleet.clone(),
+            self.events.clone(),
+            self.control.clone(),
+            Arc::clone(&self.clock),
+        );
         let service = query::OperatorService::new(
             self.fleet.clone(),
             self.control.clone(),
             about,
+            Arc::clone(&self.clock),
+        );
+        let identity = query::IdentityService::new(
+            self.control.clone(),
+            Arc::clone(&self.authority),
             Arc::clone(&self.clock),
         );
         let incoming = listen::tls(
@@ -522,6 +568,8 @@ impl Opening<'_> {
                 .http2_keepalive_interval(Some(KEEPALIVE))
                 .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
                 .add_service(service.into_server())
+                .add_service(asked.into_server())
+                .add_service(identity.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;
             ("operator door", served.map_err(anyhow::Error::new))

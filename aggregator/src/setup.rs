@@ -1,4 +1,4 @@
-//! Commands on the state folder that need no running aggregator: `init` and `token …`.
+//! Commands on the state folder that need no running aggregator: `init`, `token …` and `audit …`.
 //!
 //! A running aggregator sees what they did within a second: they share its database.
 
@@ -15,7 +15,7 @@ use muster_proto::{
 };
 
 use crate::{
-    control::{Control, TokenOptions, TokenRow},
+    control::{AuditLine, AuditVerdict, Control, TokenOptions, TokenRow},
     pki::Authority,
 };
 
@@ -100,4 +100,43 @@ pub async fn token_list(state: &Path) -> anyhow::Result<Vec<TokenRow>> {
 pub async fn token_revoke(state: &Path, id: &str) -> anyhow::Result<bool> {
     let control = Control::open(state)?;
     Ok(control.revoke_token(id, ACTOR, SystemClock.now()).await?)
+}
+
+/// Lines read at a time while exporting.
+const EXPORT_STEP: u32 = 1000;
+
+/// Walks the audit log's chain. `known` is a line and its hash that were noted down elsewhere.
+///
+/// # Errors
+/// When it cannot be read.
+pub async fn audit_verify(
+    state: &Path,
+    known: Option<(u64, Vec<u8>)>,
+) -> anyhow::Result<AuditVerdict> {
+    let known = known
+        .map(|(seq, hash)| i64::try_from(seq).map(|seq| (seq, hash)))
+        .transpose()
+        .context("there is no such line")?;
+    Ok(Control::open(state)?.verify_audit(known).await?)
+}
+
+/// Gives the audit log's lines after this one, oldest first.
+///
+/// # Errors
+/// When they cannot be read.
+pub async fn audit_export(
+    state: &Path,
+    after: u32,
+    mut give: impl FnMut(&AuditLine),
+) -> anyhow::Result<()> {
+    let control = Control::open(state)?;
+    let mut last = i64::from(after);
+    loop {
+        let lines = control.audit_after(last, EXPORT_STEP).await?;
+        let Some(newest) = lines.last() else {
+            return Ok(());
+        };
+        last = newest.seq;
+        lines.iter().for_each(&mut give);
+    }
 }

@@ -13,11 +13,11 @@ use std::{
 use muster_aggregator::{
     admin::AdminSocket,
     cli::context::{self, Material},
-    control::Control,
+    control::{Control, OperatorRole},
     fleet::{Counters as FleetCounters, Enrolled, Fleet, HostState, ReadContext, shard::Message},
     listen::{self, Counters, Limits},
     pki::{Authority, Doors, Request},
-    query::{About, HttpDoor, OperatorService},
+    query::{About, HttpDoor, IdentityService, OperatorService},
 };
 use muster_proto::{
     id::HostId,
@@ -32,6 +32,7 @@ use tonic::transport::Server;
 struct Lab {
     folder: tempfile::TempDir,
     authority: Arc<Authority>,
+    control: Control,
     stop: CancellationToken,
     door: SocketAddr,
 }
@@ -69,11 +70,15 @@ impl Lab {
             },
         };
         let service = OperatorService::new(fleet(), control.clone(), about, Arc::clone(&clock));
-        let server = Server::builder().add_service(service.into_server());
+        let identity =
+            IdentityService::new(control.clone(), Arc::clone(&authority), Arc::clone(&clock));
+        let server = Server::builder()
+            .add_service(service.into_server())
+            .add_service(identity.into_server());
         tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
 
         let admin = AdminSocket {
-            control,
+            control: control.clone(),
             authority: Arc::clone(&authority),
             operator_address: door.to_string(),
             fleet_name: "lab".to_owned(),
@@ -84,6 +89,7 @@ impl Lab {
         Self {
             folder,
             authority,
+            control,
             stop,
             door,
         }
@@ -429,6 +435,7 @@ async fn who_is_not_let_in_is_4() {
             roots: std::slice::from_ref(lab.authority.root()),
             chain: &issued.expect("issued").chain,
             key_pem: &key.serialize_pem(),
+            role: "viewer",
         };
         context::write(&lab.config(), "lab", &material, true).expect("written");
         let refused = lab.muster(&["hosts"]).await;
@@ -436,6 +443,113 @@ async fn who_is_not_let_in_is_4() {
         assert!(errors(&refused).contains(told), "{}", errors(&refused));
         assert!(errors(&refused).contains("try: "), "{}", errors(&refused));
     }
+}
+
+/// Signs in `ago` before now, as `role`.
+async fn signed_in(lab: &Lab, role: OperatorRole, ago: Duration) {
+    let then = SystemClock.now().minus(ago);
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let csr = rcgen::CertificateParams::default()
+        .serialize_request(&key)
+        .expect("a request");
+    let request = Request::check(csr.der()).expect("acceptable");
+    let issued = lab
+        .authority
+        .issue_operator(&request, "jo", then)
+        .expect("issued");
+    lab.control
+        .operator_issued("uid 0", "jo", role, &issued, *request.fingerprint(), then)
+        .await
+        .expect("written");
+    let material = Material {
+        server: &lab.door.to_string(),
+        trust_domain: lab.authority.trust_domain(),
+        fleet: "lab",
+        roots: std::slice::from_ref(lab.authority.root()),
+        chain: &issued.chain,
+        key_pem: &key.serialize_pem(),
+        role: &role.to_string(),
+    };
+    context::write(&lab.config(), "lab", &material, true).expect("written");
+}
+
+#[tokio::test]
+async fn a_certificate_renews_itself_in_its_last_third_and_without_a_word() {
+    let lab = Lab::new().await;
+    let key = lab.config().with_file_name("lab").join("key.pem");
+    let hour = Duration::from_secs(3600);
+    signed_in(&lab, OperatorRole::Viewer, hour * 15).await;
+    let before = fs::read(&key).expect("a key");
+    let asked = lab.muster(&["hosts"]).await;
+    assert_eq!((code(&asked), errors(&asked)), (0, String::new()));
+    assert_eq!(fs::read(&key).expect("a key"), before, "not yet");
+
+    signed_in(&lab, OperatorRole::Viewer, hour * 17).await;
+    let before = fs::read(&key).expect("a key");
+    let kept = lab.folder.path().join("stolen");
+    fs::create_dir_all(kept.join("lab")).expect("a folder");
+    for file in ["config.toml", "lab/key.pem", "lab/cert.pem", "lab/ca.pem"] {
+        fs::copy(lab.config().with_file_name(file), kept.join(file)).expect("copied");
+    }
+    // Side by side: one renews, the others wait for it.
+    let all = tokio::join!(
+        lab.muster(&["hosts"]),
+        lab.muster(&["hosts"]),
+        lab.muster(&["whoami"])
+    );
+    for asked in [&all.0, &all.1, &all.2] {
+        assert_eq!((code(asked), errors(asked)), (0, String::new()));
+    }
+    assert_ne!(fs::read(&key).expect("a key"), before);
+    let log = lab.control.audit_log(100).await.expect("readable");
+    let renewals: Vec<_> = log
+        .iter()
+        .filter(|line| line.1[1] == "renew operator")
+        .collect();
+    assert_eq!(renewals.len(), 1, "{log:?}");
+    // Whoever holds a copy of the old key gets no new one with it, and that is on record.
+    muster(&kept.join("config.toml"), &["hosts"]).await;
+    let log = lab.control.audit_log(1).await.expect("readable");
+    assert!(log[0].1[3].contains("refused: Replaced"), "{log:?}");
+}
+
+#[tokio::test]
+async fn administration_takes_a_certificate_younger_than_an_hour_and_gets_it() {
+    let lab = Lab::new().await;
+    let age = Duration::from_secs(2 * 3600);
+    signed_in(&lab, OperatorRole::Admin, age).await;
+    let asked = lab.muster(&["audit", "--verify"]).await;
+    assert_eq!((code(&asked), errors(&asked)), (0, String::new()));
+    let head = printed(&asked);
+    let head = head
+        .split("newest: ")
+        .nth(1)
+        .and_then(|rest| rest.lines().next());
+    let head = head.expect("the newest line").to_owned();
+    let asked = lab.muster(&["audit", "--verify", "--head", &head]).await;
+    assert_eq!(code(&asked), 0, "{}", errors(&asked));
+    let asked = lab
+        .muster(&["audit", "--action", "renew", "-o", "json"])
+        .await;
+    assert!(
+        printed(&asked).contains("\"renew operator\""),
+        "{}",
+        printed(&asked)
+    );
+
+    // Files that somebody else looks after are not touched: there the refusal says what to do.
+    signed_in(&lab, OperatorRole::Admin, age).await;
+    let text = fs::read_to_string(lab.config()).expect("a configuration");
+    let folder = lab.config().with_file_name("lab");
+    let text = text.replace("\"lab/", &format!("\"{}/", folder.display()));
+    fs::write(lab.config(), text).expect("written");
+    let refused = lab.muster(&["audit"]).await;
+    assert_eq!(code(&refused), 4, "{}", errors(&refused));
+    assert!(
+        errors(&refused).contains("younger than an hour"),
+        "{}",
+        errors(&refused)
+    );
 }
 
 #[tokio::test]

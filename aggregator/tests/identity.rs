@@ -548,7 +548,8 @@ async fn a_silent_connection_is_closed_and_an_address_has_its_limit() {
     let installation = Installation::new();
     let limits = Limits {
         handshake: Duration::from_millis(100),
-        unauthenticated_per_address: 2,
+        unauthenticated_per_address: 1,
+        waiting_per_address: 2,
         ..Limits::default()
     };
     let (agents, _incoming) = installation.agents(limits).await;
@@ -563,6 +564,31 @@ async fn a_silent_connection_is_closed_and_an_address_has_its_limit() {
     }
     assert_eq!(counted(&installation.counters.timed_out), 2);
     assert_eq!(counted(&installation.counters.address_limit), 1);
+}
+
+#[tokio::test]
+async fn who_says_nothing_or_stalls_keeps_nobody_out() {
+    let installation = Installation::new();
+    let limits = Limits {
+        handshakes: 1,
+        fair_turn: Duration::from_millis(10),
+        // Nobody leaves by this in the time of the test.
+        handshake: Duration::from_secs(600),
+        ..Limits::default()
+    };
+    let (agents, mut incoming) = installation.agents(limits).await;
+    let mut stalled = Vec::new();
+    for said in [&[][..], &[22], &[], &[22, 3, 1]] {
+        let mut tcp = TcpStream::connect(agents).await.expect("connected");
+        tcp.write_all(said).await.expect("sent");
+        stalled.push(tcp);
+    }
+    let config = client_config(&installation.trust(), installation.agent()).expect("usable");
+    let (knocked, _conn) = tokio::join!(knock(agents, config), greet(&mut incoming));
+    assert!(knocked.is_ok(), "kept out by those who say nothing");
+    assert_eq!(counted(&installation.counters.accepted), 1);
+    // The two that had begun made room, the one after the other; the silent ones cost no place and stay.
+    assert_eq!(counted(&installation.counters.timed_out), 2);
 }
 
 #[tokio::test]

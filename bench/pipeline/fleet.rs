@@ -6,10 +6,14 @@
 //!
 //! The last line of the output is one JSON object. Ends with an error when a frame was dropped.
 
+#[expect(dead_code, reason = "the faults use the rest")]
 mod installation;
+#[expect(dead_code, reason = "the faults use the rest")]
 mod load;
+#[expect(dead_code, reason = "only the faults cut the power")]
+mod loop_disk;
 
-use std::{fs, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
@@ -84,12 +88,11 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
     let options = Options::parse();
-    let mut installation = Installation::make()?;
+    let mut installation = Installation::make(None)?;
     installation.start()?;
     let empty = Moment::of(&installation)?;
     eprintln!("{} hosts join", options.hosts);
-    let folder = installation.folder().join("agents");
-    fs::create_dir(&folder)?;
+    let folder = installation.agents().to_owned();
     let mut load = Load::start(&Plan {
         enrolment: installation.enrolment(),
         token: installation.token(options.hosts)?,
@@ -97,6 +100,7 @@ fn main() -> anyhow::Result<()> {
         interval: Duration::from_secs(options.interval.into()),
         folder,
         seed: options.seed,
+        spool: false,
     })?;
     warm_up(&mut load, options.hosts)?;
     eprintln!("measuring for {} s", options.seconds);

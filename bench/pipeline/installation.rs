@@ -16,27 +16,62 @@ use std::{
 use anyhow::{Context as _, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::loop_disk::LoopDisk;
+
 /// Longest wait for anything that should take a second.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
+/// A disk for one side: room for minutes of load, small enough to be copied in a moment.
+const DISK_BYTES: u64 = 512 * 1024 * 1024;
+
+/// Whose disk loses its power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DiskOf {
+    /// The aggregator's state.
+    Aggregator,
+    /// The state of all agents, with their spools.
+    Agents,
+}
+
 /// An aggregator's folders and doors, and its process while it runs.
 pub(crate) struct Installation {
     folder: PathBuf,
+    state: PathBuf,
+    agents: PathBuf,
+    disk: Option<LoopDisk>,
     config: PathBuf,
+    uplink: SocketAddr,
     enrolment: SocketAddr,
     http: SocketAddr,
     process: Option<Child>,
 }
 
 impl Installation {
-    /// Makes an authority and a configuration.
-    pub(crate) fn make() -> anyhow::Result<Self> {
+    /// Makes an authority and a configuration in a folder of its own; one side's state may lie on a disk whose
+    /// power can be cut.
+    pub(crate) fn make(disk: Option<DiskOf>) -> anyhow::Result<Self> {
         let name = format!("muster-bench-{:016x}", fastrand::u64(..));
         let folder = env::temp_dir().join(name);
         fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let mut state = folder.join("state");
+        let mut agents = folder.join("agents");
+        let mut made = None;
+        if let Some(whose) = disk {
+            let mount = folder.join("disk");
+            made = Some(LoopDisk::make(
+                folder.join("disk.ext4"),
+                mount.clone(),
+                DISK_BYTES,
+            )?);
+            match whose {
+                DiskOf::Aggregator => state = mount.join("state"),
+                DiskOf::Agents => agents = mount.join("agents"),
+            }
+        }
+        fs::create_dir(&agents)?;
         let config = folder.join("aggregator.toml");
         // Held together, so that they differ; free again when the aggregator wants them.
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -51,17 +86,16 @@ impl Installation {
         let text = format!(
             "state_dir = {:?}\nruntime_dir = {:?}\nuplink.listen = \"{}\"\nenrolment.listen = \"{}\"\n\
              operator.listen = \"{}\"\nhttp.listen = \"{}\"\nlog.level = \"warn\"\n",
-            folder.join("state"),
-            folder,
-            ports[0],
-            ports[1],
-            ports[2],
-            ports[3]
+            state, folder, ports[0], ports[1], ports[2], ports[3]
         );
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
         let made = Self {
             folder,
+            state,
+            agents,
+            disk: made,
             config,
+            uplink: ports[0],
             enrolment: ports[1],
             http: ports[3],
             process: None,
@@ -73,6 +107,26 @@ impl Installation {
     /// The folder of this run: the aggregator's `state`, and room for whatever else belongs to it.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The aggregator's state folder.
+    pub(crate) fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Where made-up agents keep theirs.
+    pub(crate) fn agents(&self) -> &Path {
+        &self.agents
+    }
+
+    /// The disk whose power can be cut.
+    pub(crate) fn disk(&self) -> anyhow::Result<&LoopDisk> {
+        self.disk.as_ref().context("no disk of its own was made")
+    }
+
+    /// The door for agents.
+    pub(crate) fn uplink(&self) -> SocketAddr {
+        self.uplink
     }
 
     /// The door for joining hosts.
@@ -143,15 +197,26 @@ impl Installation {
 
     /// Ends the aggregator with a signal, SIGKILL or SIGTERM, and waits for it.
     pub(crate) fn end(&mut self, signal: Signal) -> anyhow::Result<()> {
+        self.signal(signal)?;
         let mut child = self.process.take().context("no aggregator runs")?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.context("no such process")?, signal)?;
         let status = child.wait()?;
         ensure!(
             signal == Signal::KILL || status.success(),
             "the aggregator stopped with {status}"
         );
         Ok(())
+    }
+
+    /// Sends the aggregator a signal that does not end it.
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let child = self.process.as_ref().context("no aggregator runs")?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        Ok(kill_process(pid.context("no such process")?, signal)?)
+    }
+
+    /// The aggregator's process.
+    pub(crate) fn pid(&self) -> anyhow::Result<u32> {
+        Ok(self.process.as_ref().context("no aggregator runs")?.id())
     }
 
     /// The aggregator's own page.
@@ -169,6 +234,8 @@ impl Drop for Installation {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // Unmounted before its folder goes.
+        self.disk = None;
         if let Err(error) = fs::remove_dir_all(&self.folder) {
             eprintln!("{} is left behind: {error}", self.folder.display());
         }

@@ -23,6 +23,7 @@ use muster_agent::{
     enrol,
     identity::Identity,
     simulate::SimulatedHost,
+    spool::{SpoolConfig, SpoolLimits},
     telemetry::Own,
 };
 use muster_proto::{
@@ -30,6 +31,7 @@ use muster_proto::{
     token::Token,
     v1,
 };
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Semaphore, mpsc},
@@ -60,6 +62,8 @@ pub(crate) struct Plan {
     pub folder: PathBuf,
     /// Seed of what agents leave to chance.
     pub seed: u64,
+    /// Whether agents keep a spool, as installed ones do. It is a thread each, so not for thousands.
+    pub spool: bool,
 }
 
 /// What became of the frames of one agent.
@@ -79,6 +83,10 @@ pub(crate) struct AgentBooks {
     pub rejected: u64,
     /// Frames given up.
     pub lost: u64,
+    /// Everything below this number is durable, refused or given up.
+    pub settled_below: u64,
+    /// Frames of earlier lives that wait on disk.
+    pub left_by_earlier_lives: u64,
 }
 
 /// What the load process answers.
@@ -121,6 +129,7 @@ impl Load {
             .arg(plan.interval.as_millis().to_string())
             .arg(&plan.folder)
             .arg(plan.seed.to_string())
+            .arg(plan.spool.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -134,6 +143,14 @@ impl Load {
         writeln!(load.to, "{}", plan.token)?;
         load.read().context("the load process did not begin")?;
         Ok(load)
+    }
+
+    /// Sends the process a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.process.id())
+            .ok()
+            .and_then(Pid::from_raw);
+        Ok(kill_process(pid.context("no such process")?, signal)?)
     }
 
     /// The books of all agents now.
@@ -174,7 +191,7 @@ pub(crate) fn ran_as_load() -> anyhow::Result<bool> {
     }
     let mut next = || {
         args.next()
-            .context("usage: load ENROLMENT HOSTS MS FOLDER SEED")
+            .context("usage: load ENROLMENT HOSTS MS FOLDER SEED SPOOL")
     };
     let mut plan = Plan {
         enrolment: next()?.parse()?,
@@ -183,7 +200,9 @@ pub(crate) fn ran_as_load() -> anyhow::Result<bool> {
         interval: Duration::from_millis(next()?.parse()?),
         folder: next()?.into(),
         seed: next()?.parse()?,
+        spool: next()?.parse()?,
     };
+    allow_descriptors()?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?
@@ -202,6 +221,13 @@ pub(crate) fn ran_as_load() -> anyhow::Result<bool> {
             Ok::<(), anyhow::Error>(())
         })?;
     Ok(true)
+}
+
+/// A connection is a descriptor, and the usual limit is 1,024.
+pub(crate) fn allow_descriptors() -> anyhow::Result<()> {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).context("cannot raise the limit on open files")
 }
 
 /// The lines of the standard input; the channel closes when it ends.
@@ -311,6 +337,8 @@ fn books(host: &str, monitor: &Monitor, books: Books) -> AgentBooks {
         durable: books.durable,
         rejected: books.rejected,
         lost: books.lost,
+        settled_below: monitor.settled_below(),
+        left_by_earlier_lives: monitor.left_by_earlier_lives(),
     }
 }
 
@@ -328,7 +356,14 @@ async fn join(plan: &Plan, number: u64) -> anyhow::Result<(String, Agent, u64)> 
         host,
         interval: plan.interval,
         buffer: BufferLimits::default(),
-        spool: None,
+        spool: plan.spool.then(|| SpoolConfig {
+            folder: state.join("spool"),
+            limits: SpoolLimits {
+                // The machine may be nearly full.
+                min_free_bytes: 0,
+                ..SpoolLimits::default()
+            },
+        }),
         status_socket: None,
         seed: plan.seed.wrapping_mul(1_000_003).wrapping_add(number),
     };

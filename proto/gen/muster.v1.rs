@@ -84,7 +84,8 @@ pub mod event_field {
     pub enum Value {
         #[prost(sint64, tag = "2")]
         Integer(i64),
-        /// A word from a closed set of the field's source (a systemd state or result); at most 64 bytes.
+        /// A word of the field's source (a systemd state or result, a version, a mounted device, a kernel setting);
+        /// printable, at most 64 bytes.
         #[prost(string, tag = "3")]
         Word(::prost::alloc::string::String),
     }
@@ -95,20 +96,120 @@ pub struct EventList {
     #[prost(message, repeated, tag = "1")]
     pub events: ::prost::alloc::vec::Vec<Event>,
 }
+/// A part of what an agent's flight recorder held: beside a sample, in the same payload (src/codec.rs).
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RecordingPart {
+    /// When the agent was asked, by its own clock: tells its recordings apart.
+    #[prost(int64, tag = "1")]
+    pub asked_ms: i64,
+    /// From 0, of so many.
+    #[prost(uint32, tag = "2")]
+    pub number: u32,
+    #[prost(uint32, tag = "3")]
+    pub parts: u32,
+    /// First and last round of the whole recording.
+    #[prost(int64, tag = "4")]
+    pub from_ms: i64,
+    #[prost(int64, tag = "5")]
+    pub to_ms: i64,
+    /// In order. The first of each part is a key frame.
+    #[prost(message, repeated, tag = "6")]
+    pub rounds: ::prost::alloc::vec::Vec<RecordedRound>,
+    #[prost(message, repeated, tag = "7")]
+    pub busiest: ::prost::alloc::vec::Vec<Busiest>,
+}
+/// One round of collectors between two samples.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RecordedRound {
+    #[prost(int64, tag = "1")]
+    pub tick_ms: i64,
+    /// As the payload of a frame, without events.
+    #[prost(bytes = "vec", tag = "2")]
+    pub payload: ::prost::alloc::vec::Vec<u8>,
+}
+/// Who used most of the host at a moment.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Busiest {
+    #[prost(int64, tag = "1")]
+    pub at_ms: i64,
+    /// Since the moment before.
+    #[prost(uint32, tag = "2")]
+    pub over_ms: u32,
+    #[prost(message, repeated, tag = "3")]
+    pub processes: ::prost::alloc::vec::Vec<Busy>,
+    #[prost(message, repeated, tag = "4")]
+    pub units: ::prost::alloc::vec::Vec<Busy>,
+    /// Processes that were not looked at because there were too many, or time ran out.
+    #[prost(uint32, tag = "5")]
+    pub left_out: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Busy {
+    /// A process's name as the kernel has it (at most 15 bytes, never arguments), or a unit's.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// 0 for a unit.
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+    /// Processors in use: 1 is one of them all the time.
+    #[prost(float, tag = "3")]
+    pub cpus: f32,
+    #[prost(uint64, tag = "4")]
+    pub memory_bytes: u64,
+    /// Read and written; absent where the kernel does not say.
+    #[prost(float, optional, tag = "5")]
+    pub io_bytes_per_second: ::core::option::Option<f32>,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum EventKind {
     Unspecified = 0,
     /// The agent began a new incarnation.
     AgentStarted = 1,
-    /// The host's boot id is another than the one the agent saw last.
+    /// The host's boot id is another than the one the agent saw last. Fields: clean (1: the agent was told that
+    /// the host goes down, 0: it was not), down_ms (from the agent's last sign of life to this one).
     Booted = 2,
-    /// A systemd unit changed its active state. Fields: from, to, result.
+    /// A systemd unit changed its active state. Fields: from, to, result, code or signal.
     UnitStateChanged = 3,
     /// A collector failed, or works again. Fields: to ("ok" or "failed").
     CollectorChanged = 4,
     /// A filesystem's statvfs has not returned for 45 s, or returned at last. Fields: to ("hung" or "ok").
     FilesystemHung = 5,
+    /// The agent was told to stop. Fields: result ("stopped", "reboot" or "shutdown").
+    AgentStopped = 6,
+    /// Another version of the agent than before. Fields: from, to.
+    AgentUpgraded = 7,
+    /// The kernel killed processes for want of memory. Subject: the unit, where its cgroup tells. Fields: count.
+    OomKill = 8,
+    /// A filesystem was mounted. Subject: the mount point. Fields: source, type.
+    MountAppeared = 9,
+    /// A filesystem is mounted no more. Fields: source, type.
+    MountGone = 10,
+    /// A mounted filesystem became read-only or writable. Fields: from, to ("ro" or "rw").
+    MountModeChanged = 11,
+    /// The wall clock was set, not slewed. Fields: by_ms.
+    ClockStepped = 12,
+    /// A network interface. Fields: from, to ("up" or "down"), count (changes of its carrier since the last look).
+    LinkChanged = 13,
+    /// The running kernel is another one than before. Fields: from, to.
+    KernelChanged = 14,
+    /// A package. Fields: from (absent: installed), to (absent: removed).
+    PackageChanged = 15,
+    /// The set of packages changed, and not each is named. Subject: "dpkg" or "rpm". Fields: count, where known.
+    PackagesChanged = 16,
+    /// A unit file or drop-in. Subject: its place. Fields: to ("added", "changed" or "removed").
+    UnitFileChanged = 17,
+    /// A port on which the host listens. Subject: "tcp 0.0.0.0:443". Fields: to ("open" or "closed").
+    PortChanged = 18,
+    /// A kernel setting of the short list. Fields: from, to.
+    SysctlChanged = 19,
+    /// Whether a reboot is wanted by the package manager. Fields: to ("wanted" or "done").
+    RebootWanted = 20,
+    /// Events that were not told because there were too many. Fields: count.
+    EventsLeftOut = 21,
+    /// A check of the host's configuration changed its status. The subject is its name. Fields: from, to ("ok",
+    /// "warning", "critical", "unknown"), result (why, as in muster_check_result).
+    CheckChanged = 30,
 }
 impl EventKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -123,6 +224,23 @@ impl EventKind {
             Self::UnitStateChanged => "EVENT_KIND_UNIT_STATE_CHANGED",
             Self::CollectorChanged => "EVENT_KIND_COLLECTOR_CHANGED",
             Self::FilesystemHung => "EVENT_KIND_FILESYSTEM_HUNG",
+            Self::AgentStopped => "EVENT_KIND_AGENT_STOPPED",
+            Self::AgentUpgraded => "EVENT_KIND_AGENT_UPGRADED",
+            Self::OomKill => "EVENT_KIND_OOM_KILL",
+            Self::MountAppeared => "EVENT_KIND_MOUNT_APPEARED",
+            Self::MountGone => "EVENT_KIND_MOUNT_GONE",
+            Self::MountModeChanged => "EVENT_KIND_MOUNT_MODE_CHANGED",
+            Self::ClockStepped => "EVENT_KIND_CLOCK_STEPPED",
+            Self::LinkChanged => "EVENT_KIND_LINK_CHANGED",
+            Self::KernelChanged => "EVENT_KIND_KERNEL_CHANGED",
+            Self::PackageChanged => "EVENT_KIND_PACKAGE_CHANGED",
+            Self::PackagesChanged => "EVENT_KIND_PACKAGES_CHANGED",
+            Self::UnitFileChanged => "EVENT_KIND_UNIT_FILE_CHANGED",
+            Self::PortChanged => "EVENT_KIND_PORT_CHANGED",
+            Self::SysctlChanged => "EVENT_KIND_SYSCTL_CHANGED",
+            Self::RebootWanted => "EVENT_KIND_REBOOT_WANTED",
+            Self::EventsLeftOut => "EVENT_KIND_EVENTS_LEFT_OUT",
+            Self::CheckChanged => "EVENT_KIND_CHECK_CHANGED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -134,6 +252,23 @@ impl EventKind {
             "EVENT_KIND_UNIT_STATE_CHANGED" => Some(Self::UnitStateChanged),
             "EVENT_KIND_COLLECTOR_CHANGED" => Some(Self::CollectorChanged),
             "EVENT_KIND_FILESYSTEM_HUNG" => Some(Self::FilesystemHung),
+            "EVENT_KIND_AGENT_STOPPED" => Some(Self::AgentStopped),
+            "EVENT_KIND_AGENT_UPGRADED" => Some(Self::AgentUpgraded),
+            "EVENT_KIND_OOM_KILL" => Some(Self::OomKill),
+            "EVENT_KIND_MOUNT_APPEARED" => Some(Self::MountAppeared),
+            "EVENT_KIND_MOUNT_GONE" => Some(Self::MountGone),
+            "EVENT_KIND_MOUNT_MODE_CHANGED" => Some(Self::MountModeChanged),
+            "EVENT_KIND_CLOCK_STEPPED" => Some(Self::ClockStepped),
+            "EVENT_KIND_LINK_CHANGED" => Some(Self::LinkChanged),
+            "EVENT_KIND_KERNEL_CHANGED" => Some(Self::KernelChanged),
+            "EVENT_KIND_PACKAGE_CHANGED" => Some(Self::PackageChanged),
+            "EVENT_KIND_PACKAGES_CHANGED" => Some(Self::PackagesChanged),
+            "EVENT_KIND_UNIT_FILE_CHANGED" => Some(Self::UnitFileChanged),
+            "EVENT_KIND_PORT_CHANGED" => Some(Self::PortChanged),
+            "EVENT_KIND_SYSCTL_CHANGED" => Some(Self::SysctlChanged),
+            "EVENT_KIND_REBOOT_WANTED" => Some(Self::RebootWanted),
+            "EVENT_KIND_EVENTS_LEFT_OUT" => Some(Self::EventsLeftOut),
+            "EVENT_KIND_CHECK_CHANGED" => Some(Self::CheckChanged),
             _ => None,
         }
     }
@@ -145,6 +280,20 @@ pub enum EventFieldKey {
     From = 1,
     To = 2,
     Result = 3,
+    /// Exit status of a unit's main process.
+    Code = 4,
+    /// Number of the signal that ended a unit's main process.
+    Signal = 5,
+    Count = 6,
+    /// Milliseconds, signed.
+    ByMs = 7,
+    /// 1 or 0.
+    Clean = 8,
+    /// What is mounted, as the kernel's mount table names it.
+    Source = 9,
+    /// Type of a filesystem.
+    Type = 10,
+    DownMs = 11,
 }
 impl EventFieldKey {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -157,6 +306,14 @@ impl EventFieldKey {
             Self::From => "EVENT_FIELD_KEY_FROM",
             Self::To => "EVENT_FIELD_KEY_TO",
             Self::Result => "EVENT_FIELD_KEY_RESULT",
+            Self::Code => "EVENT_FIELD_KEY_CODE",
+            Self::Signal => "EVENT_FIELD_KEY_SIGNAL",
+            Self::Count => "EVENT_FIELD_KEY_COUNT",
+            Self::ByMs => "EVENT_FIELD_KEY_BY_MS",
+            Self::Clean => "EVENT_FIELD_KEY_CLEAN",
+            Self::Source => "EVENT_FIELD_KEY_SOURCE",
+            Self::Type => "EVENT_FIELD_KEY_TYPE",
+            Self::DownMs => "EVENT_FIELD_KEY_DOWN_MS",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -166,6 +323,14 @@ impl EventFieldKey {
             "EVENT_FIELD_KEY_FROM" => Some(Self::From),
             "EVENT_FIELD_KEY_TO" => Some(Self::To),
             "EVENT_FIELD_KEY_RESULT" => Some(Self::Result),
+            "EVENT_FIELD_KEY_CODE" => Some(Self::Code),
+            "EVENT_FIELD_KEY_SIGNAL" => Some(Self::Signal),
+            "EVENT_FIELD_KEY_COUNT" => Some(Self::Count),
+            "EVENT_FIELD_KEY_BY_MS" => Some(Self::ByMs),
+            "EVENT_FIELD_KEY_CLEAN" => Some(Self::Clean),
+            "EVENT_FIELD_KEY_SOURCE" => Some(Self::Source),
+            "EVENT_FIELD_KEY_TYPE" => Some(Self::Type),
+            "EVENT_FIELD_KEY_DOWN_MS" => Some(Self::DownMs),
             _ => None,
         }
     }
@@ -207,7 +372,7 @@ pub mod agent_message {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AggregatorMessage {
-    #[prost(oneof = "aggregator_message::Message", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "aggregator_message::Message", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub message: ::core::option::Option<aggregator_message::Message>,
 }
 /// Nested message and enum types in `AggregatorMessage`.
@@ -226,7 +391,19 @@ pub mod aggregator_message {
         Redirect(super::Redirect),
         #[prost(message, tag = "6")]
         Deny(super::Deny),
+        #[prost(message, tag = "7")]
+        Recall(super::Recall),
     }
+}
+/// Something happened at this host: send what the flight recorder holds of these moments. Numbers only. The
+/// agent cuts them to the ten minutes it has, and answers so often as it thinks right; what it sends is of the
+/// kind it always sends. See RecordingPart.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Recall {
+    #[prost(int64, tag = "1")]
+    pub from_ms: i64,
+    #[prost(int64, tag = "2")]
+    pub to_ms: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Hello {
@@ -1358,11 +1535,23 @@ pub struct RevokeOperatorResponse {
     #[prost(uint32, tag = "1")]
     pub certificates: u32,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListAuditRequest {
     /// Most lines; 0: 100.
     #[prost(uint32, tag = "1")]
     pub limit: u32,
+    /// Only lines from this moment on; 0: all.
+    #[prost(int64, tag = "2")]
+    pub since_ms: i64,
+    /// Only lines whose actor contains this.
+    #[prost(string, tag = "3")]
+    pub actor: ::prost::alloc::string::String,
+    /// Only lines whose action contains this.
+    #[prost(string, tag = "4")]
+    pub action: ::prost::alloc::string::String,
+    /// Only lines whose subject contains this.
+    #[prost(string, tag = "5")]
+    pub subject: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListAuditResponse {
@@ -1385,6 +1574,12 @@ pub struct AuditLine {
     pub subject: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub outcome: ::prost::alloc::string::String,
+    /// Number of the line, from 1 without holes.
+    #[prost(uint64, tag = "6")]
+    pub seq: u64,
+    /// SHA-256 over the hash of the line before it and this line.
+    #[prost(bytes = "vec", tag = "7")]
+    pub hash: ::prost::alloc::vec::Vec<u8>,
 }
 /// How far an answer can be relied on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3530,6 +3725,1090 @@ pub mod admin_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "muster.v1.Admin";
     impl<T> tonic::server::NamedService for AdminServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewOperatorRequest {
+    /// PKCS#10 request, DER, at most 8 KiB. Only its key and signature are used; the key must be a new one.
+    #[prost(bytes = "vec", tag = "1")]
+    pub csr: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewOperatorResponse {
+    /// Leaf first, then the issuer; DER.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub certificate_chain: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    #[prost(message, optional, tag = "2")]
+    pub bundle: ::core::option::Option<TrustBundle>,
+    #[prost(int64, tag = "3")]
+    pub expires_ms: i64,
+    /// When the operator has to sign in at the admin socket again, whatever is renewed until then.
+    #[prost(int64, tag = "4")]
+    pub login_until_ms: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VerifyAuditRequest {
+    /// A line that was noted down elsewhere must still be there with this hash; 0: none was.
+    #[prost(uint64, tag = "1")]
+    pub known_seq: u64,
+    /// 32 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub known_hash: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditVerdict {
+    #[prost(uint64, tag = "1")]
+    pub lines: u64,
+    /// The newest line; 0 when there is none.
+    #[prost(uint64, tag = "2")]
+    pub head_seq: u64,
+    /// Its hash, 32 bytes: note it down elsewhere, and it can be found out later whether anything before it was changed.
+    #[prost(bytes = "vec", tag = "3")]
+    pub head_hash: ::prost::alloc::vec::Vec<u8>,
+    /// One sentence for each place where the chain is broken, at most 100 of them; empty when it holds.
+    #[prost(string, repeated, tag = "4")]
+    pub faults: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Generated client implementations.
+pub mod identity_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct IdentityClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> IdentityClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> IdentityClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            IdentityClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// A new certificate for the operator of the connection's certificate, and for nobody else; its role stays what the
+        /// store says. The certificate shown is refused soon after the new one was used.
+        pub async fn renew_operator(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewOperatorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewOperatorResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Identity/RenewOperator",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Identity", "RenewOperator"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Walks the audit log's chain.
+        pub async fn verify_audit(
+            &mut self,
+            request: impl tonic::IntoRequest<super::VerifyAuditRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuditVerdict>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Identity/VerifyAudit",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Identity", "VerifyAudit"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "server")]
+pub mod identity_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with IdentityServer.
+    #[async_trait]
+    pub trait Identity: std::marker::Send + std::marker::Sync + 'static {
+        /// A new certificate for the operator of the connection's certificate, and for nobody else; its role stays what the
+        /// store says. The certificate shown is refused soon after the new one was used.
+        async fn renew_operator(
+            &self,
+            request: tonic::Request<super::RenewOperatorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewOperatorResponse>,
+            tonic::Status,
+        >;
+        /// Walks the audit log's chain.
+        async fn verify_audit(
+            &self,
+            request: tonic::Request<super::VerifyAuditRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuditVerdict>, tonic::Status>;
+    }
+    #[derive(Debug)]
+    pub struct IdentityServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> IdentityServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for IdentityServer<T>
+    where
+        T: Identity,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/muster.v1.Identity/RenewOperator" => {
+                    #[allow(non_camel_case_types)]
+                    struct RenewOperatorSvc<T: Identity>(pub Arc<T>);
+                    impl<
+                        T: Identity,
+                    > tonic::server::UnaryService<super::RenewOperatorRequest>
+                    for RenewOperatorSvc<T> {
+                        type Response = super::RenewOperatorResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenewOperatorRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Identity>::renew_operator(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RenewOperatorSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Identity/VerifyAudit" => {
+                    #[allow(non_camel_case_types)]
+                    struct VerifyAuditSvc<T: Identity>(pub Arc<T>);
+                    impl<
+                        T: Identity,
+                    > tonic::server::UnaryService<super::VerifyAuditRequest>
+                    for VerifyAuditSvc<T> {
+                        type Response = super::AuditVerdict;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::VerifyAuditRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Identity>::verify_audit(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = VerifyAuditSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for IdentityServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "muster.v1.Identity";
+    impl<T> tonic::server::NamedService for IdentityServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Which events: all that are asked for must hold.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EventChoice {
+    /// Selector over hosts, empty for all.
+    #[prost(string, tag = "1")]
+    pub selector: ::prost::alloc::string::String,
+    /// Name of a host or a pattern, empty for all.
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    /// Words such as "oom_kill"; empty for all.
+    #[prost(string, repeated, tag = "3")]
+    pub kinds: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListEventsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub choice: ::core::option::Option<EventChoice>,
+    /// By the host's time of the event; absent for no bound.
+    #[prost(int64, optional, tag = "2")]
+    pub since_ms: ::core::option::Option<i64>,
+    #[prost(int64, optional, tag = "3")]
+    pub until_ms: ::core::option::Option<i64>,
+    /// 0: 200; at most 10,000.
+    #[prost(uint32, tag = "4")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListEventsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    #[prost(message, repeated, tag = "2")]
+    pub events: ::prost::alloc::vec::Vec<EventRow>,
+    /// Events that are chosen beyond the limit are older than this; absent if there are none.
+    #[prost(int64, optional, tag = "3")]
+    pub more_before_ms: ::core::option::Option<i64>,
+    /// Events that this aggregator could not keep since it started.
+    #[prost(uint64, tag = "4")]
+    pub not_kept: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FollowEventsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub choice: ::core::option::Option<EventChoice>,
+}
+/// Never empty but to say that the stream is alive.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EventBatch {
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<EventRow>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EventRow {
+    /// In the order in which they were received.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub host_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "4")]
+    pub received_ms: i64,
+    /// It was held on the host while there was no way here.
+    #[prost(bool, tag = "5")]
+    pub late: bool,
+    #[prost(message, optional, tag = "6")]
+    pub event: ::core::option::Option<Event>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRecordingsRequest {
+    /// Name or id of a host; empty for all.
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+    /// Only those that overlap these moments; absent for no bound.
+    #[prost(int64, optional, tag = "2")]
+    pub since_ms: ::core::option::Option<i64>,
+    #[prost(int64, optional, tag = "3")]
+    pub until_ms: ::core::option::Option<i64>,
+    /// 0: 100.
+    #[prost(uint32, tag = "4")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRecordingsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    #[prost(message, repeated, tag = "2")]
+    pub recordings: ::prost::alloc::vec::Vec<RecordingRow>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RecordingRow {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub host_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "4")]
+    pub asked_ms: i64,
+    #[prost(int64, tag = "5")]
+    pub from_ms: i64,
+    #[prost(int64, tag = "6")]
+    pub to_ms: i64,
+    /// Parts that came, of so many.
+    #[prost(uint32, tag = "7")]
+    pub parts_here: u32,
+    #[prost(uint32, tag = "8")]
+    pub parts: u32,
+    #[prost(uint64, tag = "9")]
+    pub bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRecordingRequest {
+    /// Of ListRecordings.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Recording {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    #[prost(message, optional, tag = "2")]
+    pub row: ::core::option::Option<RecordingRow>,
+    #[prost(message, repeated, tag = "3")]
+    pub seconds: ::prost::alloc::vec::Vec<RecordedSecond>,
+    #[prost(message, repeated, tag = "4")]
+    pub busiest: ::prost::alloc::vec::Vec<Busiest>,
+}
+/// What the aggregator makes of one round; absent where it is not known.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct RecordedSecond {
+    #[prost(int64, tag = "1")]
+    pub tick_ms: i64,
+    #[prost(double, optional, tag = "2")]
+    pub cpu_ratio: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "3")]
+    pub iowait_ratio: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "4")]
+    pub memory_ratio: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "5")]
+    pub load1: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "6")]
+    pub disk_busy_ratio: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "7")]
+    pub disk_bytes_per_second: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "8")]
+    pub network_bytes_per_second: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "9")]
+    pub pressure_cpu_ratio: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "10")]
+    pub pressure_memory_ratio: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "11")]
+    pub pressure_io_ratio: ::core::option::Option<f64>,
+}
+/// Generated client implementations.
+pub mod events_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct EventsClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> EventsClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> EventsClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            EventsClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// The newest events that are chosen, oldest of them first.
+        pub async fn list_events(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListEventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListEventsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Events/ListEvents",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Events", "ListEvents"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Those that are chosen as they come in, from the present on, until the caller has enough.
+        pub async fn follow_events(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FollowEventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::EventBatch>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Events/FollowEvents",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Events", "FollowEvents"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Recordings that are kept, newest first.
+        pub async fn list_recordings(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRecordingsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRecordingsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Events/ListRecordings",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Events", "ListRecordings"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What one recording holds.
+        pub async fn get_recording(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetRecordingRequest>,
+        ) -> std::result::Result<tonic::Response<super::Recording>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Events/GetRecording",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Events", "GetRecording"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "server")]
+pub mod events_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with EventsServer.
+    #[async_trait]
+    pub trait Events: std::marker::Send + std::marker::Sync + 'static {
+        /// The newest events that are chosen, oldest of them first.
+        async fn list_events(
+            &self,
+            request: tonic::Request<super::ListEventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListEventsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the FollowEvents method.
+        type FollowEventsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::EventBatch, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Those that are chosen as they come in, from the present on, until the caller has enough.
+        async fn follow_events(
+            &self,
+            request: tonic::Request<super::FollowEventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::FollowEventsStream>,
+            tonic::Status,
+        >;
+        /// Recordings that are kept, newest first.
+        async fn list_recordings(
+            &self,
+            request: tonic::Request<super::ListRecordingsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRecordingsResponse>,
+            tonic::Status,
+        >;
+        /// What one recording holds.
+        async fn get_recording(
+            &self,
+            request: tonic::Request<super::GetRecordingRequest>,
+        ) -> std::result::Result<tonic::Response<super::Recording>, tonic::Status>;
+    }
+    #[derive(Debug)]
+    pub struct EventsServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> EventsServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for EventsServer<T>
+    where
+        T: Events,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/muster.v1.Events/ListEvents" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListEventsSvc<T: Events>(pub Arc<T>);
+                    impl<T: Events> tonic::server::UnaryService<super::ListEventsRequest>
+                    for ListEventsSvc<T> {
+                        type Response = super::ListEventsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListEventsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Events>::list_events(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListEventsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Events/FollowEvents" => {
+                    #[allow(non_camel_case_types)]
+                    struct FollowEventsSvc<T: Events>(pub Arc<T>);
+                    impl<
+                        T: Events,
+                    > tonic::server::ServerStreamingService<super::FollowEventsRequest>
+                    for FollowEventsSvc<T> {
+                        type Response = super::EventBatch;
+                        type ResponseStream = T::FollowEventsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FollowEventsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Events>::follow_events(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FollowEventsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Events/ListRecordings" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListRecordingsSvc<T: Events>(pub Arc<T>);
+                    impl<
+                        T: Events,
+                    > tonic::server::UnaryService<super::ListRecordingsRequest>
+                    for ListRecordingsSvc<T> {
+                        type Response = super::ListRecordingsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRecordingsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Events>::list_recordings(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListRecordingsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Events/GetRecording" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetRecordingSvc<T: Events>(pub Arc<T>);
+                    impl<
+                        T: Events,
+                    > tonic::server::UnaryService<super::GetRecordingRequest>
+                    for GetRecordingSvc<T> {
+                        type Response = super::Recording;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetRecordingRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Events>::get_recording(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetRecordingSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for EventsServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "muster.v1.Events";
+    impl<T> tonic::server::NamedService for EventsServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -263,6 +263,26 @@ catalog! {
         "Frames of earlier runs of the agent dropped from the spool: full, age, corrupt.";
     AGENT_RECONNECTS "muster_agent_reconnects_total" Counter One []
         "Connections made to an aggregator after the first.";
+
+    // checks
+    CHECK_INFO "muster_check_info" Gauge One ["check" "severity" "type"]
+        "A check that the host's configuration defines, in labels.";
+    CHECK_STATUS "muster_check_status" Gauge One ["check"]
+        "Result of the check after its retries: 0 ok, 1 warning, 2 critical, 3 unknown.";
+    CHECK_SINCE "muster_check_status_since_timestamp_seconds" Gauge One ["check"]
+        "When the check took its present status, in seconds since 1970.";
+    CHECK_RESULT "muster_check_result" Gauge One ["check" "result"]
+        "1 for what the latest run of the check found: ok, timeout, refused and so on; one series a check.";
+    CHECK_DURATION "muster_check_duration_seconds" Gauge Micro ["check"]
+        "Time the latest run of the check took.";
+    CHECK_RUNS "muster_check_runs_total" Counter One ["check"]
+        "Runs of the check since the agent started.";
+    CHECK_FAILED_RUNS "muster_check_failed_runs" Gauge One ["check"]
+        "Runs in a row that were not ok, retries included.";
+    CHECK_CERTIFICATE_EXPIRY "muster_check_certificate_expiry_timestamp_seconds" Gauge One ["check"]
+        "When the certificate that the check saw expires, in seconds since 1970.";
+    CHECK_PERFDATA "muster_check_perfdata" Untyped Float ["check" "label" "unit"]
+        "What a monitoring plugin measured, in base units; unit is seconds, bytes, percent, count or empty.";
 }
 
 /// Families of `/proc/meminfo` that get a help text of their own: (name, sentence).

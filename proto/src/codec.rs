@@ -6,9 +6,10 @@
 //! A payload never changes once it is numbered, so a replay is byte-identical.
 //!
 //! ```text
-//! payload    = version u8 (1) | flags u8 | [events] | [dictionary] | values | [absent]
-//! flags      = 1 key frame | 2 events | 4 dictionary | 8 absent
+//! payload    = version u8 (1) | flags u8 | [events] | [recording] | [dictionary] | values | [absent]
+//! flags      = 1 key frame | 2 events | 4 dictionary | 8 absent | 16 recording
 //! events     = length varint | muster.v1.EventList
+//! recording  = length varint | muster.v1.RecordingPart; only sent to those who asked for it (Recall)
 //! dictionary = count varint | family* | count varint | series*         numbered on from what is known
 //! family     = name | kind and scale u8 | count varint | label name*   text = length varint | UTF-8
 //! series     = family varint | for each label: shared varint | text    shared: bytes in common with the
@@ -35,6 +36,7 @@ const KEY: u8 = 1;
 const EVENTS: u8 = 2;
 const DICTIONARY: u8 = 4;
 const ABSENT: u8 = 8;
+const RECORDING: u8 = 16;
 
 /// Why a payload does not decode.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -97,6 +99,18 @@ impl Encoder {
         key: bool,
         out: &mut Vec<u8>,
     ) -> bool {
+        self.encode_with(table, events, None, key, out)
+    }
+
+    /// As [`Encoder::encode`], with a part of a recording beside the sample.
+    pub fn encode_with(
+        &mut self,
+        table: &Table,
+        events: &[v1::Event],
+        recording: Option<&v1::RecordingPart>,
+        key: bool,
+        out: &mut Vec<u8>,
+    ) -> bool {
         let key = key || !self.started || self.generation != table.generation;
         if key {
             self.restart(table);
@@ -114,6 +128,11 @@ impl Encoder {
             put_varint(out, list.encoded_len() as u64);
             // Writing to a Vec cannot run out of room.
             list.encode_raw(out);
+        }
+        if let Some(part) = recording {
+            out[flags_at] |= RECORDING;
+            put_varint(out, part.encoded_len() as u64);
+            part.encode_raw(out);
         }
         if self.put_dictionary(table, out) {
             out[flags_at] |= DICTIONARY;
@@ -244,6 +263,74 @@ impl Changes {
     }
 }
 
+/// What stands in a payload beside its sample.
+#[derive(Debug, Default, PartialEq)]
+pub struct Beside {
+    /// What happened on the host, in order.
+    pub events: Vec<v1::Event>,
+    /// A part of what its flight recorder held.
+    pub recording: Option<v1::RecordingPart>,
+}
+
+impl Beside {
+    /// Whether there is nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.recording.is_none()
+    }
+}
+
+/// What stands beside the sample of a payload. Needs no other payload: also what builds on frames that are not
+/// here tells its events.
+///
+/// # Errors
+/// When the payload is cut off, of another version, or holds more than the limits allow.
+pub fn beside(payload: &[u8]) -> Result<Beside, DecodeError> {
+    // Nearly all payloads: nothing is read but two bytes.
+    if payload.first() == Some(&VERSION)
+        && payload
+            .get(1)
+            .is_some_and(|flags| flags & (EVENTS | RECORDING) == 0)
+    {
+        return Ok(Beside::default());
+    }
+    let mut input = Input(payload);
+    read_beside(&mut input).map(|(_, beside)| beside)
+}
+
+/// The head of a payload and what stands beside its sample; gives the flags.
+fn read_beside(input: &mut Input<'_>) -> Result<(u8, Beside), DecodeError> {
+    let version = input.byte("version")?;
+    if version != VERSION {
+        return Err(DecodeError::Version(version));
+    }
+    let flags = input.byte("flags")?;
+    if flags & !(KEY | EVENTS | DICTIONARY | ABSENT | RECORDING) != 0 {
+        return Err(DecodeError::Invalid("flag"));
+    }
+    let mut beside = Beside::default();
+    if flags & EVENTS != 0 {
+        let bytes = input.block("events")?;
+        let list = v1::EventList::decode(bytes).map_err(|_| DecodeError::Invalid("event list"))?;
+        if list.events.len() > limits::MAX_EVENTS_PER_FRAME {
+            return Err(DecodeError::TooMany("events"));
+        }
+        beside.events = list.events;
+    }
+    if flags & RECORDING != 0 {
+        let bytes = input.block("recording")?;
+        let part =
+            v1::RecordingPart::decode(bytes).map_err(|_| DecodeError::Invalid("recording"))?;
+        if part.rounds.len() > limits::MAX_RECORDED_ROUNDS
+            || part.busiest.len() > limits::MAX_RECORDED_ROUNDS
+        {
+            return Err(DecodeError::TooMany("recorded rounds"));
+        }
+        beside.recording = Some(part);
+    }
+    Ok((flags, beside))
+}
+
 /// One series as the decoder knows it.
 #[derive(Debug, Clone)]
 pub struct Slot<K> {
@@ -349,27 +436,13 @@ impl<K: Clone> Decoder<K> {
         changes: &mut Changes,
     ) -> Result<(), DecodeError> {
         let mut input = Input(payload);
-        let version = input.byte("version")?;
-        if version != VERSION {
-            return Err(DecodeError::Version(version));
-        }
-        let flags = input.byte("flags")?;
-        if flags & !(KEY | EVENTS | DICTIONARY | ABSENT) != 0 {
-            return Err(DecodeError::Invalid("flag"));
-        }
+        let (flags, beside) = read_beside(&mut input)?;
         if flags & KEY != 0 {
             self.reset();
             changes.key = true;
         }
-        if flags & EVENTS != 0 {
-            let bytes = input.block("events")?;
-            let list =
-                v1::EventList::decode(bytes).map_err(|_| DecodeError::Invalid("event list"))?;
-            if list.events.len() > limits::MAX_EVENTS_PER_FRAME {
-                return Err(DecodeError::TooMany("events"));
-            }
-            changes.events = list.events;
-        }
+        // A recording is for whoever keeps it, see `beside`; the sample does not depend on it.
+        changes.events = beside.events;
         if flags & DICTIONARY != 0 {
             self.read_dictionary(&mut input, most_series, intern)?;
         }

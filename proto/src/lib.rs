@@ -7,6 +7,7 @@
 
 pub mod catalog;
 pub mod codec;
+pub mod event;
 pub mod exposition;
 pub mod id;
 pub mod limits;

@@ -52,6 +52,25 @@ pub const MAX_EVENTS_PER_FRAME: usize = 256;
 /// Longest subject of an event.
 pub const MAX_EVENT_SUBJECT_BYTES: usize = 256;
 
+/// Most fields of an event; no kind has more than five.
+pub const MAX_EVENT_FIELDS: usize = 8;
+
+/// Longest word in a field of an event.
+pub const MAX_EVENT_WORD_BYTES: usize = 64;
+
+/// Longest recording: what a flight recorder holds at most (10 minutes).
+pub const MAX_RECORDING: Duration = Duration::from_secs(600);
+
+/// Rounds in a part of a recording: one a second, with room for those that come between.
+pub const MAX_RECORDED_ROUNDS: usize = 1_300;
+
+/// Largest part of a recording. It travels beside a sample, which takes at most 352 KiB in a key frame, and
+/// events.
+pub const MAX_RECORDING_PART_BYTES: usize = 96 * 1024;
+
+/// Most parts of one recording: 2 MiB of rounds and what stands around them.
+pub const MAX_RECORDING_PARTS: u32 = 64;
+
 /// Most ranges in one acknowledgement.
 pub const MAX_ACK_RANGES: usize = 32;
 

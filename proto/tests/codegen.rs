@@ -5,10 +5,12 @@
 
 use std::{env, fs, path::Path};
 
-const FILES: [&str; 3] = [
+const FILES: &[&str] = &[
     "muster/v1/uplink.proto",
     "muster/v1/enrolment.proto",
     "muster/v1/operator.proto",
+    "muster/v1/identity.proto",
+    "muster/v1/events.proto",
 ];
 
 #[test]

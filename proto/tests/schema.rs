@@ -20,6 +20,7 @@ const RECEIVED_BY_AGENTS: &[(&str, &str)] = &[
     ("AggregatorMessage.drain", "see its fields"),
     ("AggregatorMessage.redirect", "see its fields"),
     ("AggregatorMessage.deny", "see its fields"),
+    ("AggregatorMessage.recall", "see its fields"),
     (
         "Welcome.server_wall_ms",
         "corrects future ticks, bounded by the agent",
@@ -70,6 +71,11 @@ const RECEIVED_BY_AGENTS: &[(&str, &str)] = &[
     ("Redirect.server_id", "name within the signed list"),
     ("Deny.reason", "closed set"),
     (
+        "Recall.from_ms",
+        "a moment, cut by the agent to the ten minutes it holds; asks for more of what is sent anyway, seldom",
+    ),
+    ("Recall.to_ms", "as from_ms"),
+    (
         "EnrolResponse.certificate_chain",
         "the agent's own certificate",
     ),
@@ -101,6 +107,12 @@ const RECEIVED_BY_AGENTS: &[(&str, &str)] = &[
 const METHODS: &[&str] = &[
     "Admin.IssueOperator",
     "Enrolment.Enrol",
+    "Events.FollowEvents",
+    "Events.GetRecording",
+    "Events.ListEvents",
+    "Events.ListRecordings",
+    "Identity.RenewOperator",
+    "Identity.VerifyAudit",
     "Operator.BanHost",
     "Operator.EvictHost",
     "Operator.GetHost",
@@ -157,6 +169,8 @@ fn descriptors() -> FileDescriptorSet {
         "muster/v1/uplink.proto",
         "muster/v1/enrolment.proto",
         "muster/v1/operator.proto",
+        "muster/v1/events.proto",
+        "muster/v1/identity.proto",
     ];
     protox::compile(files, [env!("CARGO_MANIFEST_DIR")]).expect("the contract compiles")
 }

@@ -219,6 +219,19 @@ struct Slot {
     took: Duration,
 }
 
+impl Slot {
+    fn new(collector: Box<dyn Collector>) -> Self {
+        Self {
+            collector,
+            ran: None,
+            ok: None,
+            why: None,
+            cut_short: false,
+            took: Duration::ZERO,
+        }
+    }
+}
+
 impl Collection {
     /// The collectors that `config` leaves on, looking at `host`. Nothing is read yet.
     #[must_use]
@@ -235,15 +248,7 @@ impl Collection {
     /// These collectors, looking at `host`; at most `max_series` series.
     #[must_use]
     pub fn with(host: HostRoot, collectors: Vec<Box<dyn Collector>>, max_series: usize) -> Self {
-        let slot = |collector| Slot {
-            collector,
-            ran: None,
-            ok: None,
-            why: None,
-            cut_short: false,
-            took: Duration::ZERO,
-        };
-        let slots: Vec<Slot> = collectors.into_iter().map(slot).collect();
+        let slots: Vec<Slot> = collectors.into_iter().map(Slot::new).collect();
         let max_series = max_series.min(limits::MAX_SERIES);
         let mut readings = Readings::with_quota(max_series);
         // What says that something is missing must not be missing itself.
@@ -262,6 +267,11 @@ impl Collection {
             counters: Arc::default(),
             urgent: Arc::default(),
         }
+    }
+
+    /// Runs another collector after those that are there.
+    pub fn add(&mut self, collector: Box<dyn Collector>) {
+        self.slots.push(Slot::new(collector));
     }
 
     /// Runs every collector that is due at `tick`; the values as they are then.

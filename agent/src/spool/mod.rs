@@ -23,7 +23,7 @@ use std::{collections::VecDeque, path::PathBuf, time::Duration};
 use muster_proto::{
     id::Incarnation,
     log::{self, LogError, Storage},
-    time::{Timestamp, duration_millis},
+    time::Timestamp,
     v1,
 };
 use serde::{Deserialize, Serialize};
@@ -467,15 +467,12 @@ impl<S: Storage> Spool<S> {
 
     /// Drops what is too old or too much, oldest first.
     fn enforce_bounds(&mut self) {
-        let oldest_kept = self.now.as_millis() - duration_millis(self.limits.max_age);
+        let oldest_kept = self.now.minus(self.limits.max_age);
         let mut missing = Vec::new();
         loop {
             let reason = if self.bytes() > self.limits.max_bytes {
                 v1::GapReason::Full
-            } else if self
-                .oldest_tick()
-                .is_some_and(|tick| tick.as_millis() < oldest_kept)
-            {
+            } else if self.oldest_tick().is_some_and(|tick| tick < oldest_kept) {
                 v1::GapReason::Age
             } else {
                 break;

@@ -112,9 +112,9 @@ pub(super) async fn open(
                 Some(Down::Deny(deny)) => Err(OpenError::End(Fault::Denied(deny.reason()).into())),
                 Some(Down::Throttle(throttle)) => Err(OpenError::End(throttled(throttle))),
                 Some(Down::Drain(drain)) => Err(OpenError::End(drained(drain))),
-                Some(Down::Ack(_) | Down::Redirect(_)) | None => Err(OpenError::End(
-                    Fault::Protocol("its first message is no welcome").into(),
-                )),
+                Some(Down::Ack(_) | Down::Redirect(_) | Down::Recall(_)) | None => Err(
+                    OpenError::End(Fault::Protocol("its first message is no welcome").into()),
+                ),
             },
         }
     };
@@ -468,6 +468,8 @@ impl<'a> Session<'a> {
 
     fn receive(&mut self, message: Down) -> Option<End> {
         match message {
+            // For a flight recorder, which this agent has not got yet.
+            Down::Recall(_) => None,
             Down::Ack(ack) if ack.durable.len() > limits::MAX_ACK_RANGES => {
                 Some(Fault::Protocol("too many ranges in an acknowledgement").into())
             }

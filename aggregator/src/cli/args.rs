@@ -4,7 +4,11 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::{incidents::parse_id, output::Format};
+use super::{
+    events::{EventsArgs, Look},
+    incidents::parse_id,
+    output::Format,
+};
 
 /// See what a fleet of Linux hosts is doing.
 ///
@@ -140,6 +144,9 @@ pub enum Command {
     Host {
         /// Name or 32-digit id
         name: String,
+        /// What to look at besides.
+        #[command(flatten)]
+        look: Look,
         /// What to do with it.
         #[command(subcommand)]
         act: Option<HostAct>,
@@ -153,7 +160,7 @@ pub enum Command {
         act: OperatorAct,
     },
     /// Show who did what, newest first
-    Audit,
+    Audit(super::audit::Args),
     /// Show the hosts that use most of something, redrawn on a terminal
     Top(Top),
     /// List units over all hosts, failing first
@@ -171,6 +178,9 @@ pub enum Command {
         #[arg(value_name = "ID", value_parser = parse_id)]
         number: u64,
     },
+    /// Show what happened on hosts: boots, kills, units, changes
+    #[command(visible_alias = "ev")]
+    Events(EventsArgs),
     /// Find out why it does not work, step by step
     Doctor,
     /// Choose between aggregators

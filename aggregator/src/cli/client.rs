@@ -27,6 +27,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 
 use super::failure::{Code, Failure, chain};
+use crate::query::access::RENEW_FIRST;
 
 /// Port of the operator door when a server is named without one.
 pub const OPERATOR_PORT: u16 = 7445;
@@ -141,6 +142,15 @@ impl Target {
     /// # Errors
     /// The step that failed.
     pub async fn client(&self, timeout: Duration) -> Result<OperatorClient<Channel>, DialError> {
+        let channel = self.channel(timeout).await?;
+        Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES))
+    }
+
+    /// As [`Target::client`], for any service behind the door.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub async fn channel(&self, timeout: Duration) -> Result<Channel, DialError> {
         let dial = async {
             let addresses = self.resolve().await?;
             let stream = Self::tcp(&addresses).await?;
@@ -149,10 +159,9 @@ impl Target {
                 .await
                 .map_err(|source| DialError::Http { source })
         };
-        let channel = tokio::time::timeout(timeout, dial)
+        tokio::time::timeout(timeout, dial)
             .await
-            .map_err(|_| DialError::Timeout(timeout))??;
-        Ok(OperatorClient::new(channel).max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES))
+            .map_err(|_| DialError::Timeout(timeout))?
     }
 
     /// What to say when the way failed.
@@ -279,6 +288,14 @@ impl Target {
                     .because(message)
                     .because(self.origin())
                     .hint("muster whoami", "see who you are to the aggregator")
+            }
+            tonic::Code::FailedPrecondition if status.metadata().contains_key(RENEW_FIRST) => {
+                Failure::new(Code::Denied, message)
+                    .because(self.origin())
+                    .hint(
+                        "muster login --admin-socket PATH",
+                        "on the aggregator's host, for a new one",
+                    )
             }
             tonic::Code::NotFound => Failure::new(Code::NotFound, message),
             tonic::Code::InvalidArgument => Failure::new(Code::Usage, message),

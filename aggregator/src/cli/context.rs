@@ -59,8 +59,12 @@ pub struct Context {
     pub ca: PathBuf,
     /// Certificate chain, PEM.
     pub cert: PathBuf,
-    /// Private key, PEM.
+    /// Private key, PEM. Certificates in this file are the chain, in place of those of `cert`: so a renewal replaces
+    /// both at once.
     pub key: PathBuf,
+    /// What the operator signed in as; the aggregator's store decides what holds.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub role: String,
 }
 
 /// Everything a new context is made of.
@@ -78,6 +82,8 @@ pub struct Material<'a> {
     pub chain: &'a [CertificateDer<'a>],
     /// The operator's private key, PEM.
     pub key_pem: &'a str,
+    /// What the operator signed in as.
+    pub role: &'a str,
 }
 
 /// Why contexts cannot be read or written.
@@ -191,21 +197,48 @@ pub fn write(
         ca: file("ca.pem"),
         cert: file("cert.pem"),
         key: file("key.pem"),
+        role: material.role.to_owned(),
     };
+    let Material {
+        key_pem,
+        chain,
+        roots,
+        ..
+    } = material;
+    replace_credentials(path, &context, key_pem, chain, roots)?;
+    config.contexts.insert(name.to_owned(), context);
+    if make_current || config.current.is_none() {
+        config.current = Some(name.to_owned());
+    }
+    save(path, &config)
+}
+
+/// Puts new credentials in the place of a context's. Key and chain are replaced in one step, the copy of the chain for
+/// other programs and the roots (if any are given) after it.
+///
+/// # Errors
+/// When a file cannot be written.
+pub fn replace_credentials(
+    config: &Path,
+    context: &Context,
+    key_pem: &str,
+    chain: &[CertificateDer<'_>],
+    roots: &[CertificateDer<'_>],
+) -> Result<(), ContextError> {
     let pem = |certificates: &[CertificateDer<'_>]| {
         certificates
             .iter()
             .map(|certificate| to_pem("CERTIFICATE", certificate))
             .collect::<String>()
     };
-    replace(&beside(path, &context.key), material.key_pem.as_bytes())?;
-    replace(&beside(path, &context.cert), pem(material.chain).as_bytes())?;
-    replace(&beside(path, &context.ca), pem(material.roots).as_bytes())?;
-    config.contexts.insert(name.to_owned(), context);
-    if make_current || config.current.is_none() {
-        config.current = Some(name.to_owned());
+    let chain = pem(chain);
+    let whole = format!("{}\n{chain}", key_pem.trim_end());
+    replace(&beside(config, &context.key), whole.as_bytes())?;
+    replace(&beside(config, &context.cert), chain.as_bytes())?;
+    if !roots.is_empty() {
+        replace(&beside(config, &context.ca), pem(roots).as_bytes())?;
     }
-    save(path, &config)
+    Ok(())
 }
 
 /// Whether a context may be called this.
@@ -237,14 +270,23 @@ impl Context {
     /// When a file cannot be read or holds nothing usable.
     pub fn credentials(&self, config: &Path) -> Result<(Trust, Credentials), ContextError> {
         let roots = certificates(&beside(config, &self.ca))?;
-        let chain = certificates(&beside(config, &self.cert))?;
         let key_path = beside(config, &self.key);
-        let key = PrivateKeyDer::from_pem_slice(&read_file(&key_path)?).map_err(|_| {
-            ContextError::Pem {
-                path: key_path,
-                what: "private key",
-            }
+        let text = read_file(&key_path)?;
+        let key = PrivateKeyDer::from_pem_slice(&text).map_err(|_| ContextError::Pem {
+            path: key_path.clone(),
+            what: "private key",
         })?;
+        let beside_key: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&text)
+            .collect::<Result<_, _>>()
+            .map_err(|_| ContextError::Pem {
+                path: key_path,
+                what: "certificate",
+            })?;
+        let chain = if beside_key.is_empty() {
+            certificates(&beside(config, &self.cert))?
+        } else {
+            beside_key
+        };
         let trust = Trust {
             roots,
             domain: self.trust_domain.clone(),
@@ -359,6 +401,7 @@ mod tests {
             roots: std::slice::from_ref(&root),
             chain: &[leaf.clone(), root.clone()],
             key_pem: &key.serialize_pem(),
+            role: "admin",
         };
         write(&path, "prod", &material, false).expect("written");
         write(&path, "lab", &material, false).expect("written");
@@ -369,6 +412,12 @@ mod tests {
             .credentials(&path)
             .expect("credentials");
         assert_eq!(trust.roots, std::slice::from_ref(&root));
+        assert_eq!(credentials.chain, [leaf.clone(), root.clone()]);
+        // A renewal that was cut off after its first file: key and chain fit all the same.
+        let lab = &config.contexts["lab"];
+        assert_eq!(lab.role, "admin");
+        fs::write(folder.path().join("muster/lab/cert.pem"), "old").expect("written");
+        let (_, credentials) = lab.credentials(&path).expect("credentials");
         assert_eq!(credentials.chain, [leaf.clone(), root.clone()]);
         let mode = |path: PathBuf| {
             let metadata = fs::metadata(path).expect("metadata");

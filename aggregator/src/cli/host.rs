@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use muster_proto::{time::Timestamp, v1};
+use muster_proto::{event, time::Timestamp, v1};
 use serde_json::{Value, json};
 
 use crate::{
@@ -83,11 +83,14 @@ pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
                 .and(host.failing_collectors.join(", ")),
         );
     }
-    for event in host.events.iter().rev().take(SHOWN).rev() {
+    for happened in host.events.iter().rev().take(SHOWN).rev() {
         lines.push(
             Text::plain("event     ")
-                .with(Tone::Dim, view.exact(Timestamp::from_millis(event.at_ms)))
-                .and(format!("  {}", event_words(event))),
+                .with(
+                    Tone::Dim,
+                    view.exact(Timestamp::from_millis(happened.at_ms)),
+                )
+                .and(format!("  {}", event::words(happened))),
         );
     }
     lines.push(books(&host));
@@ -410,31 +413,6 @@ fn next(host: &v1::HostDetail, row: &v1::HostRow) -> String {
     format!("muster services --host {}", row.name)
 }
 
-fn event_words(event: &v1::Event) -> String {
-    let word = |key: v1::EventFieldKey| {
-        event.fields.iter().find_map(|field| match &field.value {
-            Some(v1::event_field::Value::Word(word)) if field.key() == key => Some(word.as_str()),
-            _ => None,
-        })
-    };
-    let subject = &event.subject;
-    let to = word(v1::EventFieldKey::To).unwrap_or("–");
-    match event.kind() {
-        v1::EventKind::Unspecified => format!("something this version does not know {subject}"),
-        v1::EventKind::AgentStarted => "agent started".to_owned(),
-        v1::EventKind::Booted => "booted".to_owned(),
-        v1::EventKind::UnitStateChanged => {
-            let from = word(v1::EventFieldKey::From).unwrap_or("–");
-            let result = word(v1::EventFieldKey::Result)
-                .filter(|result| *result != "success")
-                .map_or(String::new(), |result| format!(" ({result})"));
-            format!("{subject} {from} → {to}{result}")
-        }
-        v1::EventKind::CollectorChanged => format!("collector {subject} {to}"),
-        v1::EventKind::FilesystemHung => format!("filesystem {subject} {to}"),
-    }
-}
-
 fn item(host: &v1::HostDetail, row: &v1::HostRow) -> Value {
     let mut item = serde_json::Map::new();
     for column in hosts::COLUMNS {
@@ -500,9 +478,9 @@ fn item(host: &v1::HostDetail, row: &v1::HostRow) -> Value {
         })).collect::<Value>(),
         "events": host.events.iter().map(|event| json!({
             "at": moment(Some(event.at_ms)),
-            "kind": event.kind().as_str_name().trim_start_matches("EVENT_KIND_").to_lowercase(),
+            "kind": event::kind_word(event.kind()),
             "subject": event.subject,
-            "what": event_words(event),
+            "what": event::words(event),
         })).collect::<Value>(),
         "failingCollectors": host.failing_collectors,
         "anomalyCauses": host.anomaly_causes,

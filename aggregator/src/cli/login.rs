@@ -90,6 +90,7 @@ pub async fn login(
         roots: &roots,
         chain: &der(&answer.certificate_chain),
         key_pem: &key.serialize_pem(),
+        role,
     };
     context::write(config, context_name, &material, true)
         .map_err(|error| failed("the context cannot be kept", &error))?;

@@ -11,6 +11,7 @@ pub mod audit;
 pub mod client;
 pub mod context;
 pub mod doctor;
+pub mod events;
 pub mod export;
 pub mod failure;
 pub mod host;
@@ -19,6 +20,7 @@ pub mod incidents;
 pub mod login;
 pub mod output;
 pub mod removal;
+pub mod renew;
 pub mod services;
 pub mod session;
 pub mod summary;
@@ -128,6 +130,13 @@ async fn run_in(session: Session, cli: Cli) -> Result<ExitCode, Failure> {
     {
         redraw = redraw.or(Some(TOP_REDRAW));
     }
+    if let Some(Command::Events(args)) = &cli.command
+        && args.follow
+    {
+        return events::follow(&session, args)
+            .await
+            .map(|()| ExitCode::SUCCESS);
+    }
     let Some(pause) = redraw else {
         return print(&answer(&session, cli.command.as_ref()).await?);
     };
@@ -220,8 +229,15 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             list_hosts(session, &top.selector, Vec::new(), sort, limit).await
         }
         Command::Host {
+            look, act: Some(_), ..
+        } if look.changes || look.recording.is_some() => Err(Failure::new(
+            Code::Usage,
+            "--changes and --recording show a host, evict and ban remove it",
+        )),
+        Command::Host {
             name,
             act: Some(act),
+            ..
         } => {
             session::check_one(name)?;
             let said = removal::host(session, name, *act)
@@ -233,18 +249,24 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let said = removal::operator(session, name, *act).await?;
             Ok(said_lines(&said))
         }
-        Command::Audit => {
-            let request = v1::ListAuditRequest {
-                limit: session.limit.unwrap_or(0),
-            };
-            let response = session
-                .ask(async move |mut client| client.list_audit(request).await)
-                .await?;
-            let view = session.view(response.meta.as_ref());
-            output::list(audit::list(response), &session.options, &view)
-        }
-        Command::Host { name, act: None } => {
+        Command::Audit(args) => audit::answer(session, args).await,
+        Command::Events(args) => events::list(session, args)
+            .await
+            .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are")),
+        Command::Host {
+            name,
+            look,
+            act: None,
+        } => {
             session::check_one(name)?;
+            if look.changes {
+                return events::changes(session, name)
+                    .await
+                    .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"));
+            }
+            if let Some(number) = look.recording {
+                return events::recording(session, name, number).await;
+            }
             let request = v1::GetHostRequest { name: name.clone() };
             let host = session
                 .ask(async move |mut client| client.get_host(request).await)

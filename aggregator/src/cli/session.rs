@@ -10,9 +10,13 @@ use std::{
 
 use jiff::tz::TimeZone;
 use muster_proto::{
+    limits::MAX_OPERATOR_MESSAGE_BYTES,
     time::{Clock as _, SystemClock, Timestamp},
     tls,
-    v1::{self, operator_client::OperatorClient},
+    v1::{
+        self, events_client::EventsClient, identity_client::IdentityClient,
+        operator_client::OperatorClient,
+    },
 };
 use rustls_pki_types::CertificateDer;
 use serde_json::json;
@@ -24,6 +28,7 @@ use super::{
     context::{self, Config, Context},
     failure::{Code, Failure, chain},
     output::{Column, Detail, Format, List, Options, Shown, moment},
+    renew,
     text::{Text, Tone},
     units::{View, short},
     user::User,
@@ -221,17 +226,101 @@ impl Session {
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
-        let target = self.target()?;
+        let to_operator = |channel| {
+            question(
+                OperatorClient::new(channel).max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES),
+            )
+        };
+        self.ask_door(to_operator).await
+    }
+
+    /// As [`Session::ask`], of the service `Identity`.
+    ///
+    /// # Errors
+    /// As [`Session::ask`].
+    pub async fn ask_identity<T, F>(
+        &self,
+        question: impl FnOnce(IdentityClient<Channel>) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        self.ask_door(|channel| question(IdentityClient::new(channel)))
+            .await
+    }
+
+    /// Asks one question of any service of the operators' door, within the time limit; with a certificate that was
+    /// renewed first if it was time.
+    ///
+    /// # Errors
+    /// Whatever stood in the way, or the aggregator's refusal.
+    pub async fn ask_door<T, F>(&self, question: impl FnOnce(Channel) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
         let timeout = self.global.timeout;
-        let client = target
-            .client(timeout)
+        if let Ok(config) = self.read()
+            && let Ok((_, context)) = self.choose(&config)
+        {
+            renew::keep_fresh(&self.config, context, timeout, || self.target().ok()).await;
+        }
+        let target = self.target()?;
+        let channel = target
+            .channel(timeout)
             .await
             .map_err(|error| target.unreachable(&error))?;
+        match tokio::time::timeout(timeout, question(channel)).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(target.refused(&status)),
+            Err(_) => Err(target.late(timeout)),
+        }
+    }
+
+    /// Asks one question about events, within the time limit.
+    ///
+    /// # Errors
+    /// Whatever stood in the way, or the aggregator's refusal.
+    pub async fn ask_events<T, F>(
+        &self,
+        question: impl FnOnce(EventsClient<Channel>) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let target = self.target()?;
+        let timeout = self.global.timeout;
+        let channel = target
+            .channel(timeout)
+            .await
+            .map_err(|error| target.unreachable(&error))?;
+        let client =
+            EventsClient::new(channel).max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES);
         match tokio::time::timeout(timeout, question(client)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(target.refused(&status)),
             Err(_) => Err(target.late(timeout)),
         }
+    }
+
+    /// Opens a stream of events, within the time limit; gives with it what to say when it ends.
+    ///
+    /// # Errors
+    /// As [`Session::ask_events`].
+    pub async fn follow_events(
+        &self,
+        request: v1::FollowEventsRequest,
+    ) -> Result<
+        (
+            tonic::Streaming<v1::EventBatch>,
+            impl Fn(&tonic::Status) -> Failure + use<>,
+        ),
+        Failure,
+    > {
+        let target = self.target()?;
+        let stream = self
+            .ask_events(async move |mut client| client.follow_events(request).await)
+            .await?;
+        Ok((stream, move |status: &tonic::Status| target.refused(status)))
     }
 
     /// Who we are to the aggregator, and what it says of itself.
@@ -353,6 +442,7 @@ impl Session {
             ca: whole(&add.ca),
             cert: whole(&add.cert),
             key: whole(&add.key),
+            role: String::new(),
         };
         let (trust, credentials) = context
             .credentials(&self.config)

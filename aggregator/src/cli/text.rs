@@ -98,6 +98,13 @@ impl Text {
         self.pieces.append(&mut other.pieces);
     }
 
+    /// This text, then the other.
+    #[must_use]
+    pub fn joined(mut self, other: Self) -> Self {
+        self.append(other);
+        self
+    }
+
     /// Columns it takes.
     #[must_use]
     pub fn width(&self) -> usize {

@@ -12,10 +12,12 @@ use std::{
 
 use muster_proto::{owner, time::Timestamp};
 use ring::rand::{SecureRandom, SystemRandom};
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{ControlError, SharedSqlError};
+/// A line of the audit log inside a write: actor, action, subject, outcome.
+pub(super) use super::audit::append as audit;
+use super::{ControlError, SharedSqlError, audit::chain_old_lines};
 
 const FILE: &str = "control.db";
 
@@ -24,6 +26,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/001_begin.sql"),
     include_str!("migrations/002_renewal.sql"),
     include_str!("migrations/003_denied.sql"),
+    include_str!("migrations/004_identity.sql"),
 ];
 
 /// How long to wait for another process that writes (`token create`).
@@ -44,6 +47,8 @@ type Job = Box<dyn FnOnce(Result<&Connection, ControlError>) -> Answer + Send>;
 pub struct Control {
     jobs: mpsc::Sender<Job>,
     reader: Arc<Mutex<Connection>>,
+    /// The file.
+    pub(super) path: Arc<Path>,
     pub(super) epoch: i64,
 }
 
@@ -90,6 +95,7 @@ impl Control {
         Ok(Self {
             jobs,
             reader: Arc::new(Mutex::new(reader)),
+            path: path.into(),
             epoch,
         })
     }
@@ -129,48 +135,6 @@ impl Control {
         });
         done.await.map_err(|_| ControlError::Closed)?
     }
-
-    /// Writes a line of the audit log.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub async fn audit(
-        &self,
-        at: Timestamp,
-        actor: &str,
-        action: &str,
-        subject: &str,
-        outcome: &str,
-    ) -> Result<(), ControlError> {
-        let [actor, action, subject, outcome] =
-            [actor, action, subject, outcome].map(str::to_owned);
-        let epoch = self.epoch;
-        self.write(move |connection| {
-            audit(connection, epoch, at, [&actor, &action, &subject, &outcome])
-        })
-        .await
-    }
-
-    /// The last lines of the audit log, newest first: time, actor, action, subject, outcome.
-    ///
-    /// # Errors
-    /// When it cannot be read.
-    pub async fn audit_log(
-        &self,
-        limit: u32,
-    ) -> Result<Vec<(Timestamp, [String; 4])>, ControlError> {
-        self.read(move |connection| {
-            let mut lines = connection.prepare(
-                "SELECT at_ms, actor, action, subject, outcome FROM audit ORDER BY seq DESC LIMIT ?1",
-            )?;
-            let rows = lines.query_map([limit], |row| {
-                let said = [row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?];
-                Ok((Timestamp::from_millis(row.get(0)?), said))
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        })
-        .await
-    }
 }
 
 /// Makes the file if there is none, for the owner of the state folder: SQLite gives the files beside it to whom the
@@ -186,29 +150,6 @@ fn make(path: &Path, state: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-/// A line of the audit log inside a write: actor, action, subject, outcome.
-pub(super) fn audit(
-    connection: &Connection,
-    epoch: i64,
-    at: Timestamp,
-    [actor, action, subject, outcome]: [&str; 4],
-) -> Result<(), ControlError> {
-    connection
-        .prepare_cached(
-            "INSERT INTO audit (at_ms, actor, action, subject, outcome, epoch)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        )?
-        .execute(params![
-            at.as_millis(),
-            actor,
-            action,
-            subject,
-            outcome,
-            epoch
-        ])?;
-    Ok(())
 }
 
 /// A new UUIDv7 (RFC 9562, 5.7): 48 bits of milliseconds, then random bits.
@@ -296,6 +237,13 @@ fn known_version() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }
 
+/// Whether the audit log was a chain before this program touched it: only then are its lines left as they are.
+fn has_chain(connection: &Connection) -> rusqlite::Result<bool> {
+    connection
+        .prepare("SELECT 1 FROM pragma_table_info('audit') WHERE name = 'hash'")?
+        .exists([])
+}
+
 fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Migration> {
     connection.busy_timeout(BUSY)?;
     // Looked at before anything is written, even the journal's mode.
@@ -314,8 +262,12 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Migration> {
     // Again, because another process may have been faster.
     let found = version(&transaction)?;
     let done = usize::try_from(found).unwrap_or(0);
+    let chained = has_chain(&transaction)?;
     for migration in MIGRATIONS.iter().skip(done) {
         transaction.execute_batch(migration)?;
+    }
+    if !chained {
+        chain_old_lines(&transaction)?;
     }
     if found < known_version() {
         transaction.pragma_update(None, "user_version", known_version())?;

@@ -90,7 +90,7 @@ impl Control {
                 .query_map(params![holder, now.as_millis()], |row| row.get(0))?
                 .collect::<Result<_, _>>()?;
             for serial in &serials {
-                deny(connection, epoch, &format!("serial/{serial}"), now)?;
+                deny_serial(connection, epoch, serial, now)?;
             }
             connection.execute(
                 "DELETE FROM operators WHERE name = ?1 AND epoch = ?2",
@@ -121,6 +121,16 @@ fn deny(
         params![subject, now.as_millis(), epoch],
     )?;
     Ok(())
+}
+
+/// Withdraws an operator's certificate.
+pub(super) fn deny_serial(
+    connection: &Connection,
+    epoch: i64,
+    serial: &str,
+    now: Timestamp,
+) -> Result<(), ControlError> {
+    deny(connection, epoch, &format!("serial/{serial}"), now)
 }
 
 fn machine_subject(hash: &[u8]) -> String {

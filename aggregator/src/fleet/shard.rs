@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     detect::{Engine, Opening, Transition},
+    events::Events,
     journal::{Entry, Journal, Record, Stored},
 };
 
@@ -176,6 +177,8 @@ pub struct Shard {
     clock: Arc<dyn Clock>,
     counters: Arc<Counters>,
     neighbours: Arc<Neighbourhood>,
+    /// Keeps what stands beside the samples.
+    events: Events,
     listening_since: Instant,
     transitions: Vec<Transition>,
     /// Set once the aggregator is stopping.
@@ -193,6 +196,7 @@ impl Shard {
         clock: Arc<dyn Clock>,
         counters: Arc<Counters>,
         neighbours: Arc<Neighbourhood>,
+        events: Events,
     ) -> Self {
         Self {
             index,
@@ -207,6 +211,7 @@ impl Shard {
             clock,
             counters,
             neighbours,
+            events,
             listening_since: Instant::now(),
             transitions: Vec::new(),
             draining: None,
@@ -270,6 +275,7 @@ impl Shard {
                     self.counters
                         .frames_replayed
                         .fetch_add(1, Ordering::Relaxed);
+                    self.events.replay(id, &frame);
                 }
                 self.report(id);
             }
@@ -573,6 +579,7 @@ impl Shard {
             .fetch_add(1, Ordering::Relaxed);
         match verdict {
             Verdict::Store => {
+                self.events.offer(id, &frame);
                 let key = Stored {
                     host: id,
                     incarnation: frame.incarnation,

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     detect::{Engine, Opening},
+    events::Events,
     journal::{Journal, Record},
 };
 
@@ -59,6 +60,8 @@ pub struct Parts {
     pub open: Box<dyn Fn(HostId) -> Vec<Opening> + Send>,
     /// Dates.
     pub clock: Arc<dyn Clock>,
+    /// Keeps what stands beside the samples.
+    pub events: Events,
 }
 
 /// Why a fleet does not start.
@@ -93,6 +96,7 @@ pub struct Started {
     pub fleet: Fleet,
     /// The log.
     pub journal: Journal,
+    events: Events,
     checkpoint_path: PathBuf,
     tasks: JoinSet<()>,
     journal_thread: thread::JoinHandle<()>,
@@ -138,6 +142,7 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
                 Arc::clone(&parts.clock),
                 Arc::clone(&counters),
                 Arc::clone(&neighbours),
+                parts.events.clone(),
             )
         })
         .collect();
@@ -176,12 +181,14 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
     tasks.spawn(checkpoints(
         fleet.clone(),
         journal.clone(),
+        parts.events.clone(),
         checkpoint_path.clone(),
         stop.clone(),
     ));
     Ok(Started {
         fleet,
         journal,
+        events: parts.events,
         checkpoint_path,
         tasks,
         journal_thread,
@@ -210,7 +217,12 @@ impl Started {
     /// also with a disk that fails.
     pub async fn stop(mut self) {
         self.journal.health().stop();
-        let last = write_checkpoint(&self.fleet, &self.journal, &self.checkpoint_path);
+        let last = write_checkpoint(
+            &self.fleet,
+            &self.journal,
+            &self.events,
+            &self.checkpoint_path,
+        );
         if time::timeout(STOP_PATIENCE, last).await.is_err() {
             tracing::warn!("no last checkpoint in time; the next start reads more of the log");
         }
@@ -263,7 +275,13 @@ fn replay<S: Storage>(log: &Log<S>, from: u64, shards: &mut [Shard]) -> u64 {
     applied
 }
 
-async fn checkpoints(fleet: Fleet, journal: Journal, path: PathBuf, stop: CancellationToken) {
+async fn checkpoints(
+    fleet: Fleet,
+    journal: Journal,
+    events: Events,
+    path: PathBuf,
+    stop: CancellationToken,
+) {
     let mut ticks = time::interval(CHECKPOINT_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks.tick().await;
@@ -275,19 +293,22 @@ async fn checkpoints(fleet: Fleet, journal: Journal, path: PathBuf, stop: Cancel
         }
         // Nothing new on disk: the file at hand still says it all.
         let now = journal.health().durable();
-        if covered != Some(now) && write_checkpoint(&fleet, &journal, &path).await {
+        if covered != Some(now) && write_checkpoint(&fleet, &journal, &events, &path).await {
             covered = Some(now);
         }
     }
 }
 
 /// Writes a checkpoint; false (and said) if that was not possible.
-async fn write_checkpoint(fleet: &Fleet, journal: &Journal, path: &Path) -> bool {
+async fn write_checkpoint(fleet: &Fleet, journal: &Journal, events: &Events, path: &Path) -> bool {
     // Read before the shards are asked: all up to here is in what they answer.
     let covers = journal.health().durable();
     let Some(hosts) = fleet.checkpoint().await else {
         return false;
     };
+    // What the checkpoint covers is not read from the log again. If the events are not on disk in time, it is
+    // written all the same: a log that grows without end would be worse.
+    events.settle().await;
     let path = path.to_owned();
     let written = tokio::task::spawn_blocking(move || {
         checkpoint::write(&path, &Checkpoint { covers, hosts })

@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use muster_proto::time::Clock;
@@ -49,11 +50,24 @@ pub const ACCESS: &[Rule] = &[
     rule("ListAnomalies", OperatorRole::Viewer, 600),
     rule("ListIncidents", OperatorRole::Viewer, 600),
     rule("GetIncident", OperatorRole::Viewer, 1_200),
+    rule("ListEvents", OperatorRole::Viewer, 600),
+    rule("FollowEvents", OperatorRole::Viewer, 60),
+    rule("ListRecordings", OperatorRole::Viewer, 600),
+    rule("GetRecording", OperatorRole::Viewer, 60),
     rule("EvictHost", OperatorRole::Admin, 600),
     rule("BanHost", OperatorRole::Admin, 600),
     rule("RevokeOperator", OperatorRole::Admin, 60),
     rule("ListAudit", OperatorRole::Admin, 60),
+    // The service Identity.
+    rule("RenewOperator", OperatorRole::Viewer, 60),
+    rule("VerifyAudit", OperatorRole::Admin, 60),
 ];
+
+/// Oldest certificate with which what needs [`OperatorRole::Admin`] can be done (design/threats.md, T22): the program
+/// renews an older one by itself, and whoever has stolen one shows by doing the same.
+pub const ADMIN_CERTIFICATE_AGE: Duration = Duration::from_secs(3600);
+/// Key in the metadata of a refusal that a renewed certificate would not get.
+pub const RENEW_FIRST: &str = "muster-renew-first";
 
 /// Buckets kept before full ones are thrown away; far above the number of operators.
 const MAX_BUCKETS: usize = 4_096;
@@ -122,15 +136,36 @@ impl Access {
                 rule.per_minute
             )));
         }
-        let role = self
+        let now = self.clock.now();
+        let standing = self
             .control
-            .operator_admitted(name, peer.serial.as_deref())
+            .operator_admitted(name, peer.serial.as_deref(), now)
             .await
             .map_err(|error| {
                 tracing::error!(error = %chain(&error), "cannot read an operator's role");
                 Status::unavailable("the control store cannot be read, see the aggregator's log")
             })?;
-        match role {
+        if let Some(refusal) = standing.refusal {
+            self.audit(name, method, &format!("refused, {refusal:?} certificate"))
+                .await;
+            return Err(Status::permission_denied(refusal.to_string()));
+        }
+        match standing.role {
+            // One that is not on record, as a test may have, has no known age.
+            Some(role)
+                if role >= rule.role
+                    && rule.role == OperatorRole::Admin
+                    && standing
+                        .issued
+                        .is_some_and(|issued| now.since(issued) > ADMIN_CERTIFICATE_AGE) =>
+            {
+                let mut status = Status::failed_precondition(format!(
+                    "{method} needs a certificate younger than an hour"
+                ));
+                let mark = tonic::metadata::MetadataValue::from_static("1");
+                status.metadata_mut().insert(RENEW_FIRST, mark);
+                Err(status)
+            }
             Some(role) if role >= rule.role => Ok(Caller {
                 name: name.to_owned(),
                 role,

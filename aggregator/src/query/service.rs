@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     chain,
-    control::{Control, Incident, IncidentFilter, Removal, Removed},
+    control::{AuditFilter, Control, Incident, IncidentFilter, Removal, Removed},
     fleet::{Answer, Fleet, HostState, UnitState},
     selector::{Selector, pattern::Pattern},
 };
@@ -771,12 +771,12 @@ fn incident_row(incident: Incident, host: &str) -> v1::IncidentRow {
     }
 }
 
-fn parse_selector(text: &str) -> Result<Selector, Status> {
+pub(super) fn parse_selector(text: &str) -> Result<Selector, Status> {
     Selector::parse(text)
         .map_err(|error| Status::invalid_argument(format!("this is no selector: {error}")))
 }
 
-fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
+pub(super) fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
     let mut patterns = Vec::new();
     for name in names {
         let list = Pattern::parse_list(name).map_err(|error| {
@@ -787,7 +787,7 @@ fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
     Ok(patterns.into())
 }
 
-fn store_failed(error: &crate::control::ControlError) -> Status {
+pub(super) fn store_failed(error: &crate::control::ControlError) -> Status {
     tracing::error!(error = %chain(error), "the control store cannot be read");
     Status::unavailable("the control store cannot be read, see the aggregator's log")
 }
@@ -941,21 +941,31 @@ impl Operator for OperatorService {
         request: Request<v1::ListAuditRequest>,
     ) -> Result<Response<v1::ListAuditResponse>, Status> {
         self.access.admit(&request, "ListAudit").await?;
-        let limit = match request.into_inner().limit {
+        let asked = request.into_inner();
+        let limit = match asked.limit {
             0 => AUDIT_LINES,
             limit => limit.min(MAX_AUDIT_LINES),
         };
-        let log = self.control.audit_log(limit).await;
+        let filter = AuditFilter {
+            limit,
+            since: (asked.since_ms > 0).then(|| Timestamp::from_millis(asked.since_ms)),
+            actor: asked.actor,
+            action: asked.action,
+            subject: asked.subject,
+        };
+        let log = self.control.audit_lines(filter).await;
         let lines = log.map_err(|error| store_failed(&error))?.into_iter();
         Ok(Response::new(v1::ListAuditResponse {
             meta: Some(self.meta(Vec::new())),
             lines: lines
-                .map(|(at, [actor, action, subject, outcome])| v1::AuditLine {
-                    at_ms: at.as_millis(),
-                    actor,
-                    action,
-                    subject,
-                    outcome,
+                .map(|line| v1::AuditLine {
+                    at_ms: line.at.as_millis(),
+                    actor: line.actor,
+                    action: line.action,
+                    subject: line.subject,
+                    outcome: line.outcome,
+                    seq: line.seq.unsigned_abs(),
+                    hash: line.hash,
                 })
                 .collect(),
         }))
