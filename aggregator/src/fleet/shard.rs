@@ -185,19 +185,35 @@ pub struct Shard {
     draining: Option<v1::Drain>,
 }
 
+/// What all shards of a fleet share.
+#[derive(Clone)]
+pub struct Common {
+    /// Detectors.
+    pub engine: Arc<Engine>,
+    /// Takes what they conclude.
+    pub sink: Arc<dyn TransitionSink>,
+    /// Dates.
+    pub clock: Arc<dyn Clock>,
+    /// What happened since start.
+    pub counters: Arc<Counters>,
+    /// Who fell silent with whom.
+    pub neighbours: Arc<Neighbourhood>,
+    /// Keeps what stands beside the samples.
+    pub events: Events,
+}
+
 impl Shard {
     /// A shard without hosts.
     #[must_use]
-    pub fn new(
-        index: usize,
-        config: FleetConfig,
-        engine: Arc<Engine>,
-        sink: Arc<dyn TransitionSink>,
-        clock: Arc<dyn Clock>,
-        counters: Arc<Counters>,
-        neighbours: Arc<Neighbourhood>,
-        events: Events,
-    ) -> Self {
+    pub fn new(index: usize, config: FleetConfig, common: Common) -> Self {
+        let Common {
+            engine,
+            sink,
+            clock,
+            counters,
+            neighbours,
+            events,
+        } = common;
         Self {
             index,
             config,

@@ -24,7 +24,7 @@ use super::{
     Counters, Enrolled, Fleet, FleetConfig, INBOX,
     checkpoint::{self, Checkpoint, CheckpointError},
     neighbours::Neighbourhood,
-    shard::{Shard, TransitionSink},
+    shard::{Common, Shard, TransitionSink},
 };
 use crate::{
     detect::{Engine, Opening},
@@ -131,20 +131,16 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
     }
 
     let counters = Arc::new(Counters::default());
-    let neighbours = Arc::new(Neighbourhood::default());
+    let common = Common {
+        engine: Arc::clone(&parts.engine),
+        sink: Arc::clone(&parts.sink),
+        clock: Arc::clone(&parts.clock),
+        counters: Arc::clone(&counters),
+        neighbours: Arc::new(Neighbourhood::default()),
+        events: parts.events.clone(),
+    };
     let mut shards: Vec<Shard> = (0..parts.shards.max(1))
-        .map(|index| {
-            Shard::new(
-                index,
-                parts.config.clone(),
-                Arc::clone(&parts.engine),
-                Arc::clone(&parts.sink),
-                Arc::clone(&parts.clock),
-                Arc::clone(&counters),
-                Arc::clone(&neighbours),
-                parts.events.clone(),
-            )
-        })
+        .map(|index| Shard::new(index, parts.config.clone(), common.clone()))
         .collect();
     let count = shards.len();
     let enrolled = hosts.len();
