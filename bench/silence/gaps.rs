@@ -149,12 +149,9 @@ fn watch(line: Line, seed: u64, days: u32, sum: &mut Figures) {
 
 fn spread(values: &mut [f64]) -> String {
     values.sort_unstable_by(f64::total_cmp);
-    let rank = |share: f64| {
-        let at = (values.len() as f64 * share) as usize;
-        values
-            .get(at.min(values.len().saturating_sub(1)))
-            .copied()
-            .unwrap_or(f64::NAN)
+    let rank = |percent: usize| {
+        let at = values.len().saturating_sub(1) * percent / 100;
+        values.get(at).copied().unwrap_or(f64::NAN)
     };
-    format!("{:.1} / {:.1} / {:.1}", rank(0.5), rank(0.99), rank(1.0))
+    format!("{:.1} / {:.1} / {:.1}", rank(50), rank(99), rank(100))
 }

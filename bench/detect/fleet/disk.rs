@@ -204,12 +204,12 @@ fn table(seeds: Range<u64>) {
             if shape == Shape::Runaway {
                 "-".to_owned()
             } else {
-                format!("{:.2} / {:.2}", rank(&mut own, 0.5), rank(&mut own, 0.9))
+                format!("{:.2} / {:.2}", rank(&mut own, 50), rank(&mut own, 90))
             },
             format!(
                 "{:.1} / {:.1}, {missed}",
-                rank(&mut lead, 0.0),
-                rank(&mut lead, 0.5)
+                rank(&mut lead, 0),
+                rank(&mut lead, 50)
             ),
         );
         late += missed;
@@ -220,15 +220,16 @@ fn table(seeds: Range<u64>) {
     }
     println!(
         "error at 24 h: median {:.2}, p90 {:.2}; without an hour's lead: {late} of {}; false: {:.3} a quiet disk-week",
-        rank(&mut errors, 0.5),
-        rank(&mut errors, 0.9),
+        rank(&mut errors, 50),
+        rank(&mut errors, 90),
         leads.len(),
         f64::from(alarms) / quiet
     );
     let bytes = postcard::to_stdvec(&{
         let mut level = Level::default();
         for (minute, value) in trace(Shape::Linear, 1).levels.iter().enumerate() {
-            level.step(Timestamp::from_millis(minute as i64 * 60_000), *value);
+            let minute = i64::try_from(minute).unwrap_or(0);
+            level.step(Timestamp::from_millis(minute * 60_000), *value);
         }
         level
     });
@@ -239,11 +240,9 @@ fn table(seeds: Range<u64>) {
     );
 }
 
-pub(crate) fn rank(values: &mut [f64], share: f64) -> f64 {
+/// The value that so many percent of them do not exceed.
+pub(crate) fn rank(values: &mut [f64], percent: usize) -> f64 {
     values.sort_unstable_by(f64::total_cmp);
-    let last = values.len().saturating_sub(1) as f64;
-    values
-        .get((last * share).round() as usize)
-        .copied()
-        .unwrap_or(f64::NAN)
+    let at = (values.len().saturating_sub(1) * percent + 50) / 100;
+    values.get(at).copied().unwrap_or(f64::NAN)
 }

@@ -99,8 +99,8 @@ fn table(seeds: Range<u64>) {
         println!(
             "leaks of {name} % a day: {:.1} % of {hosts} seen a day before the end; lead in hours p10/p50 {:.0} / {:.0}",
             100.0 * seen as f64 / hosts as f64,
-            super::disk::rank(&mut leads, 0.1),
-            super::disk::rank(&mut leads, 0.5),
+            super::disk::rank(&mut leads, 10),
+            super::disk::rank(&mut leads, 50),
         );
     }
     for name in ["caches that level off", "nothing grows"] {
