@@ -162,6 +162,12 @@ pub enum Command {
         #[command(subcommand)]
         act: OperatorAct,
     },
+    /// The authority behind all certificates, and how one follows another
+    #[command(subcommand)]
+    Ca(super::ca::Ca),
+    /// Let hosts join: tokens, and those that wait to be approved
+    #[command(subcommand)]
+    Enrol(super::enrol::Enrol),
     /// Show who did what, newest first
     Audit(super::audit::Args),
     /// Show numbers over time
@@ -233,6 +239,12 @@ pub enum Command {
 pub enum HostAct {
     /// Cut it off; with a new token it may enrol again, as a new host
     Evict {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
+    /// End its quarantine, after two machines spoke with its identity
+    Release {
         /// Do it
         #[arg(long)]
         yes: bool,

@@ -9,10 +9,12 @@ pub mod ack;
 pub mod anomalies;
 pub mod args;
 pub mod audit;
+pub mod ca;
 pub mod checks;
 pub mod client;
 pub mod context;
 pub mod doctor;
+pub mod enrol;
 pub mod events;
 pub mod export;
 pub mod export_metrics;
@@ -258,6 +260,8 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let said = removal::operator(session, name, *act).await?;
             Ok(said_lines(&said))
         }
+        Command::Ca(act) => ca::answer(session, act).await,
+        Command::Enrol(act) => enrol::answer(session, act).await,
         Command::Checks(args) => checks::answer(session, args).await,
         Command::Audit(args) => audit::answer(session, args).await,
         Command::History(args) => history::run(session, args).await,
@@ -361,7 +365,10 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                     not_found(failure, "muster incidents --all", "the incidents there are")
                 })?;
             let view = session.view(incident.meta.as_ref());
-            output::detail(incidents::detail(incident, &view), &session.options)
+            let row = incident.row.clone().unwrap_or_default();
+            let mut detail = incidents::detail(incident, &view);
+            events::surround(session, &row, &mut detail, &view).await;
+            output::detail(detail, &session.options)
         }
         Command::Ack(act) => Ok(said_lines(&ack::ack(session, act).await?)),
         Command::Unack { number } => Ok(said_lines(&ack::unack(session, *number).await?)),

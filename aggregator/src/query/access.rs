@@ -61,6 +61,15 @@ pub const ACCESS: &[Rule] = &[
     // The service Identity.
     rule("RenewOperator", OperatorRole::Viewer, 60),
     rule("VerifyAudit", OperatorRole::Admin, 60),
+    // Scripts that set up many machines make a token for each.
+    rule("CreateToken", OperatorRole::Admin, 600),
+    rule("ListTokens", OperatorRole::Admin, 120),
+    rule("RevokeToken", OperatorRole::Admin, 600),
+    rule("ListWaiting", OperatorRole::Admin, 120),
+    rule("DecideWaiting", OperatorRole::Admin, 600),
+    rule("ReleaseHost", OperatorRole::Admin, 600),
+    rule("GetAuthority", OperatorRole::Admin, 120),
+    rule("RotateAuthority", OperatorRole::Admin, 60),
     rule("ListChecks", OperatorRole::Viewer, 300),
     rule("AcknowledgeIncident", OperatorRole::Operator, 600),
     rule("UnacknowledgeIncident", OperatorRole::Operator, 600),
