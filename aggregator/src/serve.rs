@@ -42,6 +42,7 @@ use crate::{
     ingest::{Renewing, UplinkService, WelcomeTerms},
     journal::JournalHealth,
     listen::{self, DoorCounters, Limits},
+    notify::{self, Told},
     pki::{Authority, Doors},
     query,
     time_guard::{GuardedClock, Machine},
@@ -196,6 +197,21 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         incident_task.await;
         ("incidents", Ok(()))
     });
+    let (told, tellers) = notify::start(
+        &config.notify,
+        control.clone(),
+        started.fleet.clone(),
+        config.fleet_name.clone(),
+        Arc::clone(&clock),
+        stop_rest.clone(),
+    )
+    .await?;
+    for (name, task) in tellers {
+        rest.spawn(async move {
+            task.await;
+            (name, Ok(()))
+        });
+    }
     let (joined, joining) = mpsc::channel(JOINED);
     rest.spawn(take_in(
         joining,
@@ -215,6 +231,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         control: control.clone(),
         directory,
         incidents,
+        told,
         fleet: started.fleet.clone(),
         events: events.clone(),
         journal: Arc::clone(started.journal.health()),
@@ -424,6 +441,7 @@ struct Opening<'a> {
     control: Control,
     directory: Directory,
     incidents: Incidents,
+    told: Told,
     fleet: Fleet,
     events: Events,
     journal: Arc<JournalHealth>,
@@ -598,7 +616,8 @@ impl Opening<'_> {
             self.control.clone(),
             about,
             Arc::clone(&self.clock),
-        );
+        )
+        .with_told(self.told.clone());
         let history = query::HistoryService::new(
             self.fleet.clone(),
             self.control.clone(),
@@ -619,6 +638,7 @@ impl Opening<'_> {
         let paging = query::PagingService::new(
             self.fleet.clone(),
             self.control.clone(),
+            self.told.clone(),
             Arc::clone(&self.clock),
         );
         let incoming = listen::tls(

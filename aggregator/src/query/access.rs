@@ -76,6 +76,9 @@ pub const ACCESS: &[Rule] = &[
     rule("AddQuiet", OperatorRole::Operator, 600),
     rule("ListQuiets", OperatorRole::Viewer, 600),
     rule("EndQuiet", OperatorRole::Operator, 600),
+    rule("ListChannels", OperatorRole::Viewer, 600),
+    rule("TestChannel", OperatorRole::Operator, 60),
+    rule("ListNoise", OperatorRole::Viewer, 60),
     // The service History: what one question may cost is bounded by itself.
     rule("ReadHistory", OperatorRole::Viewer, 600),
     rule("GetHistoryStatus", OperatorRole::Viewer, 600),
