@@ -64,7 +64,7 @@ impl Collector for Cpufreq {
             if !self.files.exists(host, &[CPUS, name, b"/cpufreq"]) {
                 continue;
             }
-            if !out.admits_object(FREQUENCIES.len() + MAX_GOVERNORS) {
+            if !out.admits_detail(FREQUENCIES.len() + MAX_GOVERNORS) {
                 continue;
             }
             let cpu = text::lossy(number);

@@ -64,7 +64,7 @@ impl Collector for Cpuinfo {
             Err(error) => return Err(error.into()),
         };
         for processor in processors(cpuinfo) {
-            if !processor[PROCESSOR].is_empty() && out.admits_object(SERIES_PER_CPU) {
+            if !processor[PROCESSOR].is_empty() && out.admits_detail(SERIES_PER_CPU) {
                 let labels = processor.each_ref().map(|label| &**label);
                 out.int(catalog::CPU_INFO, &labels, 1);
             }
@@ -88,7 +88,7 @@ impl Cpuinfo {
             let Some(cpu) = text::unsigned(number) else {
                 continue;
             };
-            if !out.admits_object(SERIES_PER_CPU) {
+            if !out.admits_detail(SERIES_PER_CPU) {
                 continue;
             }
             let label = text::lossy(number);

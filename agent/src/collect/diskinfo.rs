@@ -115,7 +115,7 @@ impl Collector for Diskinfo {
                 let what = "two device numbers before a name";
                 return Err(CollectError::Malformed { path: PATH, what });
             }
-            if self.exclude.matches(number, name) || !out.admits_object(SERIES_PER_DISK) {
+            if self.exclude.matches(number, name) || !out.admits_detail(SERIES_PER_DISK) {
                 continue;
             }
             let path: [&[u8]; 4] = [b"run/udev/data/b", major, b":", minor];

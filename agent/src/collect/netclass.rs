@@ -112,7 +112,7 @@ impl Collector for Netclass {
                 continue;
             };
             outcome = Outcome::Read;
-            if !out.admits_object(SERIES_PER_DEVICE) {
+            if !out.admits_detail(SERIES_PER_DEVICE) {
                 continue;
             }
             let device = text::lossy(name);

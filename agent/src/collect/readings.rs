@@ -171,6 +171,19 @@ impl Readings {
         admitted
     }
 
+    /// As [`Readings::admits_object`], for what is a detail of a thing that another collector shows: it gets only
+    /// what leaves a quarter of all places to others. When they need more, it gives way.
+    pub fn admits_detail(&mut self, series: usize) -> bool {
+        let own = self.passes.get(self.current);
+        let (last, now) = own.map_or((0, 0), |pass| (pass.last.len(), pass.now.len()));
+        let others = self.table.series.len().saturating_sub(last.max(now));
+        if others + now + series > self.quota - self.quota / 4 {
+            self.leave_out(series as u64);
+            return false;
+        }
+        self.admits_object(series)
+    }
+
     fn leave_out(&mut self, values: u64) {
         self.refused += values;
         if let Some(pass) = self.passes.get_mut(self.current) {
@@ -768,6 +781,41 @@ mod tests {
             rest.map(|events| events.len()).sum::<usize>(),
             MAX_EVENTS - (first.len() - 1)
         );
+    }
+
+    #[test]
+    fn details_leave_room_and_give_way() {
+        let mut readings = Readings::with_quota(1_000);
+        let details = |readings: &mut Readings| {
+            readings.begin(1);
+            let mut shown = 0;
+            for number in 0..200 {
+                if readings.admits_detail(4) {
+                    for mode in ["a", "b", "c", "d"] {
+                        readings.int(CPU_SECONDS, &[&number.to_string(), mode], 1);
+                    }
+                    shown += 1;
+                }
+            }
+            readings.end(true);
+            shown
+        };
+        assert_eq!(
+            details(&mut readings),
+            125,
+            "half of all places, as any kind of object"
+        );
+        assert_eq!(details(&mut readings), 125, "and the same again");
+        readings.begin(2);
+        for device in 0..500 {
+            readings.int(DISK_IO_NOW, &[&device.to_string()], 1);
+        }
+        readings.end(true);
+        let left = readings.left_out(2);
+        assert!(left < 200, "{left}");
+        let shown = details(&mut readings);
+        assert!(shown < 125, "{shown}");
+        assert!(readings.table().present_count() <= 1_000);
     }
 
     /// One value: CPU number and mode number.

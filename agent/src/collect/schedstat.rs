@@ -52,7 +52,7 @@ impl Collector for Schedstat {
             let Some(cpu) = sysfs::numbered(key, b"cpu") else {
                 continue;
             };
-            if !out.admits_object(3) {
+            if !out.admits_detail(3) {
                 continue;
             }
             let cpu = text::lossy(cpu);

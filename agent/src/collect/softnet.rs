@@ -74,7 +74,7 @@ impl Collector for Softnet {
                 lines
             };
             lines += 1;
-            if !out.admits_object(COLUMNS.len()) {
+            if !out.admits_detail(COLUMNS.len()) {
                 continue;
             }
             let mut digits = text::Digits::default();
