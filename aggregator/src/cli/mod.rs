@@ -367,7 +367,10 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                     not_found(failure, "muster incidents --all", "the incidents there are")
                 })?;
             let view = session.view(incident.meta.as_ref());
-            output::detail(incidents::detail(incident, &view), &session.options)
+            let row = incident.row.clone().unwrap_or_default();
+            let mut detail = incidents::detail(incident, &view);
+            events::surround(session, &row, &mut detail, &view).await;
+            output::detail(detail, &session.options)
         }
         Command::Ack(act) => Ok(said_lines(&ack::ack(session, act).await?)),
         Command::Unack { number } => Ok(said_lines(&ack::unack(session, *number).await?)),
