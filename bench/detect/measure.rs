@@ -245,13 +245,14 @@ impl Judged {
             .collect();
         let soft = |distance: usize| (1.0 - distance as f64 / width as f64).max(0.0).sqrt();
         for &(start, end) in segments {
-            let after = end + 1..(end + width / 2 + 1).min(rows).max(end + 1);
-            for (past, one) in label[after].iter_mut().enumerate() {
-                *one += soft(past + 1);
-            }
+            let after = end + 1..(end + width / 2 + 1).min(rows);
             let before = start.saturating_sub(width / 2)..start;
-            for (ahead, one) in label[before].iter_mut().rev().enumerate() {
-                *one += soft(ahead + 1);
+            for (row, one) in label.iter_mut().enumerate() {
+                if after.contains(&row) {
+                    *one += soft(row - end);
+                } else if before.contains(&row) {
+                    *one += soft(start - row);
+                }
             }
         }
         label.iter_mut().for_each(|one| *one = one.min(1.0));

@@ -7278,6 +7278,24 @@ pub struct HistoryEnd {
     #[prost(string, repeated, tag = "3")]
     pub unknown_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueryHistoryRequest {
+    #[prost(string, tag = "1")]
+    pub expression: ::prost::alloc::string::String,
+    /// Hosts that are asked about, as in ReadHistoryRequest.
+    #[prost(string, repeated, tag = "2")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "3")]
+    pub selector: ::prost::alloc::string::String,
+    /// First and last moment, UTC milliseconds; the same for one.
+    #[prost(int64, tag = "4")]
+    pub from_ms: i64,
+    #[prost(int64, tag = "5")]
+    pub to_ms: i64,
+    /// Milliseconds from moment to moment.
+    #[prost(int64, tag = "6")]
+    pub step_ms: i64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetHistoryStatusRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -7502,6 +7520,32 @@ pub mod history_client {
                 .insert(GrpcMethod::new("muster.v1.History", "ReadHistory"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// An expression of docs/query.md, at one moment or at many. Series come in the order of the answer; labels are told as
+        /// they are, the host's name among them.
+        pub async fn query_history(
+            &mut self,
+            request: impl tonic::IntoRequest<super::QueryHistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReadHistoryResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.History/QueryHistory",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.History", "QueryHistory"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// What is kept, how much it takes, and since when.
         pub async fn get_history_status(
             &mut self,
@@ -7577,6 +7621,21 @@ pub mod history_server {
             request: tonic::Request<super::ReadHistoryRequest>,
         ) -> std::result::Result<
             tonic::Response<Self::ReadHistoryStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the QueryHistory method.
+        type QueryHistoryStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReadHistoryResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// An expression of docs/query.md, at one moment or at many. Series come in the order of the answer; labels are told as
+        /// they are, the host's name among them.
+        async fn query_history(
+            &self,
+            request: tonic::Request<super::QueryHistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::QueryHistoryStream>,
             tonic::Status,
         >;
         /// What is kept, how much it takes, and since when.
@@ -7700,6 +7759,52 @@ pub mod history_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReadHistorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.History/QueryHistory" => {
+                    #[allow(non_camel_case_types)]
+                    struct QueryHistorySvc<T: History>(pub Arc<T>);
+                    impl<
+                        T: History,
+                    > tonic::server::ServerStreamingService<super::QueryHistoryRequest>
+                    for QueryHistorySvc<T> {
+                        type Response = super::ReadHistoryResponse;
+                        type ResponseStream = T::QueryHistoryStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::QueryHistoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as History>::query_history(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = QueryHistorySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -123,6 +123,7 @@ const METHODS: &[&str] = &[
     "Events.ListRecordings",
     "History.ForgetHistory",
     "History.GetHistoryStatus",
+    "History.QueryHistory",
     "History.ReadHistory",
     "Identity.CreateToken",
     "Identity.DecideWaiting",

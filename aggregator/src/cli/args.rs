@@ -175,6 +175,8 @@ pub enum Command {
     History(super::history::History),
     /// Draw a metric over time
     Plot(super::plot::Plot),
+    /// Ask an expression: rates, sums by label, the top few, comparisons
+    Query(super::query::Query),
     /// Show the hosts that use most of something, redrawn on a terminal
     Top(Top),
     /// List units over all hosts, failing first

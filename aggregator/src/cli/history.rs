@@ -241,9 +241,9 @@ impl Range {
 pub async fn read(
     session: &Session,
     request: v1::ReadHistoryRequest,
-    mut each: impl FnMut(v1::HistorySeries) -> Result<(), Failure>,
+    each: impl FnMut(v1::HistorySeries) -> Result<(), Failure>,
 ) -> Result<v1::HistoryEnd, Failure> {
-    let mut stream = session
+    let stream = session
         .ask_door(async move |channel| {
             HistoryClient::new(channel)
                 .max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES)
@@ -251,6 +251,18 @@ pub async fn read(
                 .await
         })
         .await?;
+    receive(session, stream, each).await
+}
+
+/// Gives `each` the series of an answer as they come; what it ends with.
+///
+/// # Errors
+/// As [`read`].
+pub async fn receive(
+    session: &Session,
+    mut stream: tonic::Streaming<v1::ReadHistoryResponse>,
+    mut each: impl FnMut(v1::HistorySeries) -> Result<(), Failure>,
+) -> Result<v1::HistoryEnd, Failure> {
     let target = session.target()?;
     loop {
         // The time limit is for silence: a long answer may take long.

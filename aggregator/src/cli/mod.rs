@@ -29,6 +29,7 @@ pub mod moment;
 pub mod notify;
 pub mod output;
 pub mod plot;
+pub mod query;
 pub mod quiet;
 pub mod removal;
 pub mod renew;
@@ -267,6 +268,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         Command::Audit(args) => audit::answer(session, args).await,
         Command::History(args) => history::run(session, args).await,
         Command::Plot(args) => plot::run(session, args).await,
+        Command::Query(args) => query::run(session, args).await,
         Command::Events(args) => events::list(session, args)
             .await
             .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are")),

@@ -698,7 +698,9 @@ pub fn check_selector(selector: &str) -> Result<(), Failure> {
     })
 }
 
-fn pointed(what: &str, text: &str, column: usize, error: &str) -> Failure {
+/// A mistake in something typed, with its place.
+#[must_use]
+pub fn pointed(what: &str, text: &str, column: usize, error: &str) -> Failure {
     Failure::new(Code::Usage, format!("{what}: {error}"))
         .because(text)
         .because(format!("{}^", " ".repeat(column.saturating_sub(1))))

@@ -86,6 +86,18 @@ pub fn fold(points: &[Point], fold: Fold, step_ms: i64, from: i64) -> Vec<(i64, 
     out
 }
 
+/// One value of all points; what a counter grew by is from the first of them on. `fold` must not be [`Fold::Auto`].
+#[must_use]
+pub fn whole(points: &[Point], fold: Fold) -> Option<f64> {
+    let mut step = Step::default();
+    let mut before: Option<&Point> = None;
+    for point in points {
+        step.add(before, point);
+        before = Some(point);
+    }
+    before.and_then(|_| step.value(fold))
+}
+
 fn push(out: &mut Vec<(i64, f64)>, at: Option<i64>, step: &Step, fold: Fold) {
     if let Some(at) = at
         && let Some(value) = step.value(fold)

@@ -16,6 +16,7 @@ pub mod column;
 pub mod config;
 #[cfg(test)]
 mod conformance;
+pub mod expr;
 pub mod feed;
 pub mod fold;
 pub mod manifest;

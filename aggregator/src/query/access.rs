@@ -81,6 +81,7 @@ pub const ACCESS: &[Rule] = &[
     rule("ListNoise", OperatorRole::Viewer, 60),
     // The service History: what one question may cost is bounded by itself.
     rule("ReadHistory", OperatorRole::Viewer, 600),
+    rule("QueryHistory", OperatorRole::Viewer, 600),
     rule("GetHistoryStatus", OperatorRole::Viewer, 600),
     rule("ForgetHistory", OperatorRole::Admin, 60),
 ];

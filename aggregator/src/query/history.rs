@@ -4,7 +4,7 @@
 //! reading is done on a thread of its own, series by series, and stops as soon as nobody listens any more.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::ControlFlow,
     sync::Arc,
     time::Duration,
@@ -35,6 +35,7 @@ use crate::{
     fleet::{Fleet, start},
     history::{
         HistoryError, HostSeries, LabelMatch, ReadReport, SampleQuery, SampleStore, Tier,
+        expr::{eval, parse},
         fold::{self, Fold},
     },
     journal::JournalHealth,
@@ -134,12 +135,13 @@ impl HistoryService {
                     || ids.contains(&host.id())
                     || patterns.iter().any(|pattern| pattern.matches(host.name()));
                 let matches = named && selector.matches(&asked);
-                matches.then(|| (host.id(), host.name().to_owned()))
+                matches.then(|| (host.id(), host.name().to_owned(), host.labels().clone()))
             })
             .await;
-        for (id, name) in answer.items {
+        for (id, name, labels) in answer.items {
             unknown.remove(&name);
             chosen.names.insert(id, name);
+            chosen.labels.insert(id, labels);
         }
         chosen.missing = answer.missing;
         if chosen.missing.is_empty() {
@@ -152,6 +154,7 @@ impl HistoryService {
 #[derive(Default)]
 struct Chosen {
     names: HashMap<HostId, String>,
+    labels: HashMap<HostId, BTreeMap<String, String>>,
     unknown: Vec<String>,
     missing: Vec<String>,
 }
@@ -198,6 +201,44 @@ fn refused(error: &HistoryError) -> Status {
     match error {
         HistoryError::TooMuch { .. } => Status::out_of_range(error.to_string()),
         _ => Status::internal(chain(error)),
+    }
+}
+
+/// Most moments of one question: a point for each column of a very wide screen, and some.
+const MAX_MOMENTS: i64 = 11_000;
+
+/// The moments of a question.
+fn moments(from: i64, to: i64, step: i64) -> Result<Vec<i64>, Status> {
+    if from > to {
+        return Err(Status::invalid_argument("the range is empty"));
+    }
+    if from == to {
+        return Ok(vec![to]);
+    }
+    if step <= 0 || (to - from) / step >= MAX_MOMENTS {
+        return Err(Status::invalid_argument(format!(
+            "the step must be so long that there are at most {MAX_MOMENTS} moments"
+        )));
+    }
+    Ok((0..=(to - from) / step)
+        .map(|at| from + at * step)
+        .collect())
+}
+
+fn answer_message(answer: &eval::Answer, moments: &[i64]) -> v1::HistorySeries {
+    let known = moments.iter().zip(&answer.values);
+    let known = known.filter_map(|(at, value)| Some((*at, (*value)?)));
+    let mut before = 0;
+    let (at_ms, values) = known
+        .map(|(at, value)| (at - std::mem::replace(&mut before, at), value))
+        .unzip();
+    v1::HistorySeries {
+        host: answer.labels.get("host").cloned().unwrap_or_default(),
+        label_names: answer.labels.keys().cloned().collect(),
+        label_values: answer.labels.values().cloned().collect(),
+        at_ms,
+        values,
+        ..v1::HistorySeries::default()
     }
 }
 
@@ -364,6 +405,84 @@ impl History for HistoryService {
             });
             // Whoever asked may have gone.
             let _ = out.blocking_send(last);
+        });
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    type QueryHistoryStream = ReceiverStream<Result<v1::ReadHistoryResponse, Status>>;
+
+    async fn query_history(
+        &self,
+        request: Request<v1::QueryHistoryRequest>,
+    ) -> Result<Response<Self::QueryHistoryStream>, Status> {
+        self.access.admit(&request, "QueryHistory").await?;
+        let history = self.history()?;
+        let request = request.into_inner();
+        let expr = parse::parse(&request.expression)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let moments = moments(request.from_ms, request.to_ms, request.step_ms)?;
+        let chosen = self.hosts(&request.names, &request.selector).await?;
+        let mut labels = chosen.labels;
+        let hosts: HashMap<HostId, (String, BTreeMap<String, String>)> = chosen
+            .names
+            .into_iter()
+            .map(|(id, name)| (id, (name, labels.remove(&id).unwrap_or_default())))
+            .collect();
+        let permit = tokio::time::timeout(WAIT, Arc::clone(&self.work).acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else {
+            return Err(Status::resource_exhausted(
+                "other questions about history are being worked on",
+            ));
+        };
+        let (out, answers) = mpsc::channel(AHEAD);
+        let store = Arc::clone(&history.store);
+        let (clock, mut missing, unknown_names) =
+            (Arc::clone(&self.clock), chosen.missing, chosen.unknown);
+        tokio::task::spawn_blocking(move || {
+            let mut context = eval::Context {
+                store: &*store,
+                hosts: &hosts,
+                span_ms: if moments.len() > 1 {
+                    request.step_ms.max(eval::SPAN_MS)
+                } else {
+                    eval::SPAN_MS
+                },
+                moments,
+                points_left: store.config().max_points,
+                points: 0,
+                missing: Vec::new(),
+            };
+            let answer = context.eval(&expr);
+            drop(permit);
+            let series = match answer {
+                Ok(series) => series,
+                Err(error) => {
+                    let _ = out.blocking_send(Err(refused(&error)));
+                    return;
+                }
+            };
+            for answer in series {
+                let message = v1::ReadHistoryResponse {
+                    part: Some(Part::Series(answer_message(&answer, &context.moments))),
+                };
+                if out.blocking_send(Ok(message)).is_err() {
+                    return;
+                }
+            }
+            missing.append(&mut context.missing);
+            let end = v1::HistoryEnd {
+                meta: Some(v1::AnswerMeta {
+                    complete: missing.is_empty(),
+                    missing,
+                    as_of_ms: clock.now().as_millis(),
+                }),
+                points_read: context.points,
+                unknown_names,
+            };
+            // Whoever asked may have gone.
+            let _ = out.blocking_send(Ok(v1::ReadHistoryResponse {
+                part: Some(Part::End(end)),
+            }));
         });
         Ok(Response::new(ReceiverStream::new(answers)))
     }
