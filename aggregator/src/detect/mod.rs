@@ -16,6 +16,7 @@ mod host_score;
 mod host_silent;
 mod joint;
 mod metric;
+mod novelty;
 pub mod offline;
 mod reason;
 mod score;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use engine::{Engine, HostDetection, Opening};
 pub use host_score::{AnomalyView, Cause};
+pub use novelty::{Novel, Novelty};
 pub use reason::Reason;
 pub use score::ScoreState;
 
