@@ -301,8 +301,9 @@ fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Re
     let runtime = runtime()?;
     let served = runtime.block_on(async {
         let labels: Vec<_> = config.labels.clone().into_iter().collect();
-        let source =
-            LiveHost::new(HostRoot::at("/"), &config.collect, &labels).with_checks(&config.checks);
+        let source = LiveHost::new(HostRoot::at("/"), &config.collect, &labels)
+            .with_checks(&config.checks)
+            .watched(&config.watch(), config.recorder);
         let address = config
             .uplink_address
             .clone()

@@ -170,6 +170,8 @@ pub(super) struct Units {
     /// Units of which a signal came since the last question was sent: its answer may be older.
     signalled: HashSet<String>,
     changes: Vec<Change>,
+    /// Changes that had no room among those.
+    changes_left_out: u64,
     /// Whether what was put last no longer holds.
     changed: bool,
     /// Whether everything was listed since the last round.
@@ -230,6 +232,7 @@ impl Units {
             system_stale: true,
             signalled: HashSet::new(),
             changes: Vec::new(),
+            changes_left_out: 0,
             changed: false,
             fresh: false,
         }
@@ -426,7 +429,9 @@ impl Units {
             }
             self.changed = true;
             let from = std::mem::replace(&mut unit.state, state.clone());
-            if unit.watched && self.changes.len() < MAX_CHANGES {
+            if unit.watched && self.changes.len() >= MAX_CHANGES {
+                self.changes_left_out += 1;
+            } else if unit.watched {
                 self.changes.push(Change {
                     name: name.to_owned(),
                     from,
@@ -460,6 +465,7 @@ impl Units {
     /// Puts what has changed since the last round.
     fn put(&mut self, out: &mut Readings) -> Result<Outcome, CollectError> {
         self.fresh = false;
+        out.leave_out_events(std::mem::take(&mut self.changes_left_out));
         for change in self.changes.drain(..) {
             let mut fields = vec![
                 word(EventFieldKey::From, &change.from),
