@@ -1723,6 +1723,17 @@ pub struct WorstEntry {
     #[prost(double, tag = "3")]
     pub value: f64,
 }
+/// A silence of a host that is over.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PastSilence {
+    /// Last heard before it, and heard again.
+    #[prost(int64, tag = "1")]
+    pub since_ms: i64,
+    #[prost(int64, tag = "2")]
+    pub until_ms: i64,
+    #[prost(enumeration = "SilenceCause", tag = "3")]
+    pub cause: i32,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListHostsRequest {
     /// Empty selects all. See docs/selectors.md.
@@ -1874,6 +1885,11 @@ pub struct HostDetail {
     /// What moved most when the anomaly score was last above its clear level.
     #[prost(string, repeated, tag = "18")]
     pub anomaly_causes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What was seen behind the cause of a silence that goes on, or of the last one that is over; for people.
+    #[prost(string, tag = "40")]
+    pub silence_account: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "41")]
+    pub past_silence: ::core::option::Option<PastSilence>,
     /// Checks that are not ok, and how many there are.
     #[prost(message, repeated, tag = "30")]
     pub failing_checks: ::prost::alloc::vec::Vec<CheckRow>,
@@ -1944,6 +1960,22 @@ pub struct Filesystem {
     pub readonly: bool,
     #[prost(bool, tag = "9")]
     pub hung: bool,
+    /// When it will be full of data, and of inodes, if it goes on as it does; absent where it does not grow.
+    #[prost(message, optional, tag = "10")]
+    pub full_in: ::core::option::Option<FullIn>,
+    #[prost(message, optional, tag = "11")]
+    pub inodes_full_in: ::core::option::Option<FullIn>,
+}
+/// A forecast, in hours from now: as most of the slopes say, and as a tenth of them say at either end.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct FullIn {
+    #[prost(double, tag = "1")]
+    pub hours: f64,
+    #[prost(double, tag = "2")]
+    pub low: f64,
+    /// Infinite where a tenth of the slopes do not rise.
+    #[prost(double, tag = "3")]
+    pub high: f64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Interface {
@@ -2286,6 +2318,21 @@ pub enum SilenceCause {
     Stopped = 2,
     Reboot = 3,
     Shutdown = 4,
+    /// A reboot was announced and takes far longer than the last one.
+    Overdue = 5,
+    /// The agent ended without a goodbye on a host that goes on.
+    Crashed = 6,
+    /// The host went down without a goodbye.
+    Died = 7,
+    /// The way to it is cut, or the power of all that is there: its neighbours fell silent with it.
+    Network = 8,
+    Certificate = 9,
+    Clock = 10,
+    Overloaded = 11,
+    /// The agent's process or the whole machine stood still and went on later.
+    Paused = 12,
+    /// Another machine has its identity.
+    Clone = 13,
 }
 impl SilenceCause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2299,6 +2346,15 @@ impl SilenceCause {
             Self::Stopped => "SILENCE_CAUSE_STOPPED",
             Self::Reboot => "SILENCE_CAUSE_REBOOT",
             Self::Shutdown => "SILENCE_CAUSE_SHUTDOWN",
+            Self::Overdue => "SILENCE_CAUSE_OVERDUE",
+            Self::Crashed => "SILENCE_CAUSE_CRASHED",
+            Self::Died => "SILENCE_CAUSE_DIED",
+            Self::Network => "SILENCE_CAUSE_NETWORK",
+            Self::Certificate => "SILENCE_CAUSE_CERTIFICATE",
+            Self::Clock => "SILENCE_CAUSE_CLOCK",
+            Self::Overloaded => "SILENCE_CAUSE_OVERLOADED",
+            Self::Paused => "SILENCE_CAUSE_PAUSED",
+            Self::Clone => "SILENCE_CAUSE_CLONE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2309,6 +2365,15 @@ impl SilenceCause {
             "SILENCE_CAUSE_STOPPED" => Some(Self::Stopped),
             "SILENCE_CAUSE_REBOOT" => Some(Self::Reboot),
             "SILENCE_CAUSE_SHUTDOWN" => Some(Self::Shutdown),
+            "SILENCE_CAUSE_OVERDUE" => Some(Self::Overdue),
+            "SILENCE_CAUSE_CRASHED" => Some(Self::Crashed),
+            "SILENCE_CAUSE_DIED" => Some(Self::Died),
+            "SILENCE_CAUSE_NETWORK" => Some(Self::Network),
+            "SILENCE_CAUSE_CERTIFICATE" => Some(Self::Certificate),
+            "SILENCE_CAUSE_CLOCK" => Some(Self::Clock),
+            "SILENCE_CAUSE_OVERLOADED" => Some(Self::Overloaded),
+            "SILENCE_CAUSE_PAUSED" => Some(Self::Paused),
+            "SILENCE_CAUSE_CLONE" => Some(Self::Clone),
             _ => None,
         }
     }

@@ -652,6 +652,7 @@ fn detail() -> v1::HostDetail {
         ]),
         pressure: BTreeMap::from([("memory some".to_owned(), 0.42)]),
         anomaly_causes: vec!["pressure_memory_ratio".to_owned()],
+        ..v1::HostDetail::default()
     }
 }
 

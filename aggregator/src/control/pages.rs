@@ -65,7 +65,6 @@ impl Control {
     ///
     /// # Errors
     /// When they cannot be read.
-    #[expect(clippy::type_complexity, reason = "two lists, each with its numbers")]
     pub async fn open_pages(&self) -> Result<(Vec<(u64, Page)>, Vec<(u64, Member)>), ControlError> {
         self.read(|connection| {
             let mut query = connection.prepare_cached(

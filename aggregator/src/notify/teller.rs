@@ -294,8 +294,7 @@ impl Teller {
             news.iter()
                 .any(|one| roster.card(one.subject.host).is_none())
         };
-        let roster = if (old && !news.is_empty()) || (unknown && old) || self.roster_read.is_none()
-        {
+        let roster = if (old && (unknown || !news.is_empty())) || self.roster_read.is_none() {
             let (roster, missing) = Roster::read(&self.fleet).await;
             if missing.is_empty() {
                 self.roster_read = Some(now);
