@@ -466,13 +466,6 @@ impl Uplink for UplinkService {
                     return;
                 }
             };
-            let first = inbound.next().await;
-            // It keeps the bundle of the Welcome before it goes on.
-            if let (Some(version), Some(Ok(_))) = (opened.gave_bundle, &first)
-                && let Err(error) = service.renewing.control.bundle_taken(host, version).await
-            {
-                tracing::warn!(%host, error = crate::chain(&error), "that the host holds the new trust bundle was not noted");
-            }
             let ended = service.receive(&opened, &mut inbound, &to_agent).await;
             let mut how = ending.seen();
             if let Err(refusal) = ended {
@@ -621,6 +614,7 @@ impl Inner {
         inbound: &mut Streaming<v1::AgentMessage>,
         to_agent: &ToAgent,
     ) -> Result<(), Refusal> {
+        let mut gave_bundle = opened.gave_bundle;
         loop {
             let received = tokio::select! {
                 received = timeout(opened.idle, inbound.next()) => received,
@@ -642,6 +636,12 @@ impl Inner {
                 }
             };
             let host = opened.host;
+            // It keeps the bundle of the Welcome before it says anything else.
+            if let Some(version) = gave_bundle.take()
+                && let Err(error) = self.renewing.control.bundle_taken(host, version).await
+            {
+                tracing::warn!(%host, error = crate::chain(&error), "that the host holds the new trust bundle was not noted");
+            }
             let for_shard = match agent_message.message {
                 Some(agent_message::Message::Frame(frame)) => {
                     let frame = self.frame(frame)?;

@@ -104,7 +104,26 @@ fn plan(chance: &mut fastrand::Rng) -> Vec<Planned> {
             _ => disk(&mut planned, chance, fault, at),
         }
     }
+    unseen(&mut planned);
     planned
+}
+
+/// What goes wrong on a host that is not heard is seen when it is heard again, if it still does.
+fn unseen(planned: &mut Vec<Planned>) {
+    let silences: Vec<(u64, u64, u64)> = planned
+        .iter()
+        .filter(|one| one.rule == HOST_SILENT)
+        .map(|one| (one.host, one.opens, one.clears))
+        .collect();
+    planned.retain_mut(|one| {
+        for (host, from, until) in &silences {
+            if one.rule != HOST_SILENT && *host == one.host && (*from..*until).contains(&one.opens)
+            {
+                one.opens = until + 5;
+            }
+        }
+        one.opens < one.clears
+    });
 }
 
 /// A rack or switch: its hosts fall silent within a quarter of a minute, and come back within a minute and a half.

@@ -14,7 +14,7 @@
 //! | all of a page is clear for three minutes | it is closed, and told as resolved |
 //! | an incident flaps ([`flap`]) | its page stays; told when it has settled |
 //!
-//! A page is told once when it opens, once when it grows from a host to a group, once when what flapped has settled,
+//! A page is told once when it opens, when a wider scope has half as many hosts more, once when what flapped has settled,
 //! once when an acknowledgement ran out, and once when it closes. Times are the aggregator's, handed in; nothing here
 //! reads a clock or a disk, so a restart goes on from the rows of [`Changes`].
 
@@ -42,11 +42,11 @@ const SAME_FAULT: Duration = Duration::from_secs(120);
 /// How long after its last addition a group takes in more hosts of its kind.
 const GROWS: Duration = Duration::from_secs(600);
 /// How long after it was opened a page can become part of a wider one.
-const WIDENS: Duration = Duration::from_secs(300);
+const WIDENS: Duration = Duration::from_secs(120);
 /// How long all must be clear before a page is over: longer than what toggles every two minutes is up.
 pub const HOLD: Duration = Duration::from_secs(180);
-/// A page whose hosts have become this many times as many is told again, once.
-const GREW: u32 = 4;
+/// A page whose scope has become wider is told again when half as many hosts are new: a second rack is news.
+const GREW_HALVES: u32 = 3;
 /// Members that a message describes; the others are counted.
 const DESCRIBED: usize = 10;
 /// The rule whose incident says that nothing is heard of a host.
@@ -819,7 +819,7 @@ impl Pages {
         if found.scope != group.scope {
             found.scope = group.scope.clone();
             self.wide.insert(page);
-            if hosts >= found.told_hosts.saturating_mul(GREW) {
+            if hosts.saturating_mul(2) >= found.told_hosts.saturating_mul(GREW_HALVES) {
                 self.tell(page, Event::Grew, None, now);
             }
         }

@@ -69,7 +69,7 @@ pub const ACCESS: &[Rule] = &[
     rule("DecideWaiting", OperatorRole::Admin, 600),
     rule("ReleaseHost", OperatorRole::Admin, 600),
     rule("GetAuthority", OperatorRole::Admin, 120),
-    rule("RotateAuthority", OperatorRole::Admin, 60),
+    rule("RotateAuthority", OperatorRole::Admin, 120),
     rule("ListChecks", OperatorRole::Viewer, 300),
     rule("AcknowledgeIncident", OperatorRole::Operator, 600),
     rule("UnacknowledgeIncident", OperatorRole::Operator, 600),
