@@ -77,10 +77,11 @@ enum Command {
         /// The backup; - is standard input
         file: PathBuf,
     },
-    /// Score recorded hosts with the host score of this aggregator, to measure it or to look at a host's past
+    /// Score recorded hosts and series with the detectors of this aggregator
     ///
-    /// DIR holds manifest.csv and the gzipped tables it names (docs/detection.md has the format). The result
-    /// has one line for each judged row: series, row, score, and whether the host would have been listed.
+    /// To measure them, or to look at a past. DIR holds manifest.csv and the gzipped tables it names
+    /// (docs/detection.md has the format). The result has one line for each judged row: series, row, score, and
+    /// whether it would have been listed.
     Detect {
         /// Folder of the recordings
         #[arg(long, value_name = "DIR")]
@@ -216,7 +217,7 @@ fn main() -> ExitCode {
 
 fn detect(config: &Config, data: &Path, out: &Path) -> anyhow::Result<()> {
     let scored = offline::score_folder(data, out, &config.detect)?;
-    say!("{scored} hosts scored, result in {}", out.display());
+    say!("{scored} recordings scored, result in {}", out.display());
     Ok(())
 }
 

@@ -58,7 +58,7 @@ pub enum NumberField {
     Psi,
     /// Bytes per second received and sent together.
     Net,
-    /// Host score; 1 is the most a normal hour reaches.
+    /// Host score; from 1 on it is an anomaly.
     Anomaly,
     /// Open incidents.
     Incidents,

@@ -245,14 +245,13 @@ impl Judged {
             .collect();
         let soft = |distance: usize| (1.0 - distance as f64 / width as f64).max(0.0).sqrt();
         for &(start, end) in segments {
-            let after = end + 1..(end + width / 2 + 1).min(rows);
-            let before = start.saturating_sub(width / 2)..start;
-            for (row, one) in label.iter_mut().enumerate() {
-                if after.contains(&row) {
-                    *one += soft(row - end);
-                } else if before.contains(&row) {
-                    *one += soft(start - row);
-                }
+            let (from, stop) = (start.saturating_sub(width / 2), end + width / 2 + 1);
+            let after = label.get_mut(end + 1..stop.min(rows));
+            for (distance, one) in (1..).zip(after.into_iter().flatten()) {
+                *one += soft(distance);
+            }
+            for (distance, one) in (1..).zip(label[from..start].iter_mut().rev()) {
+                *one += soft(distance);
             }
         }
         label.iter_mut().for_each(|one| *one = one.min(1.0));

@@ -1809,7 +1809,7 @@ pub struct HostRow {
     pub services: ::core::option::Option<u32>,
     #[prost(uint32, optional, tag = "17")]
     pub services_failed: ::core::option::Option<u32>,
-    /// Residual-excess score; 1 is the most a normal hour of this host reaches. Absent while it learns.
+    /// Host score; from 1 on the budget lists it as an anomaly. Absent while it learns.
     #[prost(double, optional, tag = "18")]
     pub anomaly_score: ::core::option::Option<f64>,
     /// When the aggregator received the last frame.

@@ -373,7 +373,7 @@ pub struct Anomalies {
         hide_default_value = true
     )]
     pub host: String,
-    /// Only from this score on; about 6 is what a host on which nothing is wrong reaches once a week
+    /// Only from this score on; hosts are listed from 1 on
     #[arg(long, value_name = "SCORE")]
     pub min_score: Option<f64>,
     /// Only hosts for which this holds

@@ -321,7 +321,7 @@ pub fn state_text(row: &v1::HostRow) -> Text {
     Text::toned(tone, word)
 }
 
-/// A host score: 1 is the most a normal hour reaches.
+/// A host score: from 1 on it is an anomaly.
 #[must_use]
 pub fn anomaly(score: Option<f64>) -> Text {
     let Some(score) = score else {

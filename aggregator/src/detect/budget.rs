@@ -96,13 +96,13 @@ impl Budget {
     }
 
     /// The score that this host's usual hours reach so often a week.
-    pub(super) fn threshold(&self, per_week: f64) -> f64 {
+    pub(super) fn threshold(&self, per_week: f64) -> f32 {
         #[expect(clippy::cast_possible_truncation, reason = "a rate of alerts")]
         let per_week = per_week as f32;
         let spread = (self.quartile - self.median) / ((1.0 - MEDIAN) / (1.0 - QUARTILE)).ln();
         let rarer = ((1.0 - QUARTILE) * HOURS_A_WEEK / per_week).max(1.0);
         let beyond = SCALE * spread.max(LEAST_SPREAD) * (rarer.powf(SHAPE) - 1.0) / SHAPE;
-        f64::from(self.quartile + beyond)
+        self.quartile + beyond
     }
 
     /// An alert was told.

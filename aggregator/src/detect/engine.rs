@@ -206,11 +206,11 @@ impl Engine {
 }
 
 impl HostDetection {
-    /// The host score; 1 is about what a busy hour of this host reaches. Nothing while it learns or too
+    /// The host score against the bar of the budget: from 1 on it is an anomaly. Nothing while it learns or too
     /// little is observed.
     #[must_use]
     pub fn score(&self) -> Option<f64> {
-        self.score.score.score().map(f64::from)
+        self.score.shown()
     }
 
     /// The anomaly that goes on, if one does.

@@ -58,6 +58,8 @@ pub(super) struct Episode {
 pub(super) struct Watch {
     pub(super) score: ScoreState,
     budget: Budget,
+    /// The score from which the budget lists it, as of the last row.
+    bar: Option<f32>,
     pub(super) episode: Option<Episode>,
 }
 
@@ -67,6 +69,11 @@ impl Watch {
         self.score.forget_time();
         self.budget.forget_time();
         self.episode = None;
+    }
+
+    /// The score against the bar.
+    pub(super) fn shown(&self) -> Option<f64> {
+        Some(f64::from(self.score.score()?) / f64::from(self.bar?))
     }
 
     /// Alerts and weeks of late.
@@ -87,7 +94,8 @@ impl Watch {
             return;
         };
         self.budget.learn(tick, score);
-        let (score, threshold) = (f64::from(score), self.budget.threshold(per_week));
+        let threshold = self.budget.threshold(per_week);
+        self.bar = Some(threshold);
         if score >= threshold {
             if self.episode.is_none() {
                 self.budget.tell();
@@ -158,7 +166,7 @@ impl Detector for HostScore {
             return Coverage::NotAsked;
         };
         state.step(seen.tick, seen.signals, self.per_week);
-        let verdict = match state.score.score().map(f64::from) {
+        let verdict = match state.shown() {
             None => Verdict::Unknown,
             Some(score) if state.episode.is_some() => Verdict::Abnormal {
                 severity: Severity::Info,

@@ -19,6 +19,7 @@ mod host_silent;
 mod joint;
 pub mod memory_leak;
 mod metric;
+mod novelty;
 pub mod offline;
 mod reason;
 mod ring;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use engine::{Engine, HostDetection, Opening};
 pub use host_score::{AnomalyView, Cause};
+pub use novelty::{Novel, Novelty};
 pub use reason::{Hours, Reason};
 pub use score::ScoreState;
 

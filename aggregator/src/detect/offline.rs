@@ -1,6 +1,7 @@
-//! The host score over a recorded table, through the very fold that the aggregator runs.
+//! Recorded tables through the detectors: hosts through the very fold that the aggregator runs, single series
+//! through range novelty.
 //!
-//! For measuring it on labelled data and for looking at a host's past; any number of metrics of any name.
+//! For measuring them on labelled data and for looking at a past; any number of metrics of any name.
 
 use std::{
     fs::{self, File},
@@ -11,7 +12,7 @@ use std::{
 use flate2::read::GzDecoder;
 use muster_proto::time::Timestamp;
 
-use super::{DetectConfig, host_score::Watch};
+use super::{DetectConfig, Novelty, host_score::Watch};
 
 /// The score after one row of a table.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -73,7 +74,7 @@ impl OfflineError {
     }
 }
 
-/// Scores every host's table that `manifest.csv` in `data` names, and writes `series,i,score,alert` to `out`, one
+/// Scores every table that `manifest.csv` in `data` names, of hosts and of single series, and writes `series,i,score,alert` to `out`, one
 /// line for each row from the one on that the manifest says is judged.
 ///
 /// The tables are gzipped. How many were scored is returned.
@@ -99,9 +100,6 @@ pub fn score_folder(data: &Path, out: &Path, config: &DetectConfig) -> Result<us
             };
             return Err(OfflineError::at("read", &manifest)(wrong));
         };
-        if track != "hosts" {
-            continue;
-        }
         let from: usize = from.parse().map_err(|_| {
             let wrong = OfflineError::Manifest {
                 line: line + 1,
@@ -110,7 +108,11 @@ pub fn score_folder(data: &Path, out: &Path, config: &DetectConfig) -> Result<us
             OfflineError::at("read", &manifest)(wrong)
         })?;
         let path = data.join(table);
-        let rows = score_file(&path, config).map_err(OfflineError::at("score", &path))?;
+        let rows = match track {
+            "series" => open(&path).and_then(series_csv),
+            _ => open(&path).and_then(|table| score_csv(table, config)),
+        };
+        let rows = rows.map_err(OfflineError::at("score", &path))?;
         for row in rows.iter().filter(|row| row.row >= from) {
             let alert = u8::from(row.alert);
             written(writeln!(
@@ -125,10 +127,8 @@ pub fn score_folder(data: &Path, out: &Path, config: &DetectConfig) -> Result<us
     Ok(scored)
 }
 
-/// Scores one gzipped table.
-pub fn score_file(path: &Path, config: &DetectConfig) -> Result<Vec<Scored>, OfflineError> {
-    let table = BufReader::new(GzDecoder::new(File::open(path)?));
-    score_csv(table, config)
+fn open(path: &Path) -> Result<impl BufRead, OfflineError> {
+    Ok(BufReader::new(GzDecoder::new(File::open(path)?)))
 }
 
 /// Scores a table with a header, the time in seconds in the first column and a metric in each other one.
@@ -136,6 +136,39 @@ pub fn score_file(path: &Path, config: &DetectConfig) -> Result<Vec<Scored>, Off
 /// A field that is empty or no number is an absent value.
 pub fn score_csv(reader: impl BufRead, config: &DetectConfig) -> Result<Vec<Scored>, OfflineError> {
     let mut watch = Watch::default();
+    each_row(reader, |row, tick, values| {
+        watch.step(tick, values, config.budget_per_host_week);
+        Scored {
+            row,
+            score: watch.score.score().unwrap_or(0.0),
+            alert: watch.episode.is_some(),
+            first: watch
+                .episode
+                .as_ref()
+                .and_then(|episode| episode.moved.first())
+                .map(|moved| moved.metric),
+        }
+    })
+}
+
+/// Judges a series by what it has not done before: a table as above, of which the first metric counts.
+pub fn series_csv(reader: impl BufRead) -> Result<Vec<Scored>, OfflineError> {
+    let mut novelty = Novelty::default();
+    each_row(reader, |row, tick, values| {
+        let novel = novelty.step(tick, values.first().copied().unwrap_or(f32::NAN));
+        Scored {
+            row,
+            score: novel.score,
+            alert: novel.alert,
+            first: novel.alert.then_some(0),
+        }
+    })
+}
+
+fn each_row(
+    reader: impl BufRead,
+    mut judge: impl FnMut(usize, Timestamp, &[f32]) -> Scored,
+) -> Result<Vec<Scored>, OfflineError> {
     let mut scored = Vec::new();
     for (row, line) in reader.lines().skip(1).enumerate() {
         let line = line?;
@@ -153,17 +186,7 @@ pub fn score_csv(reader: impl BufRead, config: &DetectConfig) -> Result<Vec<Scor
         let values: Vec<f32> = fields
             .map(|field| field.trim().parse().unwrap_or(f32::NAN))
             .collect();
-        watch.step(tick, &values, config.budget_per_host_week);
-        scored.push(Scored {
-            row,
-            score: watch.score.score().unwrap_or(0.0),
-            alert: watch.episode.is_some(),
-            first: watch
-                .episode
-                .as_ref()
-                .and_then(|episode| episode.moved.first())
-                .map(|moved| moved.metric),
-        });
+        scored.push(judge(row, tick, &values));
     }
     Ok(scored)
 }

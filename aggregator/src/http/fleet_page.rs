@@ -31,6 +31,8 @@ pub(super) struct HostPoint {
     certificate_end: Option<Timestamp>,
     units: [u32; UNIT_STATES.len()],
     incidents: OpenIncidents,
+    /// Alerts of its score and weeks with one.
+    told: (f64, f64),
 }
 
 impl HostPoint {
@@ -63,6 +65,7 @@ impl HostPoint {
             certificate_end: host.certificate_not_after(),
             units: if current { units } else { Default::default() },
             incidents,
+            told: host.anomalies_told(),
         }
     }
 }
@@ -158,6 +161,15 @@ fn roll_up(page: &mut Writer, hosts: &[HostPoint]) {
         info: sum(|open| open.info),
     };
     incident_samples(&mut page.own(&INCIDENTS), &[("state", "open")], open);
+
+    let (told, weeks) = hosts.iter().fold((0.0, 0.0), |(told, weeks), host| {
+        (told + host.told.0, weeks + host.told.1)
+    });
+    let mut family = page.own(&TOLD);
+    // Of a few hours no rate can be told.
+    if weeks >= 1.0 {
+        family.sample([], told / weeks);
+    }
 
     let spreads: [(&Own, Figure); 6] = [
         (&CPU, |host| host.ratios.cpu),
@@ -273,6 +285,11 @@ const INCIDENTS: Own = Own(
     "muster_incidents",
     Kind::Gauge,
     "Incidents by state and severity.",
+);
+const TOLD: Own = Own(
+    "muster_fleet_anomalies_per_host_week",
+    Kind::Gauge,
+    "Anomalies listed a host-week of late, true ones included; budget_per_host_week bounds the false ones.",
 );
 const CPU: Own = Own(
     "muster_fleet_cpu_utilisation_ratio",

@@ -236,6 +236,10 @@ impl HostView for HostState {
         self.detection().score()
     }
 
+    fn anomalies_told(&self) -> (f64, f64) {
+        self.detection().told()
+    }
+
     fn ratios(&self) -> Ratios {
         let derived = self.derived();
         Ratios {

@@ -82,7 +82,7 @@ const RESTARTS: Own = Own(
 const ANOMALY: Own = Own(
     "muster_anomaly_score",
     Kind::Gauge,
-    "How unusual the host is as a whole; 1 is the most a normal hour reaches. Absent while too little is known.",
+    "How unusual the host is as a whole; from 1 on it is listed as an anomaly. Absent while too little is known.",
 );
 const INCIDENTS: Own = Own(
     "muster_incident_open",

@@ -82,8 +82,10 @@ pub trait HostView {
     fn readings(&self) -> impl Iterator<Item = Reading<'_>>;
     /// Units; `None` when the host reports no service manager.
     fn units(&self) -> Option<impl Iterator<Item = UnitView<'_>>>;
-    /// Host score: 1 is the most a normal hour reaches. `None` while the score is unknown.
+    /// Host score: from 1 on it is an anomaly. `None` while the score is unknown.
     fn anomaly_score(&self) -> Option<f64>;
+    /// Alerts of the host score, and weeks in which there was one, of late.
+    fn anomalies_told(&self) -> (f64, f64);
     /// What the fleet's page sums up.
     fn ratios(&self) -> Ratios;
     /// Whether the selector chooses this host, which has so many open incidents.

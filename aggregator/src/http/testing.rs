@@ -189,6 +189,10 @@ impl HostView for FakeHost {
         Some(0.125)
     }
 
+    fn anomalies_told(&self) -> (f64, f64) {
+        (3.0, 2.0)
+    }
+
     fn ratios(&self) -> Ratios {
         self.ratios
     }
