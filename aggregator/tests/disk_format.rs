@@ -164,6 +164,8 @@ struct Sample {
     names: Names,
     changes: Changes,
     engine: Engine,
+    /// Stands still: how long something took must not change the bytes.
+    now: Instant,
 }
 
 impl Sample {
@@ -180,6 +182,7 @@ impl Sample {
             names: Names::default(),
             changes: Changes::default(),
             engine: Engine::new(&DetectConfig::default()),
+            now: Instant::now(),
         }
     }
 
@@ -189,7 +192,7 @@ impl Sample {
             engine: &self.engine,
             changes: &mut self.changes,
             series_quota: 1000,
-            now: Instant::now(),
+            now: self.now,
             replayed: false,
         };
         f(&mut self.host, &mut context)
@@ -211,7 +214,7 @@ impl Sample {
         }
         self.host.rejected(LIFE, 3);
         self.host.gap(LIFE, 5, 8);
-        let now = Instant::now();
+        let now = self.now;
         self.host.set_connected(true);
         self.host.judge(&Surroundings::alone(now, at(21), now));
         self

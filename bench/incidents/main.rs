@@ -296,7 +296,7 @@ fn month(seed: u64) -> Outcome {
         }
         now += 1;
     }
-    for fault in 0..FAULTS {
+    for (fault, &count) in counts.iter().enumerate() {
         let of_fault = planned
             .iter()
             .enumerate()
@@ -306,7 +306,7 @@ fn month(seed: u64) -> Outcome {
         let Some(began) = seen.map(|(_, one)| one.opens).min() else {
             continue;
         };
-        outcome.notifications.push(counts[fault]);
+        outcome.notifications.push(count);
         match told.get(&fault) {
             Some(at) => outcome.first.push(at.saturating_sub(began)),
             None => {

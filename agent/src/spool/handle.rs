@@ -286,17 +286,14 @@ impl<F: FnMut(Event)> Keeper<F> {
         }
     }
 
-    /// The bounds, with the share of this filesystem that is left free.
+    /// The bounds, with the share of this filesystem that is left free, where anything is to be.
     fn limits(&self) -> SpoolLimits {
-        let total = rustix::fs::statvfs(&self.config.folder)
-            .map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
-        SpoolLimits {
-            min_free_bytes: self
-                .config
-                .limits
-                .min_free_bytes
-                .max(super::free_share(total)),
-            ..self.config.limits
+        let mut limits = self.config.limits;
+        if limits.min_free_bytes > 0 {
+            let total = rustix::fs::statvfs(&self.config.folder)
+                .map_or(0, |stat| stat.f_blocks.saturating_mul(stat.f_frsize));
+            limits.min_free_bytes = limits.min_free_bytes.max(super::free_share(total));
         }
+        limits
     }
 }

@@ -64,7 +64,8 @@ pub struct SpoolLimits {
     pub max_bytes: u64,
     /// Older samples go.
     pub max_age: Duration,
-    /// With less free on the filesystem, or less than 5 % of it, nothing is written.
+    /// With less free on the filesystem, or less than 5 % of it, nothing is written. 0 for no such bound, as where a
+    /// test cannot choose its filesystem.
     pub min_free_bytes: u64,
 }
 
