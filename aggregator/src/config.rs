@@ -18,7 +18,10 @@ use muster_agent::{
 use muster_proto::limits;
 use toml::de::DeValue;
 
-use crate::{detect::DetectConfig, events::EventLimits, history::HistoryConfig, pki::is_name};
+use crate::{
+    detect::DetectConfig, events::EventLimits, history::HistoryConfig, notify::NotifyConfig,
+    pki::is_name,
+};
 
 /// Where the file is looked for without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/muster/aggregator.toml";
@@ -71,6 +74,8 @@ pub struct Config {
     pub exempt_loopback: bool,
     /// Thresholds of the detectors.
     pub detect: DetectConfig,
+    /// Whom to tell.
+    pub notify: NotifyConfig,
     /// The aggregator's own log.
     pub log: LogConfig,
 }
@@ -110,6 +115,7 @@ impl Default for Config {
             credit_bytes: 1 << 20,
             exempt_loopback: false,
             detect: DetectConfig::default(),
+            notify: NotifyConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -186,6 +192,7 @@ impl Draft {
             });
         });
         root.section("detect", |section| detect(section, &mut config.detect));
+        config.notify.keys(root);
         root.section("log", |log| config.log.keys(log));
     }
 
@@ -206,6 +213,7 @@ impl Draft {
             }
         }
         shared_doors(&self.config, reader);
+        self.config.notify.check(reader);
         let detect = &self.config.detect;
         if detect.filesystem_warning_ratio > detect.filesystem_critical_ratio {
             reader.fault(

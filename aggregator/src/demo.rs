@@ -276,12 +276,8 @@ async fn start_agents(
             let _place = places.acquire_owned().await;
             let source: Box<dyn Source> = if number == 0 {
                 let root = HostRoot::at("/");
-                let watch = WatchConfig {
-                    state_dir: Some(state.clone()),
-                    ..WatchConfig::default()
-                };
                 let live = LiveHost::new(root, &CollectConfig::default(), &[]);
-                Box::new(live.watched(&watch, true))
+                Box::new(live.watched(&WatchConfig::default(), true))
             } else {
                 Box::new(SimulatedHost::new(number))
             };

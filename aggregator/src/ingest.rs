@@ -46,8 +46,9 @@ use crate::{
         Fleet,
         host::{FrameIn, Lane, Session},
         shard::{Connection, Credit, Message, ToAgent, TransitionSink},
+        silence::{Ended, Refused},
     },
-    listen::Peer,
+    listen::{Ending, Peer},
     pki::{self, Authority},
 };
 
@@ -365,6 +366,7 @@ impl Inner {
         let attach = Message::Attach {
             host,
             connection,
+            address: address.ip(),
             session,
             holds,
             to_agent: to_agent.clone(),
@@ -442,9 +444,8 @@ impl Uplink for UplinkService {
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let presented = presented(&request)?;
-        let address = request.extensions().get::<Peer>().map(|peer| peer.addr);
-        let address = address.ok_or_else(|| Status::internal("the connection has no address"))?;
         let host = presented.host_id;
+        let (address, ending) = connection(&request)?;
         let mut inbound = request.into_inner();
         let (to_agent, outbound) = mpsc::channel(TO_AGENT);
         let service = Arc::clone(&self.0);
@@ -455,25 +456,33 @@ impl Uplink for UplinkService {
             let opened = match opened {
                 Ok(opened) => opened,
                 Err(refusal) => {
+                    if let Some(why) = of_note(&refusal) {
+                        service
+                            .fleet
+                            .tell(host, Message::Refused { host, why })
+                            .await;
+                    }
                     refuse(host, refusal, &to_agent);
                     return;
                 }
             };
-            let first = inbound.next().await;
-            // It keeps the bundle of the Welcome before it goes on.
-            if let (Some(version), Some(Ok(_))) = (opened.gave_bundle, &first)
-                && let Err(error) = service.renewing.control.bundle_taken(host, version).await
-            {
-                tracing::warn!(%host, error = crate::chain(&error), "that the host holds the new trust bundle was not noted");
-            }
             let ended = service.receive(&opened, &mut inbound, &to_agent).await;
+            let mut how = ending.seen();
             if let Err(refusal) = ended {
+                if let Some(why) = of_note(&refusal) {
+                    service
+                        .fleet
+                        .tell(host, Message::Refused { host, why })
+                        .await;
+                    how = Ended::ByUs;
+                }
                 refuse(host, refusal, &to_agent);
             }
             service.gone(host, opened.connection);
             let detach = Message::Detach {
                 host,
                 connection: opened.connection,
+                ended: how,
             };
             service.fleet.tell(host, detach).await;
         });
@@ -489,6 +498,23 @@ impl Uplink for UplinkService {
         let presented = presented(&request)?;
         let csr = request.into_inner().csr;
         self.0.renew(presented, &csr).await.map(Response::new)
+    }
+}
+
+/// Where a connection comes from, and how it will have ended.
+fn connection<T>(request: &Request<T>) -> Result<(SocketAddr, Ending), Status> {
+    let peer = request.extensions().get::<Peer>();
+    peer.map(|peer| (peer.addr, peer.ending.clone()))
+        .ok_or_else(|| Status::internal("a connection without a peer"))
+}
+
+/// What of a refusal tells why a host is silent.
+fn of_note(refusal: &Refusal) -> Option<Refused> {
+    match refusal {
+        Refusal::Deny(v1::DenyReason::Expired) => Some(Refused::Expired),
+        Refusal::Deny(v1::DenyReason::StaleCopy) => Some(Refused::Superseded),
+        Refusal::Deny(v1::DenyReason::Protocol) => Some(Refused::Protocol),
+        _ => None,
     }
 }
 
@@ -588,6 +614,7 @@ impl Inner {
         inbound: &mut Streaming<v1::AgentMessage>,
         to_agent: &ToAgent,
     ) -> Result<(), Refusal> {
+        let mut gave_bundle = opened.gave_bundle;
         loop {
             let received = tokio::select! {
                 received = timeout(opened.idle, inbound.next()) => received,
@@ -609,6 +636,12 @@ impl Inner {
                 }
             };
             let host = opened.host;
+            // It keeps the bundle of the Welcome before it says anything else.
+            if let Some(version) = gave_bundle.take()
+                && let Err(error) = self.renewing.control.bundle_taken(host, version).await
+            {
+                tracing::warn!(%host, error = crate::chain(&error), "that the host holds the new trust bundle was not noted");
+            }
             let for_shard = match agent_message.message {
                 Some(agent_message::Message::Frame(frame)) => {
                     let frame = self.frame(frame)?;

@@ -17,6 +17,7 @@ pub mod incident;
 pub mod ingest;
 pub mod journal;
 pub mod listen;
+pub mod notify;
 pub mod pki;
 pub mod query;
 pub mod selector;

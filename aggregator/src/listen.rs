@@ -16,13 +16,14 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
 };
 
+use crate::fleet::silence::Ended;
 use arc_swap::ArcSwap;
 use muster_proto::{
     id::HostId,
@@ -129,6 +130,18 @@ pub struct Counters {
     pub peer_limit: AtomicU64,
     /// Failed accepts, mostly for want of file descriptors.
     pub accept_errors: AtomicU64,
+    /// Is told of certificates that were refused and of the host each claims to name, which nothing proves. What
+    /// it has no room for is left out: the next attempt comes.
+    pub refused_agents: OnceLock<mpsc::Sender<(HostId, Refusal)>>,
+}
+
+/// Why a certificate that claims to be an agent's was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its life is over or has not begun.
+    Expired,
+    /// Everything else: another issuer, another fleet, malformed.
+    NotOurs,
 }
 
 impl Counters {
@@ -213,6 +226,48 @@ pub struct Peer {
     pub serial: Option<String>,
     /// End of the certificate's life.
     pub cert_not_after: Option<Timestamp>,
+    /// How the other side ended the connection, once it has.
+    pub ending: Ending,
+}
+
+/// How the other side ended a connection: seen by whoever reads it, asked by whoever served it.
+#[derive(Debug, Clone, Default)]
+pub struct Ending(Arc<AtomicU8>);
+
+impl Ending {
+    const CLOSED: u8 = 1;
+    const RESET: u8 = 2;
+    const TIMED_OUT: u8 = 3;
+
+    /// What was seen so far.
+    #[must_use]
+    pub fn seen(&self) -> Ended {
+        match self.0.load(Ordering::Acquire) {
+            Self::CLOSED => Ended::Closed,
+            Self::RESET => Ended::Reset,
+            Self::TIMED_OUT => Ended::TimedOut,
+            _ => Ended::ByUs,
+        }
+    }
+
+    /// Takes note of what reading gave: the end of what the other side sends, or an error.
+    fn note(&self, read: Result<usize, &io::Error>) {
+        let ended = match read {
+            Ok(0) => Self::CLOSED,
+            Ok(_) => return,
+            Err(error) => match error.kind() {
+                // The end of the connection without the end of TLS: the process was killed.
+                io::ErrorKind::UnexpectedEof => Self::CLOSED,
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::RESET,
+                io::ErrorKind::TimedOut | io::ErrorKind::HostUnreachable => Self::TIMED_OUT,
+                _ => return,
+            },
+        };
+        // What was seen first is how it ended.
+        let _ = self
+            .0
+            .compare_exchange(0, ended, Ordering::AcqRel, Ordering::Acquire);
+    }
 }
 
 impl Peer {
@@ -431,6 +486,7 @@ impl Door {
                         id: None,
                         serial: None,
                         cert_not_after: None,
+                        ending: Ending::default(),
                     },
                     _held: turn(visit).await?.into(),
                 }),
@@ -449,6 +505,21 @@ impl Door {
             }
             Err(refused) => self.refused(addr, &refused),
         }
+    }
+
+    fn tell_of_agent(&self, claims: Option<&str>, fault: &TlsFault) {
+        let told = self.counters.refused_agents.get().zip(claims);
+        let Some((told, Ok(SpiffeId::Agent { host, .. }))) =
+            told.map(|(told, claims)| (told, claims.parse()))
+        else {
+            return;
+        };
+        let why = match fault {
+            TlsFault::Expired { .. } | TlsFault::NotYetValid { .. } => Refusal::Expired,
+            _ => Refusal::NotOurs,
+        };
+        // Full: agents try again.
+        let _ = told.try_send((host, why));
     }
 
     /// The handshake, once the client has begun it and it is its turn.
@@ -503,7 +574,10 @@ impl Door {
         };
         count(counter);
         let claims = match refused {
-            Refused::Certificate { claims, .. } => claims.as_deref(),
+            Refused::Certificate { claims, fault } => {
+                self.tell_of_agent(claims.as_deref(), fault);
+                claims.as_deref()
+            }
             _ => None,
         };
         match self.complaints.note(reason, Instant::now()) {
@@ -610,6 +684,7 @@ async fn handshake(
             id: None,
             serial: None,
             cert_not_after: None,
+            ending: Ending::default(),
         },
         Some(leaf) => proved(addr, leaf)?,
     };
@@ -661,6 +736,7 @@ fn proved(addr: SocketAddr, leaf: &CertificateDer<'_>) -> Result<Peer, Refused> 
         id: Some(who.id),
         serial: Some(who.serial),
         cert_not_after: not_after,
+        ending: Ending::default(),
     })
 }
 
@@ -765,10 +841,19 @@ impl AsyncRead for Conn {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match &mut self.io {
+        let (before, room) = (buffer.filled().len(), buffer.remaining());
+        let read = match &mut self.io {
             Io::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
             Io::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+        };
+        match &read {
+            Poll::Ready(Ok(())) if room > 0 => {
+                self.peer.ending.note(Ok(buffer.filled().len() - before));
+            }
+            Poll::Ready(Err(error)) => self.peer.ending.note(Err(error)),
+            Poll::Ready(Ok(())) | Poll::Pending => {}
         }
+        read
     }
 }
 

@@ -33,6 +33,8 @@ use crate::{
     events::Events,
     fleet::{
         Fleet, FleetConfig,
+        shard::Message,
+        silence::Refused,
         start::{self, Parts, Started},
     },
     http,
@@ -40,6 +42,7 @@ use crate::{
     ingest::{Renewing, UplinkService, WelcomeTerms},
     journal::JournalHealth,
     listen::{self, DoorCounters, Limits},
+    notify::{self, Told},
     pki::{Authority, Doors},
     query,
     time_guard::{GuardedClock, Machine},
@@ -56,6 +59,9 @@ const DRAIN_WAIT: Duration = Duration::from_secs(3);
 
 /// Hosts that joined and are not yet taken into the fleet; they are when they connect, in any case.
 const JOINED: usize = 1024;
+
+/// Refused certificates that wait to be told to the host's shard; the rest is left out.
+const REFUSALS: usize = 256;
 
 /// HTTP/2 bounds of the uplink (design/threats.md): an agent needs one stream.
 const UPLINK_STREAMS: u32 = 8;
@@ -191,6 +197,21 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         incident_task.await;
         ("incidents", Ok(()))
     });
+    let (told, tellers) = notify::start(
+        &config.notify,
+        control.clone(),
+        started.fleet.clone(),
+        config.fleet_name.clone(),
+        Arc::clone(&clock),
+        stop_rest.clone(),
+    )
+    .await?;
+    for (name, task) in tellers {
+        rest.spawn(async move {
+            task.await;
+            (name, Ok(()))
+        });
+    }
     let (joined, joining) = mpsc::channel(JOINED);
     rest.spawn(take_in(
         joining,
@@ -210,6 +231,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         control: control.clone(),
         directory,
         incidents,
+        told,
         fleet: started.fleet.clone(),
         events: events.clone(),
         journal: Arc::clone(started.journal.health()),
@@ -382,6 +404,32 @@ async fn take_in(
     ("joining hosts", Ok(()))
 }
 
+/// Tells hosts' shards of certificates that were refused in their names: a silent host may be silent for that.
+async fn tell_refusals(
+    mut refusals: mpsc::Receiver<(HostId, listen::Refusal)>,
+    fleet: Fleet,
+    stop: CancellationToken,
+) -> (&'static str, anyhow::Result<()>) {
+    loop {
+        let (host, refusal) = tokio::select! {
+            () = stop.cancelled() => break,
+            refused = refusals.recv() => match refused {
+                Some(refused) => refused,
+                None => {
+                    stop.cancelled().await;
+                    break;
+                }
+            },
+        };
+        let why = match refusal {
+            listen::Refusal::Expired => Refused::Expired,
+            listen::Refusal::NotOurs => Refused::NotOurs,
+        };
+        fleet.tell(host, Message::Refused { host, why }).await;
+    }
+    ("refused certificates", Ok(()))
+}
+
 /// What the doors are opened with.
 struct Opening<'a> {
     config: &'a Config,
@@ -393,6 +441,7 @@ struct Opening<'a> {
     control: Control,
     directory: Directory,
     incidents: Incidents,
+    told: Told,
     fleet: Fleet,
     events: Events,
     journal: Arc<JournalHealth>,
@@ -485,6 +534,14 @@ impl Opening<'_> {
         let service = UplinkServer::new(service)
             .max_decoding_message_size(limits::MAX_UPLINK_MESSAGE_BYTES)
             .max_encoding_message_size(limits::MAX_DOWNLINK_MESSAGE_BYTES);
+        let (refused, refusals) = mpsc::channel(REFUSALS);
+        // Set once: this is the only place that opens this door.
+        let _ = self.counters.uplink.refused_agents.set(refused);
+        tasks.spawn(tell_refusals(
+            refusals,
+            self.fleet.clone(),
+            self.stop.clone(),
+        ));
         let incoming = listen::tls(
             listener,
             Arc::clone(&self.doors.agents),
@@ -559,7 +616,8 @@ impl Opening<'_> {
             self.control.clone(),
             about,
             Arc::clone(&self.clock),
-        );
+        )
+        .with_told(self.told.clone());
         let history = query::HistoryService::new(
             self.fleet.clone(),
             self.control.clone(),
@@ -580,6 +638,7 @@ impl Opening<'_> {
         let paging = query::PagingService::new(
             self.fleet.clone(),
             self.control.clone(),
+            self.told.clone(),
             Arc::clone(&self.clock),
         );
         let incoming = listen::tls(

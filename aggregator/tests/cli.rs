@@ -760,3 +760,53 @@ async fn what_needs_no_aggregator_works_without_one() {
         );
     }
 }
+
+#[tokio::test]
+async fn an_authority_is_rotated_step_by_step_and_taken_back() {
+    let lab = Lab::new().await;
+    signed_in(&lab, OperatorRole::Admin, Duration::ZERO).await;
+    let rotate = async |words: &[&str]| {
+        let done = lab.muster(&[&["ca", "rotate"], words].concat()).await;
+        (code(&done), printed(&done), errors(&done))
+    };
+    let (code_, _, why) = rotate(&["prepare"]).await;
+    assert_eq!(code_, 2, "nothing without --yes: {why}");
+    let (code_, _, why) = rotate(&["retire", "--yes"]).await;
+    assert!(
+        code_ == 1 && why.contains("does not sign yet"),
+        "{code_} {why}"
+    );
+    for (step, said) in [
+        ("prepare", "prepared, trust bundle version 2"),
+        ("activate", "activated, trust bundle version 2"),
+        ("back", "prepared, trust bundle version 2"),
+        ("back", "settled, trust bundle version 3"),
+        ("prepare", "prepared, trust bundle version 4"),
+        ("activate", "activated, trust bundle version 4"),
+    ] {
+        let (code_, out, why) = rotate(&[step, "--yes"]).await;
+        assert_eq!(code_, 0, "{step}: {why}");
+        assert!(out.contains(said), "{step}: {out}");
+    }
+    // The certificate of before is good until the old one is retired, and the door shows who it is to both.
+    let status = lab.muster(&["ca", "status"]).await;
+    assert!(
+        printed(&status).contains("known to hosts that know the one before"),
+        "{}",
+        printed(&status)
+    );
+    let (code_, out, why) = rotate(&["--now", "--yes"]).await;
+    assert!(
+        code_ == 0 && out.contains("settled, trust bundle version 5"),
+        "{out}{why}"
+    );
+    let refused = lab.muster(&["hosts"]).await;
+    assert_ne!(code(&refused), 0, "{}", printed(&refused));
+    fs::remove_dir_all(lab.config().parent().expect("a folder")).expect("removed");
+    lab.login().await;
+    let asked = lab.muster(&["hosts"]).await;
+    assert_eq!(code(&asked), 0, "{}", errors(&asked));
+    let log = lab.control.audit_log(50).await.expect("readable");
+    let steps = log.iter().filter(|line| line.1[1] == "rotate authority");
+    assert_eq!(steps.count(), 7);
+}

@@ -12,7 +12,7 @@ use muster_aggregator::{
     fleet::{
         Enrolled, HostState, Liveness,
         checkpoint::{self, Checkpoint},
-        host::{FrameIn, Lane, Receiving, Session, Verdict},
+        host::{FrameIn, Lane, Receiving, Session, Surroundings, Verdict},
         names::Names,
     },
     journal::Record,
@@ -213,7 +213,7 @@ impl Sample {
         self.host.gap(LIFE, 5, 8);
         let now = Instant::now();
         self.host.set_connected(true);
-        self.host.judge(now, at(21), now);
+        self.host.judge(&Surroundings::alone(now, at(21), now));
         self
     }
 }

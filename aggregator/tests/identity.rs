@@ -33,7 +33,7 @@ use muster_proto::{
     time::{Clock, FakeClock, SystemClock},
     tls::{Credentials, TlsFault, Trust, TrustedTime, client_config, fault, server_name},
     token::Token,
-    v1::{HostFacts, IssueOperatorRequest, admin_client::AdminClient},
+    v1::{HostFacts, IssueOperatorRequest, TrustBundle, Welcome, admin_client::AdminClient},
 };
 use rcgen::{CertificateParams, KeyPair};
 use rustls::ClientConfig;
@@ -974,4 +974,58 @@ async fn ten_wrong_secrets_lock_a_token() {
     }
     assert_eq!(ask(token.secret()).await, Some(EnrolRefusal::Locked));
     assert!(!control.live_token_exists(now).await.expect("readable"));
+}
+
+#[tokio::test]
+async fn a_trust_bundle_that_would_cut_the_host_off_is_not_kept() {
+    let installation = Installation::new();
+    let address = installation.enrolment().await;
+    let token = installation.token(1).await;
+    let state = folder();
+    join(address, &token, "web", state.path())
+        .await
+        .expect("joined");
+    let (agents, mut incoming) = installation.agents(Limits::default()).await;
+    let mut agent = muster_agent::Credentials::on_disk(state.path(), agents.to_string());
+    let (stream, _conn) = tokio::join!(agent.connector.connect(), greet(&mut incoming));
+    let _stream = stream.expect("connected");
+
+    let other = folder();
+    let other = Authority::init(other.path(), &[], installation.clock.now()).expect("another");
+    let (own, foreign) = (
+        installation.authority.root().to_vec(),
+        other.root().to_vec(),
+    );
+    let leaf = installation.agent().chain[0].to_vec();
+    let mut offer = |version, roots: Vec<Vec<u8>>| {
+        let welcome = Welcome {
+            bundle: Some(TrustBundle { version, roots }),
+            ..Welcome::default()
+        };
+        agent.memory.welcomed(&welcome).map_err(|error| {
+            let cause = error.get_ref().map(ToString::to_string);
+            cause.unwrap_or_default()
+        })
+    };
+    for (roots, why) in [
+        (vec![], "has 1 to 8 roots"),
+        (vec![own.clone(); 9], "has 1 to 8 roots"),
+        (vec![foreign.clone()], "would not accept the aggregator"),
+        (vec![own.clone(), leaf], "no certificate of an authority"),
+        (
+            vec![own.clone(), vec![1, 2, 3]],
+            "no certificate of an authority",
+        ),
+    ] {
+        let said = offer(9, roots).expect_err(why);
+        assert!(said.contains(why), "{said}");
+        let held = Identity::load(state.path()).expect("stored");
+        assert_eq!((held.bundle_version, held.roots.len()), (1, 1), "{why}");
+    }
+    assert_eq!(offer(2, vec![own.clone(), foreign]), Ok(()));
+    let held = Identity::load(state.path()).expect("stored");
+    assert_eq!((held.bundle_version, held.roots.len()), (2, 2));
+    assert_eq!(offer(1, vec![own]), Ok(()), "an older one changes nothing");
+    let held = Identity::load(state.path()).expect("stored");
+    assert_eq!(held.bundle_version, 2);
 }

@@ -1723,6 +1723,17 @@ pub struct WorstEntry {
     #[prost(double, tag = "3")]
     pub value: f64,
 }
+/// A silence of a host that is over.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PastSilence {
+    /// Last heard before it, and heard again.
+    #[prost(int64, tag = "1")]
+    pub since_ms: i64,
+    #[prost(int64, tag = "2")]
+    pub until_ms: i64,
+    #[prost(enumeration = "SilenceCause", tag = "3")]
+    pub cause: i32,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListHostsRequest {
     /// Empty selects all. See docs/selectors.md.
@@ -1874,6 +1885,11 @@ pub struct HostDetail {
     /// What moved most when the anomaly score was last above its clear level.
     #[prost(string, repeated, tag = "18")]
     pub anomaly_causes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What was seen behind the cause of a silence that goes on, or of the last one that is over; for people.
+    #[prost(string, tag = "40")]
+    pub silence_account: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "41")]
+    pub past_silence: ::core::option::Option<PastSilence>,
     /// Checks that are not ok, and how many there are.
     #[prost(message, repeated, tag = "30")]
     pub failing_checks: ::prost::alloc::vec::Vec<CheckRow>,
@@ -1944,6 +1960,22 @@ pub struct Filesystem {
     pub readonly: bool,
     #[prost(bool, tag = "9")]
     pub hung: bool,
+    /// When it will be full of data, and of inodes, if it goes on as it does; absent where it does not grow.
+    #[prost(message, optional, tag = "10")]
+    pub full_in: ::core::option::Option<FullIn>,
+    #[prost(message, optional, tag = "11")]
+    pub inodes_full_in: ::core::option::Option<FullIn>,
+}
+/// A forecast, in hours from now: as most of the slopes say, and as a tenth of them say at either end.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct FullIn {
+    #[prost(double, tag = "1")]
+    pub hours: f64,
+    #[prost(double, tag = "2")]
+    pub low: f64,
+    /// Infinite where a tenth of the slopes do not rise.
+    #[prost(double, tag = "3")]
+    pub high: f64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Interface {
@@ -2286,6 +2318,21 @@ pub enum SilenceCause {
     Stopped = 2,
     Reboot = 3,
     Shutdown = 4,
+    /// A reboot was announced and takes far longer than the last one.
+    Overdue = 5,
+    /// The agent ended without a goodbye on a host that goes on.
+    Crashed = 6,
+    /// The host went down without a goodbye.
+    Died = 7,
+    /// The way to it is cut, or the power of all that is there: its neighbours fell silent with it.
+    Network = 8,
+    Certificate = 9,
+    Clock = 10,
+    Overloaded = 11,
+    /// The agent's process or the whole machine stood still and went on later.
+    Paused = 12,
+    /// Another machine has its identity.
+    Clone = 13,
 }
 impl SilenceCause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2299,6 +2346,15 @@ impl SilenceCause {
             Self::Stopped => "SILENCE_CAUSE_STOPPED",
             Self::Reboot => "SILENCE_CAUSE_REBOOT",
             Self::Shutdown => "SILENCE_CAUSE_SHUTDOWN",
+            Self::Overdue => "SILENCE_CAUSE_OVERDUE",
+            Self::Crashed => "SILENCE_CAUSE_CRASHED",
+            Self::Died => "SILENCE_CAUSE_DIED",
+            Self::Network => "SILENCE_CAUSE_NETWORK",
+            Self::Certificate => "SILENCE_CAUSE_CERTIFICATE",
+            Self::Clock => "SILENCE_CAUSE_CLOCK",
+            Self::Overloaded => "SILENCE_CAUSE_OVERLOADED",
+            Self::Paused => "SILENCE_CAUSE_PAUSED",
+            Self::Clone => "SILENCE_CAUSE_CLONE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2309,6 +2365,15 @@ impl SilenceCause {
             "SILENCE_CAUSE_STOPPED" => Some(Self::Stopped),
             "SILENCE_CAUSE_REBOOT" => Some(Self::Reboot),
             "SILENCE_CAUSE_SHUTDOWN" => Some(Self::Shutdown),
+            "SILENCE_CAUSE_OVERDUE" => Some(Self::Overdue),
+            "SILENCE_CAUSE_CRASHED" => Some(Self::Crashed),
+            "SILENCE_CAUSE_DIED" => Some(Self::Died),
+            "SILENCE_CAUSE_NETWORK" => Some(Self::Network),
+            "SILENCE_CAUSE_CERTIFICATE" => Some(Self::Certificate),
+            "SILENCE_CAUSE_CLOCK" => Some(Self::Clock),
+            "SILENCE_CAUSE_OVERLOADED" => Some(Self::Overloaded),
+            "SILENCE_CAUSE_PAUSED" => Some(Self::Paused),
+            "SILENCE_CAUSE_CLONE" => Some(Self::Clone),
             _ => None,
         }
     }
@@ -6191,6 +6256,98 @@ pub struct EndQuietResponse {
     #[prost(bool, tag = "1")]
     pub was_over: bool,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListChannelsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListChannelsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    #[prost(message, repeated, tag = "2")]
+    pub channels: ::prost::alloc::vec::Vec<ChannelRow>,
+}
+/// One way to tell people, and how it stands.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChannelRow {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// webhook, alertmanager, email, slack, pagerduty, exec
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "3")]
+    pub severities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Messages that wait, and since when the oldest does.
+    #[prost(uint32, tag = "4")]
+    pub waiting: u32,
+    #[prost(int64, optional, tag = "5")]
+    pub oldest_ms: ::core::option::Option<i64>,
+    /// When the next is tried.
+    #[prost(int64, optional, tag = "6")]
+    pub next_ms: ::core::option::Option<i64>,
+    /// Of the last 24 hours.
+    #[prost(uint32, tag = "7")]
+    pub delivered: u32,
+    #[prost(uint32, tag = "8")]
+    pub held_back: u32,
+    #[prost(uint32, tag = "9")]
+    pub given_up: u32,
+    #[prost(int64, optional, tag = "10")]
+    pub last_delivered_ms: ::core::option::Option<i64>,
+    /// Why the last attempt failed; empty when none did.
+    #[prost(string, tag = "11")]
+    pub error: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TestChannelRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TestChannelResponse {
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// Empty: the other side took it.
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub millis: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListNoiseRequest {
+    /// Pages that opened since then; 0: in the last 30 days.
+    #[prost(int64, tag = "1")]
+    pub since_ms: i64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListNoiseResponse {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    #[prost(message, repeated, tag = "2")]
+    pub rows: ::prost::alloc::vec::Vec<NoiseRow>,
+    #[prost(int64, tag = "3")]
+    pub since_ms: i64,
+    /// Silences and windows that match no host, and such as hide a live failure.
+    #[prost(message, repeated, tag = "4")]
+    pub idle: ::prost::alloc::vec::Vec<QuietRow>,
+    #[prost(message, repeated, tag = "5")]
+    pub hiding: ::prost::alloc::vec::Vec<QuietRow>,
+}
+/// What one rule told people.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NoiseRow {
+    #[prost(string, tag = "1")]
+    pub rule: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub pages: u32,
+    /// Somebody acknowledged them.
+    #[prost(uint32, tag = "3")]
+    pub acted_on: u32,
+    /// Clear within five minutes, and nobody had acknowledged them.
+    #[prost(uint32, tag = "4")]
+    pub cleared_fast: u32,
+    /// Messages that went out for them, all channels together.
+    #[prost(uint32, tag = "5")]
+    pub messages: u32,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum QuietKind {
@@ -6420,6 +6577,78 @@ pub mod paging_client {
             req.extensions_mut().insert(GrpcMethod::new("muster.v1.Paging", "EndQuiet"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn list_channels(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListChannelsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListChannelsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Paging/ListChannels",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Paging", "ListChannels"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn test_channel(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TestChannelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TestChannelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Paging/TestChannel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Paging", "TestChannel"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_noise(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListNoiseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListNoiseResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Paging/ListNoise",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Paging", "ListNoise"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -6469,6 +6698,27 @@ pub mod paging_server {
             request: tonic::Request<super::EndQuietRequest>,
         ) -> std::result::Result<
             tonic::Response<super::EndQuietResponse>,
+            tonic::Status,
+        >;
+        async fn list_channels(
+            &self,
+            request: tonic::Request<super::ListChannelsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListChannelsResponse>,
+            tonic::Status,
+        >;
+        async fn test_channel(
+            &self,
+            request: tonic::Request<super::TestChannelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TestChannelResponse>,
+            tonic::Status,
+        >;
+        async fn list_noise(
+            &self,
+            request: tonic::Request<super::ListNoiseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListNoiseResponse>,
             tonic::Status,
         >;
     }
@@ -6752,6 +7002,139 @@ pub mod paging_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = EndQuietSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Paging/ListChannels" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListChannelsSvc<T: Paging>(pub Arc<T>);
+                    impl<
+                        T: Paging,
+                    > tonic::server::UnaryService<super::ListChannelsRequest>
+                    for ListChannelsSvc<T> {
+                        type Response = super::ListChannelsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListChannelsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Paging>::list_channels(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListChannelsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Paging/TestChannel" => {
+                    #[allow(non_camel_case_types)]
+                    struct TestChannelSvc<T: Paging>(pub Arc<T>);
+                    impl<
+                        T: Paging,
+                    > tonic::server::UnaryService<super::TestChannelRequest>
+                    for TestChannelSvc<T> {
+                        type Response = super::TestChannelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TestChannelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Paging>::test_channel(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TestChannelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Paging/ListNoise" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListNoiseSvc<T: Paging>(pub Arc<T>);
+                    impl<T: Paging> tonic::server::UnaryService<super::ListNoiseRequest>
+                    for ListNoiseSvc<T> {
+                        type Response = super::ListNoiseResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListNoiseRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Paging>::list_noise(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListNoiseSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -8,6 +8,7 @@ use super::{
     ack::Ack,
     events::{EventsArgs, Look},
     incidents::parse_id,
+    notify::{Noise, Notify},
     output::Format,
     quiet::{Maintenance, Silence},
 };
@@ -212,6 +213,11 @@ pub enum Command {
     /// Plan times in which nobody is told
     #[command(subcommand)]
     Maintenance(Maintenance),
+    /// See and try the channels by which people are told
+    #[command(subcommand)]
+    Notify(Notify),
+    /// Show what each rule told people, and whether it was of use
+    Noise(Noise),
     /// Find out why it does not work, step by step
     Doctor,
     /// Choose between aggregators
@@ -387,6 +393,9 @@ pub struct Incidents {
     /// Resolved ones too
     #[arg(long)]
     pub all: bool,
+    /// Each one, also those that people were told of under another
+    #[arg(long)]
+    pub each: bool,
     /// Only of this severity
     #[arg(long, value_enum)]
     pub severity: Option<Severity>,

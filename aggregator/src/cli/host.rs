@@ -5,6 +5,11 @@ use std::time::Duration;
 use muster_proto::{event, time::Timestamp, v1};
 use serde_json::{Value, json};
 
+use crate::{
+    detect::{Hours, forecast::Forecast},
+    fleet::Silence,
+};
+
 use super::{
     anomalies::words,
     checks,
@@ -33,6 +38,14 @@ pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
         lines.push(cpu(&host, &row));
         lines.push(memory(&host, &row));
     } else {
+        if !host.silence_account.is_empty() {
+            let words = Silence::words(row.silence_cause());
+            lines.push(
+                Text::plain("silence   ")
+                    .with(Tone::Strong, words)
+                    .and(format!(": {}", host.silence_account)),
+            );
+        }
         lines.push(Text::toned(
             Tone::Dim,
             "  not heard from: what it does now, services included, is not known",
@@ -51,6 +64,9 @@ pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
         lines.push(failing(&host, &row, view));
         lines.extend(checks::of_host(host.checks, &host.failing_checks, view));
         lines.push(unusual(&host, &row));
+    }
+    if let Some(past) = host.past_silence.filter(|_| heard) {
+        lines.extend(past_silence(&past, &host.silence_account, view));
     }
     for incident in &host.incidents {
         let opened = view.now.since(Timestamp::from_millis(incident.opened_ms));
@@ -90,6 +106,25 @@ pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
         lines,
         meta: host.meta.unwrap_or_default(),
     }
+}
+
+/// How long an ended silence is worth a line.
+const PAST_SHOWN: Duration = Duration::from_secs(86_400);
+
+fn past_silence(past: &v1::PastSilence, account: &str, view: &View) -> Option<Text> {
+    let since = Timestamp::from_millis(past.since_ms);
+    let until = Timestamp::from_millis(past.until_ms);
+    if view.now.since(until) > PAST_SHOWN {
+        return None;
+    }
+    let words = format!(
+        "  for {}, over since {}: {}; {account}",
+        short(until.since(since)),
+        view.since(until),
+        Silence::words(past.cause()),
+    );
+    let line = Text::plain("silence   ").with(Tone::Dim, view.exact(since));
+    Some(line.and(words))
 }
 
 /// Whether what is told of it is how it is now.
@@ -240,6 +275,16 @@ fn filesystems(host: &v1::HostDetail) -> Text {
         if filesystem.readonly {
             line.push(Tone::Warn, " read-only");
         }
+        for (what, forecast) in [
+            ("", &filesystem.full_in),
+            (" of inodes", &filesystem.inodes_full_in),
+        ] {
+            if let Some(forecast) = forecast.filter(|at| at.hours <= FORECAST_SHOWN_HOURS) {
+                let near = forecast.hours <= FORECAST_NEAR_HOURS;
+                let tone = if near { Tone::Warn } else { Tone::Dim };
+                line.push(tone, format!(" full{what} in {}", full_in(forecast)));
+            }
+        }
         if filesystem
             .inodes_used_ratio
             .is_some_and(|ratio| ratio >= 0.9)
@@ -254,6 +299,18 @@ fn filesystems(host: &v1::HostDetail) -> Text {
         line.push(Tone::Dim, format!("and {more} more"));
     }
     line
+}
+
+/// Forecasts beyond a fortnight are not worth a line; those within a day are what to look at.
+const FORECAST_SHOWN_HOURS: f64 = 14.0 * 24.0;
+const FORECAST_NEAR_HOURS: f64 = 24.0;
+
+fn full_in(at: v1::FullIn) -> Hours {
+    Hours(Forecast {
+        hours: at.hours,
+        low: at.low,
+        high: at.high,
+    })
 }
 
 fn disks(host: &v1::HostDetail) -> Text {
@@ -379,7 +436,16 @@ fn item(host: &v1::HostDetail, row: &v1::HostRow) -> Value {
     }
     let facts = host.facts.clone().unwrap_or_default();
     let books = host.books.unwrap_or_default();
+    let past = host.past_silence.map(|past| {
+        json!({
+            "since": moment(Some(past.since_ms)),
+            "until": moment(Some(past.until_ms)),
+            "cause": Silence::word(past.cause()),
+        })
+    });
     let rest = json!({
+        "silenceAccount": host.silence_account,
+        "pastSilence": past,
         "hostname": facts.hostname,
         "architecture": facts.architecture,
         "cpus": facts.cpus,
@@ -399,6 +465,8 @@ fn item(host: &v1::HostDetail, row: &v1::HostRow) -> Value {
             "inodesUsedRatio": number(filesystem.inodes_used_ratio),
             "readonly": filesystem.readonly,
             "hung": filesystem.hung,
+            "fullInHours": filesystem.full_in.map(|at| at.hours),
+            "inodesFullInHours": filesystem.inodes_full_in.map(|at| at.hours),
         })).collect::<Value>(),
         "disks": host.disks.iter().map(|disk| json!({
             "device": disk.device,

@@ -3,6 +3,8 @@
 use muster_proto::{id::HostId, time::Timestamp, v1};
 use serde_json::{Value, json};
 
+use crate::fleet::Silence;
+
 use super::{
     failure::Failure,
     output::{Column, List, Shown, find, moment, number, snake},
@@ -299,13 +301,7 @@ pub fn silence_word(row: &v1::HostRow) -> Option<&'static str> {
     if row.state() != v1::HostState::Silent {
         return None;
     }
-    match row.silence_cause() {
-        v1::SilenceCause::Unspecified => None,
-        v1::SilenceCause::Unknown => Some("unknown"),
-        v1::SilenceCause::Stopped => Some("stopped"),
-        v1::SilenceCause::Reboot => Some("reboot"),
-        v1::SilenceCause::Shutdown => Some("shutdown"),
-    }
+    Some(Silence::word(row.silence_cause())).filter(|word| !word.is_empty())
 }
 
 /// A host's state for people: silence that was announced is no alarm.

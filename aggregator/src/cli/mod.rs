@@ -26,6 +26,7 @@ pub mod hosts;
 pub mod incidents;
 pub mod login;
 pub mod moment;
+pub mod notify;
 pub mod output;
 pub mod plot;
 pub mod query;
@@ -355,7 +356,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                 .await
                 .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"))?;
             let view = session.view(response.meta.as_ref());
-            let list = incidents::list(response, incidents.all);
+            let list = incidents::list(response, incidents.all, incidents.each);
             output::list(list, &session.options, &view)
         }
         Command::Incident { number } => {
@@ -376,6 +377,8 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         Command::Unack { number } => Ok(said_lines(&ack::unack(session, *number).await?)),
         Command::Silence(act) => quiet::silence(session, act).await,
         Command::Maintenance(act) => quiet::maintenance(session, act).await,
+        Command::Notify(act) => notify::notify(session, act).await,
+        Command::Noise(act) => notify::noise(session, act).await,
         Command::Doctor => {
             let timeout = session.global.timeout;
             let checks = doctor::walk(session.target(), &session.config, timeout).await;

@@ -21,13 +21,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AnomalyView, Cause, Change, Coverage, DetectConfig, Detector, Evidence, Findings, Observation,
-    Reason, Rule, Severity, Transition, Verdict,
+    Reason, Rule, Severity, Standing, Transition, Verdict,
     filesystem_full::FilesystemFull,
+    filesystem_full_soon::{self, FilesystemFullSoon, Filling},
+    forecast::Forecast,
     host_score::{HostScore, Watch},
     host_silent::HostSilent,
+    memory_leak::{MemoryLeak, Usage},
     unit_failed::UnitFailed,
 };
-use crate::fleet::{Liveness, SIGNALS};
+use crate::fleet::SIGNALS;
 
 /// Shorter pauses between ticks are not taken as something missed: at an interval of one second a busy
 /// host is late by more than that.
@@ -41,6 +44,8 @@ pub(super) const MAX_TRACKS: usize = 64;
 pub struct Engine {
     host_silent: HostSilent,
     filesystem_full: FilesystemFull,
+    filesystem_full_soon: FilesystemFullSoon,
+    memory_leak: MemoryLeak,
     unit_failed: UnitFailed,
     host_score: HostScore,
 }
@@ -51,6 +56,8 @@ pub struct HostDetection {
     last_tick: Option<Timestamp>,
     silent: Option<Timestamp>,
     score: Watch,
+    filling: Filling,
+    usage: Usage,
     /// By rule, then by subject; only what is open or on its way.
     tracks: BTreeMap<String, Tracks>,
 }
@@ -103,6 +110,8 @@ impl Engine {
         Self {
             host_silent: HostSilent,
             filesystem_full: FilesystemFull::new(config),
+            filesystem_full_soon: FilesystemFullSoon,
+            memory_leak: MemoryLeak,
             unit_failed: UnitFailed,
             host_score: HostScore::new(config),
         }
@@ -135,15 +144,15 @@ impl Engine {
     }
 
     /// Takes in how the host stands at the aggregator's time `at`.
-    pub fn liveness(
+    pub fn standing(
         &self,
         state: &mut HostDetection,
         at: Timestamp,
-        liveness: Liveness,
+        standing: &Standing<'_>,
         out: &mut Vec<Transition>,
     ) {
         let step = Step {
-            evidence: Evidence::Liveness(liveness),
+            evidence: Evidence::Liveness(standing),
             at,
             live: true,
         };
@@ -182,11 +191,15 @@ impl Engine {
         let HostDetection {
             silent,
             score,
+            filling,
+            usage,
             tracks,
             ..
         } = state;
         run(&self.host_silent, silent, tracks, step, out);
         run(&self.filesystem_full, &mut (), tracks, step, out);
+        run(&self.filesystem_full_soon, filling, tracks, step, out);
+        run(&self.memory_leak, usage, tracks, step, out);
         run(&self.unit_failed, &mut (), tracks, step, out);
         run(&self.host_score, score, tracks, step, out);
     }
@@ -220,6 +233,18 @@ impl HostDetection {
         })
     }
 
+    /// The host was booted: its memory begins anew.
+    pub fn rebooted(&mut self) {
+        self.usage.forget();
+    }
+
+    /// When the filesystem mounted there will be full of data, and when of inodes, if they grow.
+    #[must_use]
+    pub fn full_in(&self, mountpoint: &str) -> [Option<Forecast>; 2] {
+        let inodes = filesystem_full_soon::inodes(mountpoint);
+        [mountpoint, &inodes].map(|subject| self.filling.forecast(subject))
+    }
+
     /// Alerts of the host score and weeks in which it was scored, of late.
     #[must_use]
     pub fn told(&self) -> (f64, f64) {
@@ -248,6 +273,8 @@ impl HostDetection {
         self.last_tick = None;
         self.silent = None;
         self.score.forget_time();
+        self.filling.forget_time();
+        self.usage.forget();
         for track in self.tracks.values_mut().flat_map(BTreeMap::values_mut) {
             track.interrupt();
             track.undated = track.open.is_some();

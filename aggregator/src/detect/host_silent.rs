@@ -1,4 +1,4 @@
-//! A host that fell silent without saying why.
+//! A host that fell silent without saying why, or that has not come back when it should have.
 //!
 //! When a host counts as silent is decided by its liveness, grace and the aggregator's own stalls included.
 //! A goodbye before (the agent was stopped, the host reboots or shuts down) is an announcement, not a fault,
@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::{Coverage, Detector, Evidence, Findings, Reason, Rule, Severity, Verdict};
-use crate::fleet::{Liveness, Silence};
+use crate::fleet::Liveness;
 use muster_proto::time::Timestamp;
 
 const RULE: Rule = Rule {
@@ -35,8 +35,8 @@ impl Detector for HostSilent {
         evidence: &Evidence<'_>,
         findings: &mut Findings<'_>,
     ) -> Coverage {
-        let liveness = match evidence {
-            Evidence::Liveness(liveness) => *liveness,
+        let standing = match evidence {
+            Evidence::Liveness(standing) => *standing,
             Evidence::Tick(seen) => {
                 *state = Some(seen.tick);
                 return Coverage::NotAsked;
@@ -44,15 +44,20 @@ impl Detector for HostSilent {
         };
         findings.add(
             "",
-            match liveness {
-                Liveness::Live => Verdict::Normal(Reason::Heard),
-                Liveness::Silent(Silence::Unknown) => Verdict::Abnormal {
+            match standing.liveness {
+                Liveness::Live => Verdict::Normal(Reason::Heard {
+                    past: standing.past,
+                    account: standing.account,
+                }),
+                Liveness::Silent(cause) if !cause.is_announced() => Verdict::Abnormal {
                     severity: Severity::Critical,
-                    reason: Reason::Silence { last_tick: *state },
+                    reason: Reason::Silence {
+                        last_tick: *state,
+                        cause,
+                        account: standing.account,
+                    },
                 },
-                Liveness::Silent(Silence::Stopped | Silence::Reboot | Silence::Shutdown)
-                | Liveness::Late
-                | Liveness::Joined => Verdict::Unknown,
+                Liveness::Silent(_) | Liveness::Late | Liveness::Joined => Verdict::Unknown,
             },
         );
         Coverage::Partial

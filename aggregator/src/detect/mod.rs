@@ -12,13 +12,18 @@
 mod budget;
 mod engine;
 mod filesystem_full;
+mod filesystem_full_soon;
+pub mod forecast;
 mod host_score;
 mod host_silent;
 mod joint;
+pub mod memory_leak;
 mod metric;
 pub mod offline;
 mod reason;
+mod ring;
 mod score;
+mod slope;
 mod unit_failed;
 
 use std::time::Duration;
@@ -28,10 +33,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use engine::{Engine, HostDetection, Opening};
 pub use host_score::{AnomalyView, Cause};
-pub use reason::Reason;
+pub use reason::{Hours, Reason};
 pub use score::ScoreState;
 
-use crate::fleet::{FilesystemPoint, Liveness, Signals, Unit};
+use crate::fleet::{FilesystemPoint, Liveness, Signals, Unit, silence::Past};
 
 /// Bounds an operator may move. Those that no one has had a reason to move are constants of the detectors.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -86,7 +91,18 @@ pub enum Evidence<'a> {
     /// A sample of the host.
     Tick(&'a Observation<'a>),
     /// How the host stands, as the aggregator hears it.
-    Liveness(Liveness),
+    Liveness(&'a Standing<'a>),
+}
+
+/// How a host stands, and what was seen behind it.
+#[derive(Debug, Clone, Copy)]
+pub struct Standing<'a> {
+    /// How it stands.
+    pub liveness: Liveness,
+    /// Its last silence that is over.
+    pub past: Option<Past>,
+    /// What was seen of a silence that goes on, or of that last one.
+    pub account: &'a str,
 }
 
 /// One way to judge a host. A pure step: same state and evidence, same findings.

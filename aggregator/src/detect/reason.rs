@@ -7,7 +7,8 @@ use std::fmt;
 
 use muster_proto::time::Timestamp;
 
-use crate::fleet::UnitState;
+use super::forecast::Forecast;
+use crate::fleet::{Silence, UnitState, silence::Past};
 
 /// Why a detector said what it said.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,6 +27,32 @@ pub enum Reason<'a> {
         /// Share in use, 0 to 1.
         used_ratio: f64,
     },
+    /// A level that grows and will be full.
+    FullIn {
+        /// When.
+        forecast: Forecast,
+        /// Share in use now.
+        used_ratio: f64,
+    },
+    /// Memory that is used more every day.
+    Leak {
+        /// When all of it will be used.
+        forecast: Forecast,
+        /// Share in use now.
+        used_ratio: f64,
+    },
+    /// Memory that does not.
+    NoLeak {
+        /// Share in use now.
+        used_ratio: f64,
+    },
+    /// A level that does not fill up soon.
+    NotFullSoon {
+        /// When it would be full, if it grows at all.
+        forecast: Option<Forecast>,
+        /// Share in use now.
+        used_ratio: f64,
+    },
     /// State of a unit.
     Unit {
         /// As the service manager reports it.
@@ -37,9 +64,18 @@ pub enum Reason<'a> {
     Silence {
         /// The host's own time of its last sample.
         last_tick: Option<Timestamp>,
+        /// Why, as far as what was seen tells.
+        cause: Silence,
+        /// What was seen.
+        account: &'a str,
     },
     /// The host is heard.
-    Heard,
+    Heard {
+        /// Its last silence.
+        past: Option<Past>,
+        /// What its return showed of it.
+        account: &'a str,
+    },
     /// The host score.
     Score(f64),
     /// The subject is no longer there.
@@ -75,9 +111,29 @@ impl Reason<'_> {
                     Percent(*used_ratio)
                 )
             }
+            Self::FullIn {
+                forecast,
+                used_ratio,
+            } => format!(
+                "{subject} full in {}, {} used now",
+                Hours(*forecast),
+                Percent(*used_ratio)
+            ),
+            Self::Leak { forecast, .. } => {
+                format!("memory leaks: all used in {}", Hours(*forecast))
+            }
+            Self::NoLeak { .. } => "memory does not leak".to_owned(),
+            Self::NotFullSoon { .. } => format!("{subject} does not fill up soon"),
             Self::Unit { state, .. } => format!("{subject} is {}", state.as_str()),
-            Self::Silence { .. } => "silent: nothing heard, and no goodbye".to_owned(),
-            Self::Heard => "heard again".to_owned(),
+            Self::Silence {
+                cause: Silence::Overdue,
+                account,
+                ..
+            } => (*account).to_owned(),
+            Self::Silence { cause, .. } => {
+                format!("silent: {}", Silence::words(cause.to_wire()))
+            }
+            Self::Heard { .. } => "heard again".to_owned(),
             Self::Score(score) => format!("unusual: score {score:.1}"),
             Self::Gone => format!("{subject} is gone"),
             Self::More { count, followed } => {
@@ -104,17 +160,63 @@ impl fmt::Display for Reason<'_> {
             Self::Inodes { used_ratio, .. } => {
                 write!(f, "inodes used {}", Percent(*used_ratio))
             }
+            Self::FullIn {
+                forecast,
+                used_ratio,
+            } => write!(
+                f,
+                "used {}, full in {} as it grows now",
+                Percent(*used_ratio),
+                Hours(*forecast)
+            ),
+            Self::Leak {
+                forecast,
+                used_ratio,
+            } => write!(
+                f,
+                "used {}; the least of each six hours rises from day to day, all used in {}",
+                Percent(*used_ratio),
+                Hours(*forecast)
+            ),
+            Self::NoLeak { used_ratio } => write!(
+                f,
+                "used {}, not rising from day to day",
+                Percent(*used_ratio)
+            ),
+            Self::NotFullSoon {
+                forecast,
+                used_ratio,
+            } => {
+                write!(f, "used {}", Percent(*used_ratio))?;
+                match forecast {
+                    Some(forecast) => write!(f, ", full in {}", Hours(*forecast)),
+                    None => f.write_str(", not growing"),
+                }
+            }
             Self::Unit { state, restarts } => {
                 write!(f, "state {}, automatic restarts {restarts}", state.as_str())
             }
             Self::Silence {
-                last_tick: Some(tick),
-            } => match jiff_time(*tick) {
-                Some(time) => write!(f, "last sample {time} by the host's clock"),
-                None => f.write_str("last sample at a time that is no date"),
-            },
-            Self::Silence { last_tick: None } => f.write_str("no sample since this state began"),
-            Self::Heard => f.write_str("heard again"),
+                last_tick, account, ..
+            } => {
+                if !account.is_empty() {
+                    write!(f, "{account}; ")?;
+                }
+                match last_tick.map(jiff_time) {
+                    Some(Some(time)) => write!(f, "last sample {time} by the host's clock"),
+                    Some(None) => f.write_str("last sample at a time that is no date"),
+                    None => f.write_str("no sample since this state began"),
+                }
+            }
+            Self::Heard { past: None, .. } => f.write_str("heard again"),
+            Self::Heard {
+                past: Some(past),
+                account,
+            } => {
+                let seconds = past.until.since(past.since).as_secs();
+                let cause = Silence::words(past.cause.to_wire());
+                write!(f, "heard again after {seconds} s; {cause}: {account}")
+            }
             Self::Score(score) => write!(f, "score {score:.2}"),
             Self::Gone => f.write_str("no longer reported by the host"),
             Self::More { count, followed } => {
@@ -129,6 +231,27 @@ impl fmt::Display for Reason<'_> {
 
 fn jiff_time(at: Timestamp) -> Option<jiff::Timestamp> {
     jiff::Timestamp::from_millisecond(at.as_millis()).ok()
+}
+
+/// `9 h (7..12 h)`, `40 min (30..55 min)`, `6 d (5..9 d)`.
+pub struct Hours(pub Forecast);
+
+impl fmt::Display for Hours {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Forecast { hours, low, high } = self.0;
+        let (unit, of_hour) = match hours {
+            hours if hours < 2.0 => ("min", 60.0),
+            hours if hours < 48.0 => ("h", 1.0),
+            _ => ("d", 1.0 / 24.0),
+        };
+        let whole = |hours: f64| (hours * of_hour).round();
+        write!(f, "{} {unit} ({}..", whole(hours), whole(low))?;
+        if high.is_finite() {
+            write!(f, "{} {unit})", whole(high))
+        } else {
+            f.write_str("never)")
+        }
+    }
 }
 
 struct Percent(f64);
@@ -200,16 +323,56 @@ mod tests {
                 "inodes used 100.0 %",
             ),
             (
+                Reason::FullIn {
+                    forecast: Forecast {
+                        hours: 9.2,
+                        low: 7.4,
+                        high: 12.0,
+                    },
+                    used_ratio: 0.81,
+                },
+                "/var",
+                "/var full in 9 h (7..12 h), 81.0 % used now",
+                "used 81.0 %, full in 9 h (7..12 h) as it grows now",
+            ),
+            (
+                Reason::FullIn {
+                    forecast: Forecast {
+                        hours: 0.7,
+                        low: 0.5,
+                        high: f64::INFINITY,
+                    },
+                    used_ratio: 0.95,
+                },
+                "/var",
+                "/var full in 42 min (30..never), 95.0 % used now",
+                "used 95.0 %, full in 42 min (30..never) as it grows now",
+            ),
+            (
                 unit,
                 "cron.service",
                 "cron.service is failed",
                 "state failed, automatic restarts 5",
             ),
             (
-                Reason::Silence { last_tick },
+                Reason::Silence {
+                    last_tick,
+                    cause: Silence::Network,
+                    account: "11 of the 12 other hosts of rack=r3 fell silent with it",
+                },
                 "",
-                "silent: nothing heard, and no goodbye",
-                "last sample 2023-11-14T22:13:20Z by the host's clock",
+                "silent: network or power, shared with its neighbours",
+                "11 of the 12 other hosts of rack=r3 fell silent with it; last sample 2023-11-14T22:13:20Z by the host's clock",
+            ),
+            (
+                Reason::Silence {
+                    last_tick: None,
+                    cause: Silence::Overdue,
+                    account: "planned reboot, 9 min overdue; the last one took 2 min",
+                },
+                "",
+                "planned reboot, 9 min overdue; the last one took 2 min",
+                "planned reboot, 9 min overdue; the last one took 2 min; no sample since this state began",
             ),
             (
                 Reason::More {

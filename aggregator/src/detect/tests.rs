@@ -17,11 +17,23 @@ const INTERVAL: i64 = 10;
 const QUIET: Signals = [f32::NAN; SIGNALS.len()];
 
 /// A host that is shown to the engine tick by tick.
-#[derive(Default)]
 struct Host {
     engine: Engine,
     state: HostDetection,
     told: Vec<Transition>,
+    /// Between its ticks, in seconds.
+    interval: u64,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            engine: Engine::default(),
+            state: HostDetection::default(),
+            told: Vec::new(),
+            interval: INTERVAL.unsigned_abs(),
+        }
+    }
 }
 
 /// What one tick shows.
@@ -37,7 +49,7 @@ impl Host {
     fn show(&mut self, second: i64, shown: &Shown) {
         let seen = Observation {
             tick: at(second),
-            interval: Duration::from_secs(INTERVAL.unsigned_abs()),
+            interval: Duration::from_secs(self.interval),
             live: !shown.backfilled,
             signals: &QUIET,
             filesystems: shown.filesystems.as_deref().unwrap_or_default(),
@@ -49,8 +61,13 @@ impl Host {
     }
 
     fn hear(&mut self, second: i64, liveness: Liveness) {
+        let standing = Standing {
+            liveness,
+            past: None,
+            account: "",
+        };
         self.engine
-            .liveness(&mut self.state, at(second), liveness, &mut self.told);
+            .standing(&mut self.state, at(second), &standing, &mut self.told);
     }
 
     /// What was told since the last call: `+` or `-`, severity, since and when in seconds.
@@ -277,6 +294,83 @@ fn filesystems_open_and_clear_after_five_minutes_without_a_break() {
     }
 }
 
+/// A host that ticks each minute.
+fn minutely() -> Host {
+    Host {
+        interval: 60,
+        ..Host::default()
+    }
+}
+
+/// A filesystem that is empty for half a day and then grows by this share an hour; what is told by when.
+fn grows(by_hour: f64, minutes: std::ops::Range<i64>, host: &mut Host) {
+    for minute in minutes {
+        #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+        let grown = ((minute - 720).max(0) as f64 / 60.0) * by_hour;
+        // Sixty days at this rate would fill it, or less; the guard of `filesystem_full` is not asked.
+        let point = FilesystemPoint {
+            inodes_used_ratio: None,
+            ..filesystem((0.3 + grown).min(1.0))
+        };
+        host.show(
+            minute * 60,
+            &Shown {
+                filesystems: Some(vec![point]),
+                ..Shown::default()
+            },
+        );
+    }
+}
+
+#[test]
+fn a_runaway_is_told_hours_before_it_fills_the_disk() {
+    let mut host = minutely();
+    // Full seven hours after it began.
+    grows(0.1, 0..720 + 360, &mut host);
+    let told: Vec<_> = host
+        .told
+        .drain(..)
+        .filter(|one| one.rule == "filesystem_full_soon")
+        .collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    let summary = match &told[0].change {
+        Change::Opened { summary, .. } => summary.as_str(),
+        Change::Cleared { .. } => "cleared",
+    };
+    assert!(summary.starts_with("/ full in "), "{summary}");
+    let left = (720 + 420) * 60 - told[0].at.as_millis() / 1000;
+    assert!(left >= 3600, "told {left} s before the end");
+    // What is shown beside the filesystem is what was told.
+    let [space, inodes] = host.state.full_in("/");
+    let space = space.expect("a forecast");
+    assert!((0.5..2.0).contains(&space.hours), "{space:?}");
+    assert_eq!(inodes, None);
+}
+
+#[test]
+fn what_does_not_grow_or_is_not_asked_has_no_forecast() {
+    let mut flat = minutely();
+    grows(0.0, 0..2 * 1440, &mut flat);
+    assert!(flat.told.is_empty());
+    assert_eq!(flat.state.full_in("/"), [None, None]);
+    let mut hung = minutely();
+    for minute in 0..1440 {
+        let point = FilesystemPoint {
+            hung: true,
+            ..filesystem(0.5)
+        };
+        hung.show(
+            minute * 60,
+            &Shown {
+                filesystems: Some(vec![point]),
+                ..Shown::default()
+            },
+        );
+    }
+    assert_eq!(hung.state.full_in("/"), [None, None]);
+    assert!(hung.told.is_empty());
+}
+
 #[test]
 fn a_missed_tick_breaks_the_run() {
     for (missed, expected) in [(0, vec!["+warning / 0..300"]), (1, vec![]), (30, vec![])] {
@@ -370,6 +464,21 @@ fn silence_is_told_unless_it_was_announced() {
         ),
         (vec![Live, Silent(Silence::Stopped), Live], vec![]),
         (vec![Live, Silent(Silence::Reboot), Late], vec![]),
+        // Announced, and late back: one incident.
+        (
+            vec![
+                Live,
+                Silent(Silence::Reboot),
+                Silent(Silence::Overdue),
+                Live,
+            ],
+            vec![opened, "-critical host_silent 300..400"],
+        ),
+        // The cause becomes clear: still one.
+        (
+            vec![Live, Late, silent, Silent(Silence::Certificate)],
+            vec![opened],
+        ),
         // The goodbye arrives late, with the backlog of another life: the silence was still unannounced.
         (
             vec![Live, Late, silent, Silent(Silence::Shutdown)],
@@ -387,7 +496,7 @@ fn ticks_of_a_host_neither_open_nor_clear_its_silence() {
     host.hear(60, Liveness::Silent(Silence::Unknown));
     let change = host.told.first().map(|told| told.change.clone());
     let evidence = "last sample 1970-01-01T00:00:00Z by the host's clock".to_owned();
-    let summary = "silent: nothing heard, and no goodbye".to_owned();
+    let summary = "silent: nothing tells why".to_owned();
     assert_eq!(change, Some(Change::Opened { summary, evidence }));
     assert_eq!(host.told(), ["+critical host_silent 60..60"]);
     // A backlog comes in before the host counts as heard.

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -26,10 +27,13 @@ use tokio::time::Instant;
 
 use super::{
     derive::{self, Derived, Gather, Input, Signals},
-    liveness::{Liveness, Silence, Voice},
+    gaps::Gaps,
+    liveness::{self, Liveness, Silence, Voice},
     names::{Names, SeriesKey},
+    neighbours::{Neighbourhood, Scope},
+    silence::{self, Ended, Mark, Past, Question, Refused, Return, Strain, Trace},
 };
-use crate::detect::{Engine, HostDetection, Observation, Opening, Transition};
+use crate::detect::{Engine, HostDetection, Observation, Opening, Standing, Transition};
 
 /// Recent values kept of each field of [`RECENT_FIELDS`].
 const RECENT_TICKS: usize = 30;
@@ -260,6 +264,10 @@ struct Kept {
     recent: VecDeque<[f32; RECENT_FIELDS.len()]>,
     units: Vec<Unit>,
     has_units: bool,
+    /// How long it usually leaves between two signs of life.
+    gaps: Gaps,
+    /// What was seen around its silences.
+    trace: Trace,
     detection: HostDetection,
 }
 
@@ -287,7 +295,11 @@ pub struct HostState {
     events: VecDeque<v1::Event>,
     checksums: VecDeque<(Incarnation, u64, u32)>,
     heard: Option<Instant>,
+    /// The last sign of life from which the next gap counts: on the stream that is open, with us listening.
+    gap_from: Option<Instant>,
     connected: bool,
+    /// Where its last stream came from.
+    address: Option<IpAddr>,
     /// Host's clock minus ours in the last samples, milliseconds.
     clock_offsets: VecDeque<i64>,
 }
@@ -310,7 +322,9 @@ impl HostState {
             events: VecDeque::new(),
             checksums: VecDeque::new(),
             heard: None,
+            gap_from: None,
             connected: false,
+            address: None,
             clock_offsets: VecDeque::new(),
         }
     }
@@ -496,6 +510,12 @@ impl HostState {
         }
     }
 
+    /// What was seen around its silences: the account of one that goes on, the last one that is over.
+    #[must_use]
+    pub fn trace(&self) -> &Trace {
+        &self.kept.trace
+    }
+
     /// What its detectors remember.
     #[must_use]
     pub fn detection(&self) -> &HostDetection {
@@ -531,6 +551,32 @@ impl HostState {
     pub fn set_connected(&mut self, connected: bool) {
         self.aside = None;
         self.connected = connected;
+        self.gap_from = None;
+        if connected {
+            self.kept.trace.ended = None;
+        }
+    }
+
+    /// Where its stream comes from.
+    pub fn set_address(&mut self, address: Option<IpAddr>) {
+        self.address = address;
+    }
+
+    /// How its stream ended.
+    pub fn ended(&mut self, ended: Ended, at: Timestamp) {
+        self.kept.trace.ended = Some((ended, at));
+    }
+
+    /// Someone who presented this host's identity was refused.
+    pub fn refused(&mut self, why: Refused, at: Timestamp) {
+        let trace = &mut self.kept.trace;
+        if let Some((Refused::OtherBoot, before)) = trace.refused
+            && self.kept.last_received.is_some_and(|heard| heard > before)
+        {
+            // The boot that was here before goes on, and another one asks: those are two machines.
+            trace.clone_seen = Some(at);
+        }
+        trace.refused = Some((why, at));
     }
 
     /// A new session begins: from a Hello, or from the log.
@@ -542,6 +588,9 @@ impl HostState {
             .as_ref()
             .map(|session| session.incarnation);
         let new_agent = last != Some(session.incarnation);
+        if new_boot {
+            self.kept.detection.rebooted();
+        }
         if new_boot || new_agent {
             for (slot, before) in self.decoder.slots().iter().zip(&mut self.before) {
                 if new_boot || slot.key.of_agent {
@@ -551,6 +600,7 @@ impl HostState {
         }
         self.kept.session = Some(session);
         self.kept.goodbye = None;
+        self.kept.trace.goodbye_at = None;
     }
 
     /// What is already here of an incarnation, for the Welcome.
@@ -594,6 +644,10 @@ impl HostState {
         if !context.replayed && of_now {
             // Refused or not, it is a sign of life.
             self.heard = Some(context.now);
+            if let Some(before) = self.gap_from.replace(context.now) {
+                let gap = context.now.saturating_duration_since(before);
+                self.kept.gaps.note(gap);
+            }
         }
         let ledger = self.ledger_mut(frame.incarnation);
         ledger.produced = ledger.produced.max(frame.seq);
@@ -623,6 +677,7 @@ impl HostState {
                 return self.reject(frame, v1::RejectReason::Checksum);
             }
             if frame.tick > frame.received.plus(limits::MAX_FUTURE) {
+                self.kept.trace.future_seen = Some(frame.received);
                 return self.reject(frame, v1::RejectReason::Future);
             }
         }
@@ -639,6 +694,7 @@ impl HostState {
         self.checksums
             .push_back((frame.incarnation, frame.seq, frame.crc32c));
         if of_now {
+            self.kept.trace.future_seen = None;
             self.kept.last_received = self.kept.last_received.max(Some(frame.received));
         }
         if context.replayed {
@@ -718,49 +774,169 @@ impl HostState {
             .map(|session| session.incarnation);
         if current == Some(incarnation) {
             self.kept.goodbye = Some(Silence::of_goodbye(reason));
+            // The last frame came just before it, and that time is in the log too.
+            self.kept.trace.goodbye_at = self.kept.last_received;
         }
     }
 
     /// How the host stands now, if that changed.
-    pub fn judge(
-        &mut self,
-        now: Instant,
-        wall: Timestamp,
-        listening_since: Instant,
-    ) -> Option<Liveness> {
+    pub fn judge(&mut self, surroundings: &Surroundings<'_>) -> Option<Liveness> {
+        let &Surroundings {
+            now,
+            wall,
+            listening_since,
+            ..
+        } = surroundings;
+        if self.gap_from.is_some_and(|from| from < listening_since) {
+            // We did not listen in between: it is no gap of the host's.
+            self.gap_from = None;
+        }
         let voice = Voice {
             heard: self.heard,
             ever_heard: self.kept.last_received.is_some(),
             interval: self.interval(),
+            late_after: self.kept.gaps.late_after(self.interval()),
+            reconnect: liveness::reconnect_spread(surroundings.hosts),
             connected: self.connected,
             goodbye: self.kept.goodbye,
         };
-        let liveness = super::liveness::judge(&voice, now, listening_since);
+        let mut liveness = liveness::judge(&voice, now, listening_since);
         let before = self.kept.liveness;
-        if before == Some(liveness) {
-            return None;
-        }
-        let silent = |liveness| matches!(liveness, Some(Liveness::Silent(_)));
-        if self.heard.is_none() && silent(before) && liveness == Liveness::Late {
+        if self.heard.is_none()
+            && matches!(before, Some(Liveness::Silent(_)))
+            && liveness == Liveness::Late
+        {
             // It was silent when this aggregator started and nothing was heard since: it still is.
             return None;
         }
-        if silent(Some(liveness)) {
-            self.kept.live_since = None;
+        if let Liveness::Silent(_) = liveness {
+            liveness = Liveness::Silent(self.presume(before, surroundings));
         }
-        // A host that was late for a moment has been live all along, over a restart of the aggregator too.
-        self.kept.state_since = match liveness {
-            Liveness::Live => *self.kept.live_since.get_or_insert(wall),
-            _ => wall,
-        };
+        if before == Some(liveness) {
+            return None;
+        }
+        self.tell_neighbours(liveness, surroundings);
+        match (before, liveness) {
+            // Only the cause became clearer.
+            (Some(Liveness::Silent(_)), Liveness::Silent(_)) => {}
+            // A host that was late for a moment has been live all along, over a restart of the aggregator too.
+            (_, Liveness::Live) => {
+                self.conclude(wall);
+                self.kept.state_since = *self.kept.live_since.get_or_insert(wall);
+            }
+            (_, Liveness::Silent(_)) => {
+                self.kept.live_since = None;
+                self.kept.state_since = wall;
+            }
+            _ => self.kept.state_since = wall,
+        }
         self.kept.liveness = Some(liveness);
         Some(liveness)
     }
 
+    /// The cause of the silence as far as it can be told now.
+    fn presume(&mut self, before: Option<Liveness>, surroundings: &Surroundings<'_>) -> Silence {
+        let interval = self.interval();
+        let question = Question {
+            goodbye: self.kept.goodbye,
+            trace: &self.kept.trace,
+            heard: self.kept.last_received.unwrap_or(self.kept.state_since),
+            interval,
+            clock_offset_ms: self.clock_offset_ms(),
+            shared: surroundings
+                .neighbours
+                .and_then(|all| all.shared(self.who.id, interval)),
+            now: surroundings.wall,
+        };
+        let heard = question.heard;
+        let (mut cause, account) = silence::presume(&question);
+        match before {
+            // What told may be forgotten by a restart; what is known stays known.
+            Some(Liveness::Silent(known)) if cause == Silence::Unknown => cause = known,
+            _ => self.kept.trace.account = account,
+        }
+        self.mark(heard, cause);
+        cause
+    }
+
+    /// Remembers where the host stood when it fell silent, and what is presumed of it.
+    fn mark(&mut self, heard: Timestamp, cause: Silence) {
+        if let Some(mark) = &mut self.kept.trace.mark {
+            mark.cause = cause;
+            return;
+        }
+        let Some(session) = &self.kept.session else {
+            return;
+        };
+        let ledger = self.ledger(session.incarnation);
+        self.kept.trace.mark = Some(Mark {
+            heard,
+            boot_id: session.boot_id.clone(),
+            incarnation: session.incarnation,
+            produced: ledger.map_or(0, |ledger| ledger.produced),
+            cause,
+        });
+    }
+
+    /// A silence is over: what the host shows of itself tells what it was.
+    fn conclude(&mut self, wall: Timestamp) {
+        let Some(mark) = self.kept.trace.mark.take() else {
+            return;
+        };
+        let Some(session) = &self.kept.session else {
+            return;
+        };
+        let ledger = self.ledger(session.incarnation);
+        let back = Return {
+            boot_id: &session.boot_id,
+            incarnation: session.incarnation,
+            produced: ledger.map_or(0, |ledger| ledger.produced),
+            interval: session.interval,
+            now: wall,
+        };
+        let (cause, account) = silence::conclude(&mark, &self.kept.trace.strain, &back);
+        let rebooted =
+            matches!(cause, Silence::Reboot | Silence::Overdue) && session.boot_id != mark.boot_id;
+        let trace = &mut self.kept.trace;
+        if rebooted {
+            trace.last_reboot = Some(wall.since(mark.heard));
+        }
+        trace.past = Some(Past {
+            since: mark.heard,
+            until: wall,
+            cause,
+        });
+        trace.account = account;
+        trace.refused = None;
+    }
+
+    fn tell_neighbours(&self, liveness: Liveness, surroundings: &Surroundings<'_>) {
+        let Some(neighbours) = surroundings.neighbours else {
+            return;
+        };
+        let id = self.who.id;
+        match (liveness, self.heard) {
+            (Liveness::Joined, _) | (_, None) => {}
+            (Liveness::Live, Some(_)) => {
+                neighbours.heard(id, Scope::all_of(&self.who.labels, self.address));
+            }
+            (Liveness::Silent(cause), _) if cause.is_announced() => neighbours.gone(id),
+            (Liveness::Late | Liveness::Silent(_), Some(heard)) => {
+                let ended = self.kept.trace.ended;
+                let closed = ended.is_some_and(|(ended, _)| ended.from_there());
+                neighbours.unheard(id, heard, closed);
+            }
+        }
+    }
+
     /// Tells the detectors how the host stands.
     pub fn observe_liveness(&mut self, engine: &Engine, at: Timestamp, out: &mut Vec<Transition>) {
-        let liveness = self.liveness();
-        engine.liveness(&mut self.kept.detection, at, liveness, out);
+        let standing = Standing {
+            liveness: self.liveness(),
+            past: self.kept.trace.past,
+            account: &self.kept.trace.account,
+        };
+        engine.standing(&mut self.kept.detection, at, &standing, out);
     }
 
     /// Tells the detectors what is open in the store.
@@ -878,6 +1054,7 @@ impl HostState {
                 .push_back(clock.millis_since(frame.received));
         }
         self.kept.last_tick = Some(frame.tick);
+        self.kept.trace.strain = strain(&signals);
         let seen = Observation {
             tick: frame.tick,
             interval: self.interval(),
@@ -1136,6 +1313,20 @@ impl HostState {
     }
 }
 
+/// The readings that tell how hard a host is pressed.
+fn strain(signals: &Signals) -> Strain {
+    let signal = |name: &str| {
+        let at = derive::SIGNALS.iter().position(|known| *known == name);
+        at.map_or(f32::NAN, |at| signals[at])
+    };
+    Strain {
+        cpu: signal("pressure_cpu_ratio"),
+        memory: signal("pressure_memory_ratio"),
+        io: signal("pressure_io_ratio"),
+        memory_used: signal("memory_used_ratio"),
+    }
+}
+
 /// Ranges an incarnation's books may fall into. An agent that leaves more holes than this without naming
 /// them is not one of ours.
 const MAX_HOLES: usize = 256;
@@ -1171,6 +1362,35 @@ impl SettledBooks {
             stored: self.stored.saturating_add(count(&ledger.durable)),
             rejected: self.rejected.saturating_add(count(&ledger.rejected)),
             lost: self.lost.saturating_add(count(&ledger.lost)),
+        }
+    }
+}
+
+/// What judging how a host stands needs beside the host itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// Now, by the monotonic clock.
+    pub now: Instant,
+    /// Now, by the aggregator's wall clock.
+    pub wall: Timestamp,
+    /// When the aggregator could last begin to listen.
+    pub listening_since: Instant,
+    /// Hosts of the fleet.
+    pub hosts: u64,
+    /// Who fell silent with whom.
+    pub neighbours: Option<&'a Neighbourhood>,
+}
+
+impl Surroundings<'_> {
+    /// Of the only host there is.
+    #[must_use]
+    pub fn alone(now: Instant, wall: Timestamp, listening_since: Instant) -> Self {
+        Self {
+            now,
+            wall,
+            listening_since,
+            hosts: 1,
+            neighbours: None,
         }
     }
 }

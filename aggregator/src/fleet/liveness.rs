@@ -1,29 +1,39 @@
-//! Whether a host is heard: live, late or silent, and why it is silent. Pure: time comes in.
+//! Whether a host is heard: live, late or silent. Pure: time comes in.
 //!
-//! Liveness goes by when the aggregator received, never by a host's clock. A host that is late may only
-//! have a busy network; it is called silent after a grace, and nobody is called silent while the
-//! aggregator itself has not been able to listen: after its start, and after its own stall.
+//! Liveness goes by when the aggregator received, never by a host's clock. When a host is late goes by the gaps
+//! that it usually leaves ([`super::gaps`]). A host that is late may only have a busy network; it is called
+//! silent after a grace, and nobody is called silent while the aggregator itself has not been able to listen:
+//! after its start, and after its own stall. Why a host is silent is [`super::silence`]'s affair.
 
 use std::time::Duration;
 
-use muster_proto::v1::{FinReason, SilenceCause};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-/// Shortest silence after which a host is late.
-const LATE_FLOOR: Duration = Duration::from_secs(3);
+pub use super::silence::Silence;
 
 /// Shortest silence after which a host is silent: the scrape page's `stale_after` of design/http.md.
 const SILENT_FLOOR: Duration = Duration::from_secs(15);
 
-/// Intervals without a frame after which a host is late, and silent.
-const LATE_INTERVALS: u32 = 2;
+/// Intervals without a frame after which a host is silent.
 const SILENT_INTERVALS: u32 = 3;
+
+/// How much longer than late a host must be to be silent: one that usually leaves long gaps may leave a longer
+/// one.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Longest time in which every agent tries to connect once: its back-off of at most 60 s, and a connection
 /// attempt of at most 10 s (agent/src/uplink/backoff.rs). Whoever lost the connection to an aggregator that
 /// was away needs this long to be heard again.
 const RECONNECT_WINDOW: Duration = Duration::from_secs(75);
+
+/// Connections that agents of a large fleet make in a second, so that a lost one is not made anew at once
+/// (`AGENTS_PER_SECOND` of agent/src/uplink/backoff.rs), and the longest time over which they spread.
+const AGENTS_PER_SECOND: u64 = 1000;
+const RECONNECT_SPREAD_MAX: Duration = Duration::from_secs(300);
+
+/// An attempt to connect, the handshake and the first frame.
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// How a host stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,42 +48,6 @@ pub enum Liveness {
     Silent(Silence),
 }
 
-/// Why a host is silent, as far as what was seen tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Silence {
-    /// Nothing seen tells.
-    Unknown,
-    /// The agent said goodbye and the host goes on.
-    Stopped,
-    /// The host said that it goes down to come back.
-    Reboot,
-    /// The host said that it goes down.
-    Shutdown,
-}
-
-impl Silence {
-    /// The cause as messages carry it.
-    #[must_use]
-    pub const fn to_wire(self) -> SilenceCause {
-        match self {
-            Self::Unknown => SilenceCause::Unknown,
-            Self::Stopped => SilenceCause::Stopped,
-            Self::Reboot => SilenceCause::Reboot,
-            Self::Shutdown => SilenceCause::Shutdown,
-        }
-    }
-
-    /// The cause a goodbye names.
-    #[must_use]
-    pub const fn of_goodbye(reason: FinReason) -> Self {
-        match reason {
-            FinReason::Unspecified | FinReason::Stopped => Self::Stopped,
-            FinReason::Reboot => Self::Reboot,
-            FinReason::Shutdown => Self::Shutdown,
-        }
-    }
-}
-
 /// What is known of a host's voice.
 #[derive(Debug, Clone, Copy)]
 pub struct Voice {
@@ -83,16 +57,28 @@ pub struct Voice {
     pub ever_heard: bool,
     /// Interval between its ticks.
     pub interval: Duration,
+    /// From how long a silence on is not usual for it.
+    pub late_after: Duration,
+    /// Over how long agents spread when they have lost a stream: [`reconnect_spread`].
+    pub reconnect: Duration,
     /// Whether it has an open stream.
     pub connected: bool,
     /// The goodbye after which nothing came.
     pub goodbye: Option<Silence>,
 }
 
-/// How long after the last frame a host with this interval is called silent.
+/// How long after the last frame a host is called silent that is late after `late_after`.
 #[must_use]
-pub fn silent_after(interval: Duration) -> Duration {
-    (interval * SILENT_INTERVALS).max(SILENT_FLOOR)
+pub fn silent_after(interval: Duration, late_after: Duration) -> Duration {
+    (interval * SILENT_INTERVALS)
+        .max(SILENT_FLOOR)
+        .max(late_after + GRACE)
+}
+
+/// Over how long the agents of a fleet of this size spread when they have lost their streams.
+#[must_use]
+pub fn reconnect_spread(hosts: u64) -> Duration {
+    Duration::from_secs(hosts / AGENTS_PER_SECOND).min(RECONNECT_SPREAD_MAX)
 }
 
 /// How the host stands at `now`. `listening_since` is when the aggregator could last begin to listen:
@@ -108,19 +94,22 @@ pub fn judge(voice: &Voice, now: Instant, listening_since: Instant) -> Liveness 
     }
     let silence = now.saturating_duration_since(reference);
     let listened = now.saturating_duration_since(listening_since);
-    let grace = silent_after(voice.interval);
+    let mut grace = silent_after(voice.interval, voice.late_after);
+    if !voice.connected {
+        // Its stream may have broken by no fault of its own: it has until its turn to connect.
+        grace = grace.max(voice.reconnect + CONNECT);
+    }
     // A host that was heard since then has found its way back; of the others nobody can tell yet.
     let back = voice.heard.is_some_and(|heard| heard >= listening_since);
     let patience = if back {
         grace
     } else {
-        grace.max(RECONNECT_WINDOW)
+        grace.max(RECONNECT_WINDOW + voice.reconnect)
     };
     if silence > grace && listened > patience {
         return Liveness::Silent(Silence::Unknown);
     }
-    let late_after = (voice.interval * LATE_INTERVALS).max(LATE_FLOOR);
-    if voice.connected && silence <= late_after && voice.heard.is_some() {
+    if voice.connected && silence <= voice.late_after && voice.heard.is_some() {
         Liveness::Live
     } else {
         Liveness::Late
@@ -136,6 +125,8 @@ mod tests {
             heard,
             ever_heard: true,
             interval: Duration::from_secs(10),
+            late_after: Duration::from_secs(20),
+            reconnect: reconnect_spread(500),
             connected: true,
             goodbye: None,
         }
@@ -170,6 +161,41 @@ mod tests {
             judge(&closed, at(131), start),
             Liveness::Silent(Silence::Unknown)
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_broke_in_a_large_fleet_has_until_its_turn() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let closed = Voice {
+            connected: false,
+            reconnect: reconnect_spread(100_000),
+            ..voice(Some(at(1000)))
+        };
+        assert_eq!(judge(&closed, at(1110), start), Liveness::Late);
+        assert_eq!(
+            judge(&closed, at(1111), start),
+            Liveness::Silent(Silence::Unknown)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_usually_leaves_long_gaps_is_given_them() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let slow = Voice {
+            interval: Duration::from_secs(1),
+            late_after: Duration::from_secs(22),
+            ..voice(Some(at(100)))
+        };
+        for (now, expected) in [
+            (122, Liveness::Live),
+            (123, Liveness::Late),
+            (127, Liveness::Late),
+            (128, Liveness::Silent(Silence::Unknown)),
+        ] {
+            assert_eq!(judge(&slow, at(now), start), expected, "at {now}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,10 +6,13 @@
 
 pub mod checkpoint;
 pub mod derive;
+pub mod gaps;
 pub mod host;
 pub mod liveness;
 pub mod names;
+pub mod neighbours;
 pub mod shard;
+pub mod silence;
 pub mod start;
 
 use std::{

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use muster_proto::{
     codec::Changes,
     id::{HostId, Incarnation},
     limits,
-    time::Clock,
+    time::{Clock, Timestamp},
     v1, words,
 };
 use tokio::{
@@ -25,8 +26,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Counters, FleetConfig, ReadContext,
-    host::{CheckpointedHost, Enrolled, FrameIn, HostState, Receiving, Session, Verdict},
+    host::{
+        CheckpointedHost, Enrolled, FrameIn, HostState, Receiving, Session, Surroundings, Verdict,
+    },
     names::Names,
+    neighbours::Neighbourhood,
+    silence::{Ended, Refused},
 };
 use crate::{
     detect::{Change, Engine, Opening, Severity, Transition},
@@ -69,6 +74,8 @@ pub enum Message {
         host: HostId,
         /// The stream.
         connection: Connection,
+        /// Where it comes from.
+        address: IpAddr,
         /// What it says.
         session: Session,
         /// Incarnations of which it still holds frames.
@@ -117,6 +124,15 @@ pub enum Message {
         host: HostId,
         /// The stream.
         connection: Connection,
+        /// How.
+        ended: Ended,
+    },
+    /// Someone who presented a host's identity was not let in.
+    Refused {
+        /// The host.
+        host: HostId,
+        /// Why not.
+        why: Refused,
     },
     /// Frames are on disk.
     Stored(Vec<Stored>),
@@ -164,6 +180,7 @@ pub struct Shard {
     sink: Arc<dyn TransitionSink>,
     clock: Arc<dyn Clock>,
     counters: Arc<Counters>,
+    neighbours: Arc<Neighbourhood>,
     /// Keeps what stands beside the samples.
     events: Events,
     listening_since: Instant,
@@ -173,18 +190,35 @@ pub struct Shard {
     recalls: Recalls,
 }
 
+/// What all shards of a fleet share.
+#[derive(Clone)]
+pub struct Common {
+    /// Detectors.
+    pub engine: Arc<Engine>,
+    /// Takes what they conclude.
+    pub sink: Arc<dyn TransitionSink>,
+    /// Dates.
+    pub clock: Arc<dyn Clock>,
+    /// What happened since start.
+    pub counters: Arc<Counters>,
+    /// Who fell silent with whom.
+    pub neighbours: Arc<Neighbourhood>,
+    /// Keeps what stands beside the samples.
+    pub events: Events,
+}
+
 impl Shard {
     /// A shard without hosts.
     #[must_use]
-    pub fn new(
-        index: usize,
-        config: FleetConfig,
-        engine: Arc<Engine>,
-        sink: Arc<dyn TransitionSink>,
-        clock: Arc<dyn Clock>,
-        counters: Arc<Counters>,
-        events: Events,
-    ) -> Self {
+    pub fn new(index: usize, config: FleetConfig, common: Common) -> Self {
+        let Common {
+            engine,
+            sink,
+            clock,
+            counters,
+            neighbours,
+            events,
+        } = common;
         Self {
             index,
             config,
@@ -197,6 +231,7 @@ impl Shard {
             sink,
             clock,
             counters,
+            neighbours,
             events,
             listening_since: Instant::now(),
             transitions: Vec::new(),
@@ -299,7 +334,7 @@ impl Shard {
         self.listening_since = Instant::now();
         let mut judge = time::interval(JUDGE_EVERY);
         judge.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut judged = Instant::now();
+        let mut judged = (Instant::now(), self.clock.now());
         loop {
             // The tick comes first: after a stall nothing is judged before it is known that there was one.
             tokio::select! {
@@ -307,15 +342,16 @@ impl Shard {
                 () = stop.cancelled() => return,
                 _ = judge.tick() => {
                     let now = Instant::now();
-                    if now - judged > STALL {
+                    let wall = self.clock.now();
+                    if let Some(away) = stood_still(judged, (now, wall)) {
                         tracing::warn!(
                             shard = self.index,
-                            seconds = (now - judged).as_secs_f64(),
-                            "the aggregator stood still; nobody is called silent before all could be heard again"
+                            seconds = away.as_secs_f64(),
+                            "the aggregator stood still, or its clock jumped; nobody is called silent before all could be heard again"
                         );
                         self.listening_since = now;
                     }
-                    judged = now;
+                    judged = (now, wall);
                     self.judge_all(now);
                     self.names.sweep_if_grown();
                 }
@@ -335,6 +371,7 @@ impl Shard {
             Message::Attach {
                 host,
                 connection,
+                address,
                 session,
                 holds,
                 to_agent,
@@ -351,6 +388,9 @@ impl Shard {
                     close,
                 };
                 let answer = self.attach(host, session, &holds, *welcome, stream);
+                if let (Ok(()), Some(host)) = (answer, self.hosts.get_mut(&host)) {
+                    host.set_address(Some(address));
+                }
                 // The stream may be gone already; its Detach follows.
                 let _ = reply.send(answer);
             }
@@ -370,7 +410,12 @@ impl Shard {
                 connection,
                 fin,
             } => self.fin(host, connection, fin),
-            Message::Detach { host, connection } => self.detach(host, connection),
+            Message::Detach {
+                host,
+                connection,
+                ended,
+            } => self.detach(host, connection, ended),
+            Message::Refused { host, why } => self.refused(host, why),
             Message::Stored(stored) => self.settled(&stored, true),
             Message::NotStored(stored) => self.settled(&stored, false),
             Message::Read(reader) => reader(
@@ -429,6 +474,7 @@ impl Shard {
             stream.close.cancel();
             return Ok(());
         }
+        let wall = self.clock.now();
         let Some(host) = self.hosts.get_mut(&id) else {
             tracing::warn!(host = %id, "a certificate of ours, but no such host is enrolled; denied");
             return Err(v1::DenyReason::Removed);
@@ -442,6 +488,7 @@ impl Shard {
                 host = %id, name = host.name(),
                 "a second machine speaks with this host's identity: a clone? the one that was first stays"
             );
+            host.refused(Refused::OtherBoot, wall);
             return Err(v1::DenyReason::AlreadyConnected);
         }
         let incarnation = session.incarnation;
@@ -496,6 +543,16 @@ impl Shard {
         self.close(id);
         if self.hosts.remove(&id).is_some() {
             self.counters.hosts.fetch_sub(1, Ordering::Relaxed);
+            self.neighbours.gone(id);
+        }
+    }
+
+    /// Someone with the host's identity stands at the door and is not let in.
+    fn refused(&mut self, id: HostId, why: Refused) {
+        let wall = self.clock.now();
+        if let Some(host) = self.hosts.get_mut(&id) {
+            host.refused(why, wall);
+            self.judge_one(id, Instant::now());
         }
     }
 
@@ -513,13 +570,17 @@ impl Shard {
         self.close(id);
     }
 
-    fn detach(&mut self, id: HostId, connection: Connection) {
+    fn detach(&mut self, id: HostId, connection: Connection, ended: Ended) {
         let ours = self
             .streams
             .get(&id)
             .is_some_and(|stream| stream.connection == connection);
         if !ours {
             return;
+        }
+        let wall = self.clock.now();
+        if let Some(host) = self.hosts.get_mut(&id) {
+            host.ended(ended, wall);
         }
         self.close(id);
     }
@@ -799,7 +860,14 @@ impl Shard {
         let Some(host) = self.hosts.get_mut(&id) else {
             return;
         };
-        let Some(liveness) = host.judge(now, wall, self.listening_since) else {
+        let surroundings = Surroundings {
+            now,
+            wall,
+            listening_since: self.listening_since,
+            hosts: self.counters.hosts.load(Ordering::Relaxed),
+            neighbours: Some(&self.neighbours),
+        };
+        let Some(liveness) = host.judge(&surroundings) else {
             return;
         };
         tracing::debug!(host = %id, name = host.name(), ?liveness, "host state");
@@ -819,6 +887,15 @@ impl Shard {
             self.sink.report(id, host.name(), transitions);
         }
     }
+}
+
+/// For how long the aggregator did not run between two looks at its clocks, if that was too long: its process
+/// was stopped, or its machine (then the monotonic clock may not tell, but the wall clock jumps).
+fn stood_still(before: (Instant, Timestamp), now: (Instant, Timestamp)) -> Option<Duration> {
+    let passed = now.0 - before.0;
+    let jumped = now.1.millis_since(before.1).unsigned_abs();
+    let jumped = Duration::from_millis(jumped).abs_diff(passed);
+    Some(passed.max(jumped)).filter(|away| *away > STALL)
 }
 
 impl Shard {
@@ -901,6 +978,26 @@ fn send(to_agent: &ToAgent, message: v1::aggregator_message::Message) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stall_shows_on_either_clock() {
+        let start = Instant::now();
+        let wall = |millis: i64| Timestamp::from_millis(1_700_000_000_000 + millis);
+        let mono = |millis: u64| start + Duration::from_millis(millis);
+        for (mono_ms, wall_ms, stalled) in [
+            (500, 500, false),
+            (1900, 1900, false),
+            (2100, 2100, true),
+            // The machine slept, and its monotonic clock with it.
+            (500, 60_000, true),
+            // Someone set the clock back.
+            (500, -3_600_000, true),
+            (500, 2400, false),
+        ] {
+            let away = stood_still((start, wall(0)), (mono(mono_ms), wall(wall_ms)));
+            assert_eq!(away.is_some(), stalled, "{mono_ms} {wall_ms}");
+        }
+    }
 
     #[test]
     fn recordings_are_asked_for_seldom_of_a_host_and_of_a_fleet() {

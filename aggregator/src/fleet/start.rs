@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Counters, Enrolled, Fleet, FleetConfig, INBOX,
     checkpoint::{self, Checkpoint, CheckpointError},
-    shard::{Shard, TransitionSink},
+    neighbours::Neighbourhood,
+    shard::{Common, Shard, TransitionSink},
 };
 use crate::{
     detect::{Engine, Opening},
@@ -151,18 +152,16 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
     }
 
     let counters = Arc::new(Counters::default());
+    let common = Common {
+        engine: Arc::clone(&parts.engine),
+        sink: Arc::clone(&parts.sink),
+        clock: Arc::clone(&parts.clock),
+        counters: Arc::clone(&counters),
+        neighbours: Arc::new(Neighbourhood::default()),
+        events: parts.events.clone(),
+    };
     let mut shards: Vec<Shard> = (0..parts.shards.max(1))
-        .map(|index| {
-            Shard::new(
-                index,
-                parts.config.clone(),
-                Arc::clone(&parts.engine),
-                Arc::clone(&parts.sink),
-                Arc::clone(&parts.clock),
-                Arc::clone(&counters),
-                parts.events.clone(),
-            )
-        })
+        .map(|index| Shard::new(index, parts.config.clone(), common.clone()))
         .collect();
     let count = shards.len();
     let enrolled = hosts.len();

@@ -5,7 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use muster_proto::{series::Kind, time::Timestamp, v1::HostState};
+use muster_proto::{
+    series::Kind,
+    time::Timestamp,
+    v1::{HostState, SilenceCause},
+};
+
+use crate::fleet::Silence;
 
 use super::{
     negotiate::Format,
@@ -18,6 +24,7 @@ use super::{
 #[derive(Debug, Clone)]
 pub(super) struct HostPoint {
     state: HostState,
+    silence: SilenceCause,
     ratios: Ratios,
     age_seconds: Option<f64>,
     clock_offset_seconds: Option<f64>,
@@ -40,6 +47,7 @@ impl HostPoint {
         let offset = host.clock_offset_ms().map(Timestamp::from_millis);
         Self {
             state,
+            silence: host.silence_cause(),
             ratios: if current {
                 host.ratios()
             } else {
@@ -128,6 +136,15 @@ fn roll_up(page: &mut Writer, hosts: &[HostPoint]) {
     ] {
         let count = hosts.iter().filter(|host| host.state == state).count();
         family.sample([("state", state_word(state))], whole(count as u64));
+    }
+    let mut family = page.own(&SILENCES);
+    for cause in Silence::ALL {
+        let cause = cause.to_wire();
+        let count = hosts
+            .iter()
+            .filter(|host| host.state == HostState::Silent && host.silence == cause)
+            .count();
+        family.sample([("cause", Silence::word(cause))], whole(count as u64));
     }
     let mut family = page.own(&SERVICES);
     for (at, state) in UNIT_STATES.iter().enumerate() {
@@ -242,6 +259,11 @@ const MISSING: Own = Own(
     "Shards of the fleet state whose hosts are not in the numbers on this page.",
 );
 const HOSTS: Own = Own("muster_hosts", Kind::Gauge, "Hosts by liveness.");
+const SILENCES: Own = Own(
+    "muster_host_silence",
+    Kind::Gauge,
+    "Silent hosts by cause, as far as what was seen tells.",
+);
 const SERVICES: Own = Own(
     "muster_services",
     Kind::Gauge,

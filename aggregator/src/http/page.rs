@@ -11,8 +11,10 @@ use muster_proto::{
     catalog, exposition,
     series::{Family, Kind},
     time::Timestamp,
-    v1::{HostState, SilenceCause},
+    v1::HostState,
 };
+
+use crate::fleet::Silence;
 
 use super::{
     negotiate::Format,
@@ -115,12 +117,7 @@ pub fn freshness(host: &impl HostView, now: Timestamp) -> Freshness {
     let age = now.since(last_seen);
     let seconds = age.as_secs();
     if host.state() == HostState::Silent {
-        let cause = match host.silence_cause() {
-            SilenceCause::Stopped => "its agent was stopped",
-            SilenceCause::Reboot => "it is rebooting",
-            SilenceCause::Shutdown => "it was shut down",
-            SilenceCause::Unknown | SilenceCause::Unspecified => "nothing tells why",
-        };
+        let cause = Silence::words(host.silence_cause());
         return Freshness::Stale(format!(
             "host {name:?} is silent, {cause}; last sample {seconds} s ago"
         ));

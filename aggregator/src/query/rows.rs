@@ -9,7 +9,7 @@ use muster_proto::{time::Timestamp, v1};
 
 use super::checks;
 use crate::{
-    detect::AnomalyView,
+    detect::{AnomalyView, forecast::Forecast},
     fleet::{Derived, FilesystemPoint, HostState, Liveness, Unit, UnitState, host::RECENT_FIELDS},
     selector::{NumberField, Subject, TextField},
 };
@@ -193,12 +193,30 @@ pub fn host_detail(host: &HostState) -> v1::HostDetail {
             })
             .collect(),
         books: Some(host.books()),
+        silence_account: host.trace().account.clone(),
+        past_silence: host.trace().past.map(|past| v1::PastSilence {
+            since_ms: past.since.as_millis(),
+            until_ms: past.until.as_millis(),
+            cause: past.cause.to_wire().into(),
+        }),
         ..v1::HostDetail::default()
     };
     let Some(derived) = current(host) else {
         return detail;
     };
-    detail.filesystems = derived.filesystems.iter().map(filesystem).collect();
+    detail.filesystems = derived
+        .filesystems
+        .iter()
+        .map(|point| {
+            let full_in = host.detection().full_in(&point.mountpoint);
+            let [full_in, inodes_full_in] = full_in.map(|of| of.map(forecast));
+            v1::Filesystem {
+                full_in,
+                inodes_full_in,
+                ..filesystem(point)
+            }
+        })
+        .collect();
     detail.cpu_modes = derived.cpu_modes.iter().cloned().collect();
     detail.failing_collectors = host.failing_collectors();
     detail.failing_services = units(host)
@@ -230,6 +248,16 @@ fn filesystem(point: &FilesystemPoint) -> v1::Filesystem {
         inodes_used_ratio: point.inodes_used_ratio,
         readonly: point.readonly,
         hung: point.hung,
+        full_in: None,
+        inodes_full_in: None,
+    }
+}
+
+fn forecast(forecast: Forecast) -> v1::FullIn {
+    v1::FullIn {
+        hours: forecast.hours,
+        low: forecast.low,
+        high: forecast.high,
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     detect::{DetectConfig, Engine},
     fleet::{
         Counters, Enrolled, Fleet, HostState, ReadContext,
-        host::{FrameIn, Lane, Receiving, Session},
+        host::{FrameIn, Lane, Receiving, Session, Surroundings},
         names::Names,
         shard::Message,
     },
@@ -97,6 +97,7 @@ impl Lab {
             paging: PagingService::new(
                 fleet.clone(),
                 control.clone(),
+                crate::notify::Told::default(),
                 Arc::clone(&clock) as Arc<dyn Clock>,
             ),
             service: OperatorService::new(
@@ -155,6 +156,7 @@ impl Lab {
             }),
             serial: None,
             cert_not_after: Some(NOW),
+            ending: crate::listen::Ending::default(),
         }
     }
 
@@ -312,14 +314,14 @@ fn heard(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState
 
 fn live(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState {
     let mut host = heard(number, name, load, units);
-    host.judge(Instant::now(), NOW, Instant::now());
+    host.judge(&Surroundings::alone(Instant::now(), NOW, Instant::now()));
     host
 }
 
 fn stopped(number: u8, name: &str) -> HostState {
     let mut host = heard(number, name, 3.0, &[("cron.service", "failed")]);
     host.fin(Incarnation(1), 1, v1::FinReason::Shutdown);
-    host.judge(Instant::now(), NOW, Instant::now());
+    host.judge(&Surroundings::alone(Instant::now(), NOW, Instant::now()));
     host
 }
 
