@@ -294,7 +294,8 @@ impl Teller {
             news.iter()
                 .any(|one| roster.card(one.subject.host).is_none())
         };
-        let roster = if (old && (unknown || !news.is_empty())) || self.roster_read.is_none() {
+        // A host that joined since has a name already; people are not told of its id.
+        let roster = if unknown || (old && !news.is_empty()) || self.roster_read.is_none() {
             let (roster, missing) = Roster::read(&self.fleet).await;
             if missing.is_empty() {
                 self.roster_read = Some(now);
