@@ -158,9 +158,12 @@ eventually 90 "the alert" alert "$silent and .labels.severity == \"critical\" an
 get "$api/alerts" | jq -r '.[] | "   \(.labels) \(.annotations.summary)"'
 incident=$(get "$api/alerts?active=true" | jq -r ".[] | select($silent) | .labels.incident")
 muster ack "$incident" -m "it was me" >"$work/ack.log" 2>&1 || fail "muster ack $incident"
-muster incident "$incident" >"$work/incident.txt"
-grep -q 'told .*to am' "$work/incident.txt" || fail "the timeline of $incident does not say that am was told"
-grep -q 'by tester: it was me' "$work/incident.txt" || fail "the timeline of $incident does not say who acknowledged it"
+muster incident "$incident" -o json >"$work/incident.json"
+# in_timeline JQ-CONDITION: something that happened to the incident for which this holds.
+in_timeline() { jq -e "[.. | .transitions? // empty | .[]] | any(.[]; $1)" "$work/incident.json" >"$work/last-answer"; }
+in_timeline '.what == "told" and (.evidence | endswith(" to am"))' || fail "the timeline of $incident does not say that am was told"
+in_timeline '.what == "acknowledged" and .actor == "tester" and .evidence == "it was me"' ||
+    fail "the timeline of $incident does not say who acknowledged it"
 
 step "starting it again"
 start agent muster-agent run --config "$work/agent.toml"

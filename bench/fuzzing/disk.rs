@@ -67,6 +67,8 @@ struct Folder {
     /// Paths below the folder, and contents.
     files: Vec<(std::path::PathBuf, Vec<u8>)>,
     read: fn(&Path) -> anyhow::Result<bool>,
+    /// Cases so far. Each has a folder of its own: what the case before opened may still be closing.
+    cases: u64,
 }
 
 impl Folder {
@@ -92,6 +94,7 @@ impl Folder {
             place,
             files,
             read,
+            cases: 0,
         })
     }
 }
@@ -123,14 +126,17 @@ impl Target for Folder {
     }
 
     fn read(&mut self, at: usize, bytes: &[u8]) -> anyhow::Result<bool> {
-        fs::remove_dir_all(&self.place)?;
-        fs::create_dir(&self.place)?;
+        // Gone with the scratch folder at the latest.
+        let _ = fs::remove_dir_all(self.place.join(self.cases.to_string()));
+        self.cases += 1;
+        let folder = self.place.join(self.cases.to_string());
+        fs::create_dir_all(&folder)?;
         for (place, (path, original)) in self.files.iter().enumerate() {
-            let path = self.place.join(path);
+            let path = folder.join(path);
             fs::create_dir_all(path.parent().context("below the folder")?)?;
             private(&path, if place == at { bytes } else { original })?;
         }
-        (self.read)(&self.place)
+        (self.read)(&folder)
     }
 }
 
@@ -279,7 +285,17 @@ fn make_database(folder: &Path) -> anyhow::Result<()> {
                 .await?;
         }
         Ok::<_, anyhow::Error>(())
-    })
+    })?;
+    drop(control);
+    // SQLite removes the write-ahead log when the last connection closes, which the store's threads do.
+    let wal = folder.join("control.db-wal");
+    for _ in 0..500 {
+        if !wal.exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 fn read_database(folder: &Path) -> anyhow::Result<bool> {
