@@ -3,7 +3,7 @@
 //! The kernel is asked over netlink (sock_diag(7)): a socket costs 72 bytes and under a microsecond, where
 //! `/proc/net/tcp` costs ten times that. Another host than this machine is read from there. What the
 //! counting may cost is bounded all the same: it runs as seldom as keeps it below a hundredth of one CPU,
-//! and a host with more than [`MAX_SOCKETS`] gets no numbers and a failed collector.
+//! and a host with more than `MAX_SOCKETS` gets no numbers and a failed collector.
 
 use std::{
     io,

@@ -1,7 +1,7 @@
 //! What changes on a host seldom, seen by looking now and then: the change journal, and what no counter tells.
 //!
-//! One thread with low priority in mind: it looks every [`QUICK`] at what costs microseconds (mounts, links,
-//! the clock) and every [`SLOW`] at what may cost milliseconds (packages, unit files, ports, settings), and at
+//! One thread with low priority in mind: it looks every `QUICK` at what costs microseconds (mounts, links,
+//! the clock) and every `SLOW` at what may cost milliseconds (packages, unit files, ports, settings), and at
 //! the processes that use most (`busiest`). Whatever hangs or is slow there delays no sample. What it finds
 //! waits, bounded, for the next round.
 //!

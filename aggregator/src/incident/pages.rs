@@ -12,7 +12,7 @@
 //! | the same goes wrong on four hosts at once, and nothing explains it | the same |
 //! | everything else | a page for each host |
 //! | all of a page is clear for three minutes | it is closed, and told as resolved |
-//! | an incident flaps ([`flap`]) | its page stays; told when it has settled |
+//! | an incident flaps (`flap`) | its page stays; told when it has settled |
 //!
 //! A page is told once when it opens, when a wider scope has half as many hosts more, once when what flapped has settled,
 //! once when an acknowledgement ran out, and once when it closes. Times are the aggregator's, handed in; nothing here
