@@ -35,7 +35,7 @@ use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{Semaphore, mpsc},
     time::{Instant, sleep, timeout},
 };
@@ -52,6 +52,11 @@ use visits::{Turn, Visit, Visits};
 
 /// Connections that are accepted and not yet taken by the server.
 const READY: usize = 64;
+
+/// Connections the kernel holds until they are accepted, at most `net.core.somaxconn` (4,096 since Linux 5.4). When a
+/// fleet comes back at once and there is no room, the kernel drops what completes the connection: the agent believes
+/// itself connected and is heard 1, 3 or 7 s later, when the kernel has repeated its answer (tcp(7), listen(2)).
+const BACKLOG: u32 = 65_535;
 
 /// First byte of a TLS record that carries a handshake (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 22;
@@ -342,7 +347,7 @@ pub type Incoming = ReceiverStream<io::Result<Conn>>;
 /// # Errors
 /// When it is taken or not ours; the message says what to do.
 pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
+    listen(address).map_err(|error| {
         let why = match error.kind() {
             io::ErrorKind::AddrInUse => {
                 "another program listens there: stop it or configure another port"
@@ -355,6 +360,17 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
         };
         io::Error::new(error.kind(), format!("cannot listen on {address}: {why}"))
     })
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // Of a listener that was there before, connections in TIME_WAIT are left: they are no reason not to start.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Accepts TLS connections until `stop`, or until the stream is dropped.
