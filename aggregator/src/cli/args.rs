@@ -334,15 +334,9 @@ pub enum By {
     Anomaly,
 }
 
-/// `muster services`
+/// Of which hosts: the same two flags wherever a list can be about some of them.
 #[derive(Debug, Clone, Args)]
-pub struct Services {
-    /// Units or patterns: nginx.service, 'php*'
-    #[arg(value_name = "NAME")]
-    pub names: Vec<String>,
-    /// Only those that have failed
-    #[arg(long)]
-    pub failed: bool,
+pub struct OfHosts {
     /// Only of this host; a pattern for several
     #[arg(
         long,
@@ -362,29 +356,29 @@ pub struct Services {
     pub selector: String,
 }
 
+/// `muster services`
+#[derive(Debug, Clone, Args)]
+pub struct Services {
+    /// Units or patterns: nginx.service, 'php*'
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Only those that have failed
+    #[arg(long)]
+    pub failed: bool,
+    /// Of which hosts.
+    #[command(flatten)]
+    pub of: OfHosts,
+}
+
 /// `muster anomalies`
 #[derive(Debug, Clone, Args)]
 pub struct Anomalies {
-    /// Only this host
-    #[arg(
-        long,
-        value_name = "HOST",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub host: String,
+    /// Of which hosts.
+    #[command(flatten)]
+    pub of: OfHosts,
     /// Only from this score on; hosts are listed from 1 on
     #[arg(long, value_name = "SCORE")]
     pub min_score: Option<f64>,
-    /// Only hosts for which this holds
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub selector: String,
 }
 
 /// `muster incidents`
@@ -399,23 +393,9 @@ pub struct Incidents {
     /// Only of this severity
     #[arg(long, value_enum)]
     pub severity: Option<Severity>,
-    /// Only of this host; a pattern for several
-    #[arg(
-        long,
-        value_name = "HOST",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub host: String,
-    /// Only of hosts for which this holds
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub selector: String,
+    /// Of which hosts.
+    #[command(flatten)]
+    pub of: OfHosts,
 }
 
 /// Severities that can be asked for.

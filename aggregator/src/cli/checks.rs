@@ -8,6 +8,7 @@ use muster_proto::{
 use serde_json::json;
 
 use super::{
+    args::OfHosts,
     failure::Failure,
     output::{self, Column, List, Rendered, Shown, moment},
     services::hosts,
@@ -25,23 +26,9 @@ pub struct Args {
     /// Only with these: ok, warn, crit, unknown, or pending for those not decided yet
     #[arg(long, value_name = "STATUS,…", value_delimiter = ',', value_parser = status)]
     pub status: Vec<v1::CheckStatus>,
-    /// Only of this host; a pattern for several
-    #[arg(
-        long,
-        value_name = "HOST",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub host: String,
-    /// Only of hosts for which this holds
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub selector: String,
+    /// Of which hosts.
+    #[command(flatten)]
+    pub of: OfHosts,
 }
 
 fn status(text: &str) -> Result<v1::CheckStatus, String> {
@@ -292,8 +279,8 @@ pub fn of_host(checks: u32, failing: &[v1::CheckRow], view: &View) -> Option<Tex
 /// # Errors
 /// Whatever stood in the way.
 pub async fn answer(session: &Session, args: &Args) -> Result<Rendered, Failure> {
-    session::check_selector(&args.selector)?;
-    session::check_hosts(&args.host)?;
+    session::check_selector(&args.of.selector)?;
+    session::check_hosts(&args.of.host)?;
     let names = session::names(&args.names)?;
     if session::chose_nothing(&args.names, &names) {
         let response = v1::ListChecksResponse {
@@ -303,11 +290,11 @@ pub async fn answer(session: &Session, args: &Args) -> Result<Rendered, Failure>
         return output::list(list(response, true), &session.options, &session.view(None));
     }
     let chosen = !(names.is_empty() && args.status.is_empty());
-    let chosen = chosen || !(args.selector.is_empty() && args.host.is_empty());
+    let chosen = chosen || !(args.of.selector.is_empty() && args.of.host.is_empty());
     let request = v1::ListChecksRequest {
-        selector: args.selector.clone(),
+        selector: args.of.selector.clone(),
         names,
-        host: args.host.clone(),
+        host: args.of.host.clone(),
         statuses: args.status.iter().map(|&status| status.into()).collect(),
     };
     let question = async move |channel| {

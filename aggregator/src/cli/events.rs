@@ -15,6 +15,7 @@ use muster_proto::{
 use serde_json::{Value, json};
 
 use super::{
+    args::OfHosts,
     failure::{Code, Failure},
     output::{self, Column, Detail, Format, List, Options, Rendered, Shown, moment, number},
     session::{self, Session},
@@ -41,23 +42,9 @@ pub struct EventsArgs {
     /// Print what comes in until interrupted
     #[arg(short, long)]
     pub follow: bool,
-    /// Only of this host; a pattern for several
-    #[arg(
-        long,
-        value_name = "HOST",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub host: String,
-    /// Only of hosts for which this holds
-    #[arg(
-        short = 'l',
-        long,
-        value_name = "SELECTOR",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub selector: String,
+    /// Of which hosts.
+    #[command(flatten)]
+    pub of: OfHosts,
     /// Only of these kinds: oom_kill, booted, package_changed …; "changes" for all that somebody changed
     #[arg(long, value_name = "KIND,…", value_delimiter = ',')]
     pub kind: Vec<String>,
@@ -364,8 +351,8 @@ fn lines(rows: Vec<v1::EventRow>, options: &Options, view: &View) -> Result<Stri
 }
 
 fn choice(args: &EventsArgs) -> Result<v1::EventChoice, Failure> {
-    session::check_selector(&args.selector)?;
-    session::check_hosts(&args.host)?;
+    session::check_selector(&args.of.selector)?;
+    session::check_hosts(&args.of.host)?;
     let mut kinds = Vec::new();
     for word in &args.kind {
         if word == "changes" {
@@ -381,8 +368,8 @@ fn choice(args: &EventsArgs) -> Result<v1::EventChoice, Failure> {
         }
     }
     Ok(v1::EventChoice {
-        selector: args.selector.clone(),
-        host: args.host.clone(),
+        selector: args.of.selector.clone(),
+        host: args.of.host.clone(),
         kinds,
     })
 }

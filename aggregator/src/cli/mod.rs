@@ -295,8 +295,8 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             output::detail(host::detail(host, &view), &session.options)
         }
         Command::Services(services) => {
-            session::check_selector(&services.selector)?;
-            session::check_hosts(&services.host)?;
+            session::check_selector(&services.of.selector)?;
+            session::check_hosts(&services.of.host)?;
             let names = session::names(&services.names)?;
             if session::chose_nothing(&services.names, &names) {
                 let response = v1::ListServicesResponse {
@@ -307,10 +307,10 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                 return output::list(list, &session.options, &session.view(None));
             }
             let request = v1::ListServicesRequest {
-                selector: services.selector.clone(),
+                selector: services.of.selector.clone(),
                 names,
                 failed_only: services.failed,
-                host: services.host.clone(),
+                host: services.of.host.clone(),
             };
             let response = session
                 .ask(async move |mut client| client.list_services(request).await)
@@ -321,12 +321,12 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             output::list(list, &session.options, &view)
         }
         Command::Anomalies(anomalies) => {
-            session::check_selector(&anomalies.selector)?;
-            session::check_hosts(&anomalies.host)?;
+            session::check_selector(&anomalies.of.selector)?;
+            session::check_hosts(&anomalies.of.host)?;
             let request = v1::ListAnomaliesRequest {
-                selector: anomalies.selector.clone(),
+                selector: anomalies.of.selector.clone(),
                 min_score: anomalies.min_score,
-                host: anomalies.host.clone(),
+                host: anomalies.of.host.clone(),
             };
             let response = session
                 .ask(async move |mut client| client.list_anomalies(request).await)
@@ -336,8 +336,8 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             output::list(anomalies::list(response), &session.options, &view)
         }
         Command::Incidents(incidents) => {
-            session::check_selector(&incidents.selector)?;
-            session::check_hosts(&incidents.host)?;
+            session::check_selector(&incidents.of.selector)?;
+            session::check_hosts(&incidents.of.host)?;
             let severity = match incidents.severity {
                 None => "",
                 Some(Severity::Critical) => "critical",
@@ -346,9 +346,9 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             };
             let request = v1::ListIncidentsRequest {
                 all: incidents.all,
-                selector: incidents.selector.clone(),
+                selector: incidents.of.selector.clone(),
                 severity: severity.to_owned(),
-                host: incidents.host.clone(),
+                host: incidents.of.host.clone(),
                 limit: session.limit.unwrap_or(0),
             };
             let response = session

@@ -95,12 +95,7 @@ pub struct Add {
     #[arg(long = "for", value_name = "TIME", value_parser = span)]
     pub length: Option<Duration>,
     /// Until when: 15:20, "2026-11-22 09:00"
-    #[arg(
-        long,
-        value_name = "WHEN",
-        conflicts_with = "length",
-        required_unless_present = "length"
-    )]
+    #[arg(long, value_name = "WHEN", conflicts_with = "length")]
     pub until: Option<String>,
 }
 
