@@ -11,84 +11,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-bin=${MUSTER_BIN_DIR:-${CARGO_TARGET_DIR:-target}/debug}
-PATH=$(realpath -m "$bin"):$PATH
-
-for tool in prometheus-alertmanager curl jq muster muster-agent muster-aggregator; do
-    command -v "$tool" >/dev/null && continue
-    echo "error: no $tool; apt-get install prometheus-alertmanager curl jq, and cargo build --workspace for Muster's own" >&2
-    exit 1
-done
-
-work=$(mktemp -d)
-started=()
-# shellcheck disable=SC2317,SC2329 # called by the trap
-cleanup() {
-    for pid in "${started[@]}"; do
-        kill -TERM "$pid" 2>/dev/null || continue
-        for _ in {1..50}; do
-            kill -0 "$pid" 2>/dev/null || break
-            sleep 0.1
-        done
-        kill -KILL "$pid" 2>/dev/null || true
-    done
-    rm -rf --one-file-system "$work"
-}
-trap cleanup EXIT
-
-fail() {
-    printf 'FAILED: %s\n' "$1" >&2
-    for log in "$work"/*.log; do
-        [ -s "$log" ] || continue
-        printf -- '---- end of %s\n' "${log##*/}" >&2
-        tail -n 20 "$log" >&2
-    done
-    exit 1
-}
-step() { printf -- '-- %s (%s s)\n' "$1" "$SECONDS"; }
-
-# start NAME COMMAND...: in the background, with its output in NAME.log; its id is in $pid.
-start() {
-    local name=$1
-    shift
-    "$@" >>"$work/$name.log" 2>&1 &
-    pid=$!
-    started+=("$pid")
-}
-
-# eventually SECONDS WHAT COMMAND...: the command succeeds within that time.
-eventually() {
-    local deadline=$((SECONDS + $1)) what=$2
-    shift 2
-    until "$@" >"$work/last-answer" 2>&1; do
-        if [ "$SECONDS" -ge "$deadline" ]; then
-            cat "$work/last-answer" >&2
-            fail "$what did not come true; the last answer of \"$*\" is above"
-        fi
-        sleep 0.5
-    done
-}
-
-# A port nobody listens on. Another program can take it before it is used: then the program says so.
-used_ports=""
-free_port() {
-    local candidate
-    for _ in {1..100}; do
-        candidate=$((20000 + RANDOM % 10000))
-        [[ " $used_ports " == *" $candidate "* ]] && continue
-        (: >"/dev/tcp/127.0.0.1/$candidate") 2>/dev/null && continue
-        used_ports+=" $candidate"
-        port=$candidate
-        return
-    done
-    fail "no free port found"
-}
+# shellcheck source=tests/lib.sh
+. tests/lib.sh
+tools "prometheus-alertmanager curl jq" prometheus-alertmanager curl jq muster muster-agent muster-aggregator
 
 for door in uplink enrolment operator http alertmanager; do
     free_port
     declare "$door=$port"
 done
-get() { curl --silent --show-error --fail --max-time 10 "$@"; }
 # shellcheck disable=SC2154 # declared by the loop
 api=http://127.0.0.1:$alertmanager/api/v2
 # alert JQ-CONDITION: an alert that is active and for which this holds.

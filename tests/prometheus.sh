@@ -17,81 +17,9 @@ readonly up_within=60      # seconds until Prometheus has found and scraped ever
 readonly down_within=90    # seconds until a stopped agent shows: silent after 15 s, one scrape, stale series
 readonly scrape_interval=2 # seconds
 
-bin=${MUSTER_BIN_DIR:-${CARGO_TARGET_DIR:-target}/debug}
-PATH=$(realpath -m "$bin"):$PATH
-
-fail() {
-    printf 'FAILED: %s\n' "$1" >&2
-    for log in "$work"/*.log; do
-        [ -s "$log" ] || continue
-        printf -- '---- end of %s\n' "${log##*/}" >&2
-        tail -n 20 "$log" >&2
-    done
-    exit 1
-}
-
-for tool in prometheus promtool curl jq muster; do
-    command -v "$tool" >/dev/null && continue
-    echo "error: no $tool; apt-get install prometheus curl jq, and cargo build --workspace for Muster's own" >&2
-    exit 1
-done
-
-work=$(mktemp -d)
-started=()
-# shellcheck disable=SC2317,SC2329 # called by the trap
-cleanup() {
-    for pid in "${started[@]}"; do
-        kill -TERM "$pid" 2>/dev/null || continue
-        for _ in {1..50}; do
-            kill -0 "$pid" 2>/dev/null || break
-            sleep 0.1
-        done
-        kill -KILL "$pid" 2>/dev/null || true
-    done
-    rm -rf --one-file-system "$work"
-}
-trap cleanup EXIT
-
-# start NAME COMMAND...: in the background, with its output in NAME.log; its id is in $pid.
-start() {
-    local name=$1
-    shift
-    "$@" >"$work/$name.log" 2>&1 &
-    pid=$!
-    started+=("$pid")
-}
-
-# eventually SECONDS WHAT COMMAND...: the command succeeds within that time.
-eventually() {
-    local deadline=$((SECONDS + $1)) what=$2
-    shift 2
-    until "$@" >"$work/last-answer" 2>&1; do
-        if [ "$SECONDS" -ge "$deadline" ]; then
-            cat "$work/last-answer" >&2
-            fail "$what did not come true; the last answer of \"$*\" is above"
-        fi
-        sleep 0.3
-    done
-}
-
-step() { printf -- '-- %s (%s s)\n' "$1" "$SECONDS"; }
-
-# A port nobody listens on. Another program can take it before it is used: then the program says so.
-used_ports=""
-free_port() {
-    local candidate
-    for _ in {1..100}; do
-        candidate=$((20000 + RANDOM % 10000))
-        [[ " $used_ports " == *" $candidate "* ]] && continue
-        (: >"/dev/tcp/127.0.0.1/$candidate") 2>/dev/null && continue
-        used_ports+=" $candidate"
-        port=$candidate
-        return
-    done
-    fail "no free port found"
-}
-
-get() { curl --silent --show-error --fail --max-time 10 "$@"; }
+# shellcheck source=tests/lib.sh
+. tests/lib.sh
+tools "prometheus curl jq" prometheus promtool curl jq muster
 status_of() { curl --silent --max-time 10 --output /dev/null --write-out '%{http_code}' "$@"; }
 is_live() { get "$url/sd" | jq -e --arg host "$1" 'any(.[].labels; .instance == $host and .__meta_muster_state == "live")'; }
 stop_agent() { "${stop_command[@]}"; }
