@@ -363,6 +363,12 @@ impl Monitor {
         self.common.buffer().settled_below()
     }
 
+    /// The highest number of this life that is known to be durable; 0 before the first.
+    #[must_use]
+    pub fn newest_durable(&self) -> u64 {
+        self.common.buffer().newest_durable()
+    }
+
     /// Frames of earlier lives of the agent that wait on disk.
     #[must_use]
     pub fn left_by_earlier_lives(&self) -> u64 {

@@ -153,8 +153,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let audited = control.clone();
     tokio::spawn(async move { tell_audit_head(&audited).await });
     let kept = control.kept_time().await?;
-    let guard = GuardedClock::new(Arc::clone(&clock), Box::new(Machine), kept.as_ref());
+    let guard = GuardedClock::new(clock, Box::new(Machine), kept.as_ref());
     let guard = Arc::new(guard);
+    // Everybody's: a clock in doubt must not refuse a fleet's samples as coming from the future either, nor make
+    // agents follow it.
+    let clock: Arc<dyn Clock> = Arc::clone(&guard) as Arc<dyn Clock>;
     let judged_by = Arc::clone(&guard) as Arc<dyn Clock>;
     let doors = Doors::judged_by(Arc::clone(&authority), &config.http.hosts, judged_by)?;
     let doors = Arc::new(doors);

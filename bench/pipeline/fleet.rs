@@ -6,6 +6,8 @@
 //!
 //! The last line of the output is one JSON object. Ends with an error when a frame was dropped.
 
+mod gate;
+mod hosts;
 #[expect(dead_code, reason = "the faults use the rest")]
 mod installation;
 #[expect(dead_code, reason = "the faults use the rest")]
@@ -101,6 +103,9 @@ fn main() -> anyhow::Result<()> {
         folder,
         seed: options.seed,
         spool: false,
+        uplink: None,
+        is_virtual: false,
+        fresh_series: 0,
     })?;
     warm_up(&mut load, options.hosts)?;
     eprintln!("measuring for {} s", options.seconds);
