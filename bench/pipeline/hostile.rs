@@ -132,12 +132,12 @@ pub(crate) fn revoke(run: &mut Run, time: u32) -> anyhow::Result<()> {
         after.as_millis()
     );
 
-    let (resumed, let_in) = runtime.block_on(returning.is_let_in(&hello()))?;
+    let (resumed, reason) = runtime.block_on(returning.is_denied(&hello()))?;
     run.add("bans", 1.0);
-    run.add("resumed_sessions_tried", f64::from(u8::from(resumed)));
+    run.add("sessions_resumed", f64::from(u8::from(resumed)));
     ensure!(
-        !let_in,
-        "a banned host was let in again, with a resumed session: {resumed}"
+        reason == v1::DenyReason::Removed,
+        "a banned host that came back was told {reason:?}"
     );
     Ok(())
 }

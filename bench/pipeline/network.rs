@@ -154,6 +154,9 @@ pub(crate) fn clocks(run: &mut Run, time: u32) -> anyhow::Result<()> {
         }
     }
     run.add("jumps", 1.0);
+    let report = run.load()?.books()?;
+    let refused = report.sum(|agent| agent.rejected + agent.lost);
+    ensure!(refused == 0, "{refused} frames were refused or lost");
     Ok(())
 }
 

@@ -14,9 +14,11 @@ use muster_proto::{
     spiffe::{MAIN_CELL, SpiffeId},
     tls::{Credentials, TrustedTime, server_name},
     token::Token,
+    v1::{AggregatorMessage, DenyReason, aggregator_message},
 };
+use prost::Message as _;
 use rcgen::{CertificateParams, KeyPair, SanType};
-use rustls::{ClientConfig, HandshakeKind};
+use rustls::{ClientConfig, HandshakeKind, client::Resumption};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -36,6 +38,9 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const END_HEADERS: u8 = 4;
+const END_STREAM: u8 = 1;
+/// Before a message of gRPC: whether it is compressed, and its length.
+const GRPC_HEAD: usize = 5;
 /// What a reset says: CANCEL.
 const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
@@ -263,30 +268,36 @@ async fn oversized(identity: &Identity, uplink: SocketAddr, number: u32) -> anyh
     stream.flush().await?;
     if number.is_multiple_of(2) {
         // The call ends, not the connection: its trailers have END_STREAM, or it is reset.
-        return call_ended(&mut stream).await;
+        call_ended(&mut stream).await?;
+        return Ok(());
     }
     closed(&mut stream).await;
     Ok(())
 }
 
-async fn call_ended(stream: &mut Tls) -> anyhow::Result<()> {
+/// Hears the call to its end, or that of the connection; what was answered until then, as gRPC sends it.
+async fn call_ended(stream: &mut Tls) -> anyhow::Result<Vec<u8>> {
+    let mut answered = Vec::new();
     loop {
         let mut head = [0; 9];
         if stream.read_exact(&mut head).await.is_err() {
-            return Ok(());
+            return Ok(answered);
         }
         let [_, _, _, kind, flags, ..] = head;
         let length = usize::from(head[1]) << 8 | usize::from(head[2]);
         let mut payload = vec![0; length];
         stream.read_exact(&mut payload).await?;
         let of_call = head[8] == 1;
-        if of_call && (kind == RST_STREAM || kind == HEADERS && flags & 1 == 1) {
-            return Ok(());
+        if of_call && kind == DATA {
+            answered.extend(payload);
+        }
+        if of_call && (kind == RST_STREAM || flags & END_STREAM != 0) {
+            return Ok(answered);
         }
     }
 }
 
-/// TLS with a peer's identity and a memory for tickets, to come back with.
+/// TLS with a peer's identity and a memory for tickets, which agents do not have, to come back with.
 pub(crate) struct Returning {
     config: Arc<ClientConfig>,
     door: SocketAddr,
@@ -295,7 +306,9 @@ pub(crate) struct Returning {
 impl Returning {
     /// Connects once and keeps the tickets.
     pub(crate) async fn after_a_visit(state: PathBuf, door: SocketAddr) -> anyhow::Result<Self> {
-        let config = Arc::new(trusted(&Identity::load(&state)?)?);
+        let mut config = trusted(&Identity::load(&state)?)?;
+        config.resumption = Resumption::default();
+        let config = Arc::new(config);
         let returning = Self { config, door };
         let mut stream = returning.connect().await?;
         stream.write_all(PREFACE).await?;
@@ -312,17 +325,20 @@ impl Returning {
             .await
     }
 
-    /// Comes back; whether TLS was resumed, and whether a call was answered otherwise than by an end.
-    pub(crate) async fn is_let_in(&self, hello: &[u8]) -> anyhow::Result<(bool, bool)> {
+    /// Comes back with a Hello; whether TLS was resumed, and the reason of the Deny that ended the call.
+    pub(crate) async fn is_denied(&self, hello: &[u8]) -> anyhow::Result<(bool, DenyReason)> {
         let mut stream = self.connect().await?;
         let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
         let mut bytes = PREFACE.to_vec();
         bytes.extend(request(1));
         bytes.extend(frame(DATA, 0, 1, hello));
-        if stream.write_all(&bytes).await.is_err() {
-            return Ok((resumed, false));
-        }
+        stream.write_all(&bytes).await?;
         let ended = time::timeout(OVER_WITHIN, call_ended(&mut stream)).await;
-        Ok((resumed, ended.is_err()))
+        let answered = ended.context("the call was let in")??;
+        let message = answered.get(GRPC_HEAD..).context("no answer")?;
+        match AggregatorMessage::decode(message)?.message {
+            Some(aggregator_message::Message::Deny(deny)) => Ok((resumed, deny.reason())),
+            other => bail!("no refusal but {other:?}"),
+        }
     }
 }

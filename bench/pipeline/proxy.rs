@@ -46,14 +46,14 @@ pub(crate) enum Weather {
     Refused,
 }
 
-/// All but the clear sky.
+/// All but the clear sky; what lasts longest comes last.
 pub(crate) const BAD: [Weather; 6] = [
     Weather::Bytewise,
     Weather::Slow,
     Weather::Flips,
     Weather::HalfClosed,
-    Weather::Blackhole,
     Weather::Refused,
+    Weather::Blackhole,
 ];
 
 /// The proxy; ends with the value.
