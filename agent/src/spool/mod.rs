@@ -23,7 +23,6 @@ use std::{collections::VecDeque, path::PathBuf, time::Duration};
 use muster_proto::{
     id::Incarnation,
     log::{self, LogError, Storage},
-    ranges::RangeSet,
     time::Timestamp,
     v1,
 };
@@ -88,7 +87,7 @@ fn free_share(filesystem_bytes: u64) -> u64 {
 /// What the buffer of the running incarnation has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// All frames between these numbers are on disk.
+    /// Frames up to this number that were handed over without a hole before it are on disk.
     Durable {
         /// First number.
         first: u64,
@@ -169,8 +168,8 @@ pub struct Spool<S: Storage> {
     events: Vec<Event>,
     /// Bytes handed over since the last commit.
     uncommitted: usize,
-    /// Frames that were written and not yet told to be durable. Those that were never handed over are holes in it.
-    untold: RangeSet,
+    /// First frame since the last commit.
+    first_uncommitted: Option<u64>,
     /// Newest tick that was handed over.
     now: Timestamp,
     failures: u32,
@@ -218,7 +217,7 @@ impl<S: Storage> Spool<S> {
             missing,
             events: Vec::new(),
             uncommitted: 0,
-            untold: RangeSet::new(),
+            first_uncommitted: None,
             now: Timestamp::from_millis(i64::MIN / 2),
             failures: 0,
             suspended: false,
@@ -270,7 +269,7 @@ impl<S: Storage> Spool<S> {
             self.events.push(Event::WantKey);
             return;
         }
-        self.untold.insert(frame.seq);
+        self.first_uncommitted.get_or_insert(frame.seq);
         self.uncommitted += frame.payload.len();
         match self.own.append(frame) {
             Ok(()) if self.uncommitted >= COMMIT_BYTES => self.commit(),
@@ -311,21 +310,13 @@ impl<S: Storage> Spool<S> {
 
     /// A commit may have happened on the way of a write.
     fn tell_durable(&mut self) {
-        let Some(last) = self.own.durable_to() else {
-            return;
-        };
-        if self.untold.next_present(0).is_none_or(|first| first > last) {
-            return;
+        if let Some(first) = self.first_uncommitted
+            && let Some(last) = self.own.durable_to()
+            && first <= last
+        {
+            self.events.push(Event::Durable { first, last });
+            self.first_uncommitted = Some(last + 1);
         }
-        let mut untold = RangeSet::new();
-        for (from, to) in self.untold.iter() {
-            if from <= last {
-                let last = to.min(last);
-                self.events.push(Event::Durable { first: from, last });
-            }
-            untold.insert_range(from.max(last + 1), to);
-        }
-        self.untold = untold;
     }
 
     fn failed(&mut self, error: &LogError) {
@@ -353,7 +344,7 @@ impl<S: Storage> Spool<S> {
         self.status.fault = Some(why);
         self.own.forget_pending();
         self.uncommitted = 0;
-        self.untold = RangeSet::new();
+        self.first_uncommitted = None;
         self.events.push(Event::LossReason(reason));
     }
 

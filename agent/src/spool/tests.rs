@@ -97,27 +97,6 @@ fn damage_costs_the_rest_of_the_chain_and_is_named() {
 }
 
 #[test]
-fn frames_that_were_never_handed_over_are_not_told_durable() {
-    let storage = FaultyStorage::new();
-    let mut spool = open(&storage, 1, SpoolLimits::default());
-    // 3 found no room in the queue to the thread, so 4, which builds on it, is not taken either.
-    for (seq, key) in [(1, true), (2, false), (4, false), (5, true), (6, false)] {
-        spool.append(&frame(1, seq, key, 100));
-    }
-    spool.commit();
-    let durable = |event: &Event| match *event {
-        Event::Durable { first, last } => Some((first, last)),
-        _ => None,
-    };
-    let events = spool.take_events();
-    assert_eq!(
-        events.iter().filter_map(durable).collect::<Vec<_>>(),
-        [(1, 2), (5, 6)]
-    );
-    assert!(events.contains(&Event::WantKey));
-}
-
-#[test]
 fn a_tick_costs_one_write_and_no_sync() {
     let storage = FaultyStorage::new();
     let mut spool = open(&storage, 1, SpoolLimits::default());
