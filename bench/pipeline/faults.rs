@@ -17,11 +17,11 @@ mod gate;
 mod hostile;
 mod hosts;
 mod installation;
+mod intruders;
 mod load;
 mod loop_disk;
 mod network;
 mod oracle;
-mod peers;
 mod proxy;
 mod run;
 mod scenarios;
@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use installation::DiskOf;
-use peers::Peer;
+use intruders::Peer;
 use run::{BREATHE_EVERY, Run, Setting};
 
 #[derive(Parser)]
@@ -149,9 +149,9 @@ impl Scenario {
             Self::Proxy => network::weather(run, time),
             Self::HostileSeries => hostile::series(run, options.series),
             Self::Revoke => hostile::revoke(run, time),
-            Self::WrongIdentity => peers::meet(run, Peer::WrongIdentity, PEERS),
-            Self::RapidReset => peers::meet(run, Peer::RapidReset, PEERS),
-            Self::Oversized => peers::meet(run, Peer::Oversized, PEERS),
+            Self::WrongIdentity => intruders::meet(run, Peer::WrongIdentity, PEERS),
+            Self::RapidReset => intruders::meet(run, Peer::RapidReset, PEERS),
+            Self::Oversized => intruders::meet(run, Peer::Oversized, PEERS),
         }
     }
 }

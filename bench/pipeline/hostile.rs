@@ -10,8 +10,8 @@ use muster_proto::{limits, v1};
 use prost::Message as _;
 
 use crate::{
+    intruders::Returning,
     load::{Load, Plan, Report},
-    peers::Returning,
     run::Run,
     scenarios::resident_bytes,
 };
