@@ -429,7 +429,7 @@ async fn a_stop_in_mid_stream_is_bounded_and_what_was_acknowledged_is_there_afte
     stopped.expect("a stop is bounded");
     let mut acknowledged = 50;
     while let Some(message) = raw.hear().await {
-        if let v1::aggregator_message::Message::Ack(ack) = message {
+        if let aggregator_message::Message::Ack(ack) = message {
             let last = ack.durable.iter().map(|range| range.last).max();
             acknowledged = acknowledged.max(last.unwrap_or(0));
         }
