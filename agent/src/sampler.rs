@@ -346,7 +346,10 @@ mod tests {
         let back = sampler.next().await;
         assert!(back.at < last.at);
         time::advance(Duration::from_secs(1)).await;
-        assert!(sampler.extra().is_some(), "a time of the schedule that holds");
+        assert!(
+            sampler.extra().is_some(),
+            "a time of the schedule that holds"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -280,7 +280,9 @@ pub(super) async fn ask(run: &Run<'_>, check: &TlsCheck) -> Result<Finding, Find
 /// The one of all certificates in a file that expires first.
 async fn in_file(run: &Run<'_>, path: &Path, expiry: &Expiry) -> Result<Finding, Finding> {
     let owned = path.to_owned();
-    let found = run.aside(Threads::Files, move || certificates(&owned)).await?;
+    let found = run
+        .aside(Threads::Files, move || certificates(&owned))
+        .await?;
     let shown = path.display();
     let found = found.map_err(|error| super::file::failed(path, &error))?;
     let first = found.iter().map(expires).min();

@@ -231,7 +231,11 @@ fn a_clock_that_is_ahead_makes_nothing_old() {
         spool.append(&ahead);
     }
     spool.commit();
-    assert_eq!(spool.status().incarnations, 1, "nobody has confirmed the clock");
+    assert_eq!(
+        spool.status().incarnations,
+        1,
+        "nobody has confirmed the clock"
+    );
     // Drained as by a session, which corrects the clock; the next tick is of today.
     assert_eq!(drain(&mut spool).0.len(), 50);
     spool.append(&frame(2, 41, true, 100));

@@ -214,7 +214,12 @@ mod tests {
         assert_eq!(look(&second), (true, expected.map(str::to_owned).to_vec()));
         assert_eq!(look(&second).1, [""; 0]);
         // In the middle of an upgrade nothing is removed, and in the end nothing installed anew.
-        for state in ["unpacked", "half-configured", "triggers-pending", "installed"] {
+        for state in [
+            "unpacked",
+            "half-configured",
+            "triggers-pending",
+            "installed",
+        ] {
             let mut third = second;
             third[0].2 = state;
             assert_eq!(look(&third).1, [""; 0], "{state}");
