@@ -45,7 +45,7 @@ const EXIT_NOT_ENROLLED: u8 = 69;
 
 /// Threads for a resolver or a disk that hangs, made when they are needed: each question of the link takes one,
 /// with a deadline, and checks have their own beside these.
-const BLOCKING_THREADS: usize = 4 + muster_agent::check::BLOCKING;
+const BLOCKING_THREADS: usize = 4 + check::BLOCKING;
 
 /// Time between passes of `sample --repeat`, and between its first, silent pass and the one that is shown:
 /// services are told over the bus and take a moment.
