@@ -66,6 +66,7 @@ pub mod time;
 pub mod timex;
 pub mod udp_queues;
 pub mod uname;
+pub mod unit_usage;
 pub mod vmstat;
 pub mod watchdog;
 pub mod xfs;
@@ -238,6 +239,7 @@ pub fn collectors(
             &config.systemd_in_quota(),
             Arc::clone(urgent),
         )),
+        Box::new(unit_usage::UnitUsage::new(&config.systemd_in_quota())),
         Box::new(agent::Agent::new(Arc::clone(counters))),
     ]
 }
