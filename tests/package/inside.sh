@@ -149,7 +149,10 @@ if command -v curl >/dev/null; then
 fi
 eventually 30 "slow.service among the failed services" in_failed slow.service
 eventually 30 "crashes.service among them, as one state" in_failed 'crashes.service .*crash-loop'
-eventually 60 "memory and processor time of a service" told 'muster_host_systemd_unit_memory_bytes\{name="muster-agent.service"\} [1-9].*' unit_usage
+# Where the host lets a container account for its services.
+if [ -f /sys/fs/cgroup/system.slice/muster-agent.service/memory.current ]; then
+    holds told 'muster_host_systemd_unit_memory_bytes\{name="muster-agent.service"\} [1-9].*' unit_usage
+fi
 systemctl stop crashes.service many@one.service ticks.timer missed.timer counts.socket
 systemctl unmask --quiet hidden.service
 rm /etc/systemd/system/{crashes,slow,many@,ticks,missed,counts@}.service /etc/systemd/system/{ticks,missed}.timer \
