@@ -21,6 +21,7 @@ pub mod login;
 pub mod output;
 pub mod removal;
 pub mod renew;
+pub mod rules;
 pub mod services;
 pub mod session;
 pub mod summary;
@@ -431,6 +432,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             };
             Ok(Rendered::text(scrape.yaml()))
         }
+        Command::Rules(command) => rules::run(command).map(Rendered::text),
         Command::Export(Export::Ca) => session.roots().map(Rendered::text),
         Command::Completion { shell } => {
             let shell = match shell {

@@ -19,6 +19,7 @@ pub mod memory_leak;
 pub mod offline;
 mod reason;
 mod ring;
+pub mod rules;
 mod score;
 mod slope;
 mod unit_failed;
@@ -33,7 +34,7 @@ pub use host_score::{AnomalyView, Cause};
 pub use reason::{Hours, Reason};
 pub use score::ScoreState;
 
-use crate::fleet::{FilesystemPoint, Liveness, Signals, Unit, silence::Past};
+use crate::fleet::{Enrolled, FilesystemPoint, Liveness, Signals, Unit, silence::Past};
 
 /// Bounds an operator may move. Those that no one has had a reason to move are constants of the detectors.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -47,6 +48,9 @@ pub struct DetectConfig {
     pub filesystem_available_bytes: f64,
     /// From how many times the level of its own busy hours a host's score lists it as unusual.
     pub anomaly_threshold: f64,
+    /// What an operator changes about the rules of the pack.
+    #[serde(skip)]
+    pub rules: Vec<rules::Override>,
 }
 
 impl Default for DetectConfig {
@@ -56,6 +60,7 @@ impl Default for DetectConfig {
             filesystem_critical_ratio: 0.97,
             filesystem_available_bytes: 50.0 * 1024.0 * 1024.0 * 1024.0,
             anomaly_threshold: host_score::DEFAULT_THRESHOLD,
+            rules: Vec::new(),
         }
     }
 }
@@ -80,6 +85,10 @@ pub struct Observation<'a> {
     pub units: &'a [Unit],
     /// Whether it reports any; otherwise `units` says nothing.
     pub units_known: bool,
+    /// The series that rules of the pack look at.
+    pub samples: &'a [rules::Sample<'a>],
+    /// Who it is, for overrides of the rules that are not for all.
+    pub who: Option<&'a Enrolled>,
 }
 
 /// What a detector is asked to judge.
