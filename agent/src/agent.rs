@@ -3,7 +3,7 @@
 //! An [`Agent`] is one future without threads or tasks of its own beside the connection, so that a demo, a
 //! test or a bench runs thousands in one process. Whose values it ships is behind [`Source`].
 
-use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use muster_proto::{
     codec::Encoder,
@@ -13,13 +13,17 @@ use muster_proto::{
     time::{SystemClock, Timestamp},
     v1,
 };
-use tokio::{sync::Notify, time};
+use tokio::{
+    sync::{Notify, mpsc},
+    time,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     buffer::{Books, Buffer, BufferLimits, Encoded, Held},
     collect::CollectorFault,
     credentials::Credentials,
+    page, sample,
     sampler::{HostClock, Sampler, Tick},
     spool::{SpoolConfig, SpoolHandle},
     status,
@@ -44,6 +48,11 @@ pub trait Source: Send {
     /// Collectors whose values are absent or not all there, and why.
     fn faults(&self) -> Vec<CollectorFault> {
         Vec::new()
+    }
+    /// The values as the last round left them, for whoever wants to see them once more; `None` where there are none
+    /// to show.
+    fn table(&self) -> Option<&Table> {
+        None
     }
     /// Told when something happened that should not wait for the next tick.
     fn urgent(&self) -> Option<Arc<Notify>> {
@@ -74,6 +83,7 @@ pub struct Agent {
     common: Arc<Common>,
     uplink: Uplink,
     source: Box<dyn Source>,
+    page: Option<SocketAddr>,
 }
 
 impl Agent {
@@ -114,7 +124,15 @@ impl Agent {
             common,
             uplink,
             source,
+            page: None,
         }
+    }
+
+    /// Serves the values of the latest round at this address too ([`page`]).
+    #[must_use]
+    pub fn with_page(mut self, address: Option<SocketAddr>) -> Self {
+        self.page = address;
+        self
     }
 
     /// Looks at the agent while it runs.
@@ -134,6 +152,7 @@ impl Agent {
             common,
             uplink,
             source,
+            page,
         } = self;
         let fixed = status::Fixed {
             host_id: config.host.to_string(),
@@ -152,6 +171,8 @@ impl Agent {
                 Arc::clone(&common),
                 fixed,
             ));
+            let (pages, mut asked) = mpsc::channel(page::MAX_ASKED);
+            let mut paged = std::pin::pin!(page::serve(page, pages));
             loop {
                 tokio::select! {
                     reason = &mut shutdown => {
@@ -172,6 +193,8 @@ impl Agent {
                     // Neither ends before it is stopped.
                     () = &mut linked => break,
                     () = &mut answered => break,
+                    () = &mut paged => break,
+                    Some(reply) = asked.recv() => rounds.show(reply),
                 }
             }
             stop.cancel();
@@ -314,6 +337,8 @@ struct Rounds<'a> {
     scratch: Vec<u8>,
     /// Whether the last payload was larger than the aggregator takes.
     too_large: bool,
+    /// The tick of the last round.
+    latest: Option<Timestamp>,
 }
 
 impl<'a> Rounds<'a> {
@@ -325,11 +350,13 @@ impl<'a> Rounds<'a> {
             ticks_missed: 0,
             scratch: Vec::new(),
             too_large: false,
+            latest: None,
         }
     }
 
     fn take(&mut self, tick: Tick) {
         self.ticks_missed += tick.missed;
+        self.latest = Some(tick.at);
         if tick.missed > 0 {
             tracing::debug!(missed = tick.missed, "ticks missed");
         }
@@ -375,6 +402,16 @@ impl<'a> Rounds<'a> {
         self.common
             .rounds()
             .note(tick.at, took, series, self.ticks_missed, faults);
+    }
+
+    /// Answers who wants to see the latest round.
+    fn show(&self, reply: page::Asked) {
+        let shown = self.latest.and_then(|tick| {
+            let table = self.source.table()?;
+            Some(sample::render(table, tick, sample::Format::Prometheus))
+        });
+        // Who asked may have gone.
+        let _ = reply.send(shown);
     }
 
     fn own(&self) -> Own {

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -52,6 +53,10 @@ pub struct Config {
     pub collect: CollectConfig,
     /// Checks of this host's own.
     pub checks: ChecksConfig,
+    /// Where the page of node_exporter is served; nowhere by default.
+    pub node_exporter: Option<SocketAddr>,
+    /// Whether that may be an address that others than this host reach.
+    pub allow_remote: bool,
     /// Memory for frames that are not acknowledged.
     pub buffer: BufferLimits,
     /// Whether frames are kept on disk until they are acknowledged.
@@ -72,6 +77,8 @@ impl Default for Config {
             labels: BTreeMap::new(),
             collect: CollectConfig::default(),
             checks: ChecksConfig::default(),
+            node_exporter: None,
+            allow_remote: false,
             buffer: BufferLimits::default(),
             spool_enabled: true,
             spool: SpoolLimits::default(),
@@ -148,6 +155,19 @@ impl Config {
         root.section("collectors", |section| {
             collectors(section, &mut self.collect)
         });
+        root.section("listen", |listen| {
+            listen.value("node_exporter", &mut self.node_exporter, |value| {
+                let given = text(value)?;
+                let address: Option<SocketAddr> = given.parse().ok();
+                address
+                    .filter(|address| address.port() > 0)
+                    .map(Some)
+                    .ok_or_else(|| {
+                        format!("{given:?} is no address:port, for example \"127.0.0.1:9100\"")
+                    })
+            });
+            listen.value("allow_remote", &mut self.allow_remote, truth);
+        });
         self.checks.keys(root);
     }
 
@@ -156,6 +176,17 @@ impl Config {
         if self.labels.len() > limits::MAX_HOST_LABELS {
             let most = limits::MAX_HOST_LABELS;
             reader.fault("labels", format_args!("at most {most} are allowed"));
+        }
+        let remote = self
+            .node_exporter
+            .filter(|address| !address.ip().is_loopback());
+        if let Some(address) = remote.filter(|_| !self.allow_remote) {
+            reader.fault(
+                "listen.node_exporter",
+                format_args!(
+                    "{address} can be reached from elsewhere, and the page asks for no password; use 127.0.0.1, or set allow_remote = true under [listen] if that is meant"
+                ),
+            );
         }
         if let Some((key, why)) = self.checks.problem() {
             reader.fault(key, why);
@@ -202,6 +233,16 @@ fn collectors(section: &mut Section<'_, '_>, config: &mut CollectConfig) {
             texts,
         );
     });
+    section.section("textfile", |textfile| {
+        let config = &mut config.textfile;
+        textfile.value("folders", &mut config.folders, folders);
+        textfile.value("stale_after", &mut config.stale_after, |value| {
+            settings::duration(
+                value,
+                Duration::from_secs(60)..=Duration::from_secs(366 * 86_400),
+            )
+        });
+    });
     section.section("systemd", |systemd| {
         let config = &mut config.systemd;
         systemd.value("enabled", &mut config.enabled, truth);
@@ -211,6 +252,15 @@ fn collectors(section: &mut Section<'_, '_>, config: &mut CollectConfig) {
             settings::whole(value, 1..=10_000)
         });
     });
+}
+
+/// Folders that do not depend on where the program was started.
+fn folders(value: &DeValue<'_>) -> Result<Vec<PathBuf>, String> {
+    let folders = texts(value)?;
+    match folders.iter().find(|folder| !folder.starts_with('/')) {
+        Some(relative) => Err(format!("expected absolute paths, found {relative:?}")),
+        None => Ok(folders.into_iter().map(PathBuf::from).collect()),
+    }
 }
 
 fn interval(value: &DeValue<'_>) -> Result<Duration, String> {
@@ -264,6 +314,7 @@ mod tests {
             filesystem = { mount_points_exclude = ["/mnt/*"], types_exclude = [] }
             network.devices_exclude = ["veth*"]
             systemd = { enabled = false, include = ["a*"], exclude = [], max_units = 7 }
+            textfile = { folders = ["/srv/metrics"], stale_after = "2h" }
             "#,
         );
         assert_eq!(faults, [""; 0]);
@@ -286,6 +337,8 @@ mod tests {
         assert_eq!(collect.filesystem.mount_points_exclude, ["/mnt/*"]);
         assert!(collect.filesystem.types_exclude.is_empty());
         assert_eq!(collect.network.devices_exclude, ["veth*"]);
+        assert_eq!(collect.textfile.folders, [Path::new("/srv/metrics")]);
+        assert_eq!(collect.textfile.stale_after, Duration::from_secs(7200));
         assert_eq!(
             (collect.systemd.enabled, collect.systemd.max_units),
             (false, 7)
@@ -319,7 +372,7 @@ mod tests {
                 "a.toml:8:13: collectors.disable: there is no collector \"cpus\"; did you mean \"cpu\"?; muster-agent collectors lists them",
                 "a.toml:10:13: buffer.max_bytes: expected a size from \"1MiB\" to \"4095MiB\", or a number of bytes",
                 "a.toml:12:9: log.level: expected one of \"error\", \"warn\", \"info\", \"debug\", \"trace\", found \"loud\"",
-                "a.toml:13:2: wholly_else: there is no such key; known here: state_dir, runtime_dir, interval, uplink, labels, buffer, spool, log, collectors, checks, check",
+                "a.toml:13:2: wholly_else: there is no such key; known here: state_dir, runtime_dir, interval, uplink, labels, buffer, spool, log, collectors, listen, checks, check",
             ]
         );
     }
@@ -348,6 +401,14 @@ mod tests {
             ("labels.\"a b\" = \"c\"", false),
             ("collectors.max_series = 10001", false),
             ("collectors = 3", false),
+            ("listen.node_exporter = \"127.0.0.1:9100\"", true),
+            ("listen.node_exporter = \"[::1]:9100\"", true),
+            ("listen.node_exporter = \":9100\"", false),
+            ("listen.node_exporter = \"0.0.0.0:9100\"", false),
+            (
+                "listen = { node_exporter = \"0.0.0.0:9100\", allow_remote = true }",
+                true,
+            ),
         ] {
             assert_eq!(applied(text).1.is_empty(), right, "{text}");
         }

@@ -10,12 +10,16 @@ use std::{
     io,
     io::Read,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use muster_proto::{limits, v1};
 use ring::digest;
 
-use crate::collect::{os, text};
+use crate::{
+    capture::Recorder,
+    collect::{os, text},
+};
 
 /// Largest file that is read: `/proc/<pid>/mountinfo` of 4,000 mounts is under 1 MiB.
 const MAX_FILE_BYTES: usize = 8 * 1024 * 1024;
@@ -69,13 +73,38 @@ impl ReadError {
 #[derive(Debug, Clone)]
 pub struct HostRoot {
     path: PathBuf,
+    /// Notes what is read, for `muster-agent capture`.
+    recorder: Option<Arc<Recorder>>,
 }
 
 impl HostRoot {
     /// The host whose root is at `path`.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self {
+            path: path.into(),
+            recorder: None,
+        }
+    }
+
+    /// The same host; what is read of it from now on is noted.
+    #[must_use]
+    pub fn recorded(&self, recorder: Arc<Recorder>) -> Self {
+        Self {
+            path: self.path.clone(),
+            recorder: Some(recorder),
+        }
+    }
+
+    /// Who notes what is read, if anybody does.
+    pub(crate) fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_deref()
+    }
+
+    /// Where the root is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether this is the machine the agent runs on, so that system calls speak of it too.
@@ -97,6 +126,7 @@ impl HostRoot {
     /// # Errors
     /// [`ReadError`] as for [`KeptFile::read`].
     pub fn read(&self, relative: impl AsRef<Path>) -> Result<Vec<u8>, ReadError> {
+        let relative = relative.as_ref();
         let path = self.join(relative);
         let mut bytes = Vec::new();
         let read = File::open(&path).and_then(|file| {
@@ -105,7 +135,12 @@ impl HostRoot {
         });
         match read {
             Ok(length) if length > MAX_FILE_BYTES => Err(ReadError::TooLarge { path }),
-            Ok(_) => Ok(bytes),
+            Ok(_) => {
+                if let Some(recorder) = &self.recorder {
+                    recorder.file(relative, &bytes);
+                }
+                Ok(bytes)
+            }
             Err(source) => Err(ReadError::Io { path, source }),
         }
     }
@@ -139,13 +174,30 @@ impl KeptFile {
         }
     }
 
+    /// What the file holds now; `None` where the host has no such file.
+    ///
+    /// # Errors
+    /// As [`KeptFile::read`].
+    pub fn read_if_there(&mut self, host: &HostRoot) -> Result<Option<&[u8]>, ReadError> {
+        match self.read(host) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.is_absent() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What the file holds now.
     ///
     /// # Errors
     /// [`ReadError`] when it cannot be opened or read, or is too large; the next call opens it anew.
     pub fn read(&mut self, host: &HostRoot) -> Result<&[u8], ReadError> {
         match self.fill(host) {
-            Ok(length) => Ok(&self.buffer[..length]),
+            Ok(length) => {
+                if let Some(recorder) = host.recorder() {
+                    recorder.file(&self.relative, &self.buffer[..length]);
+                }
+                Ok(&self.buffer[..length])
+            }
             Err(error) => {
                 self.file = None;
                 Err(error)

@@ -7,6 +7,7 @@
 
 mod agent;
 pub mod buffer;
+pub mod capture;
 pub mod check;
 pub mod collect;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod host;
 pub mod identity;
 mod live;
 pub mod lock;
+pub mod page;
 pub mod renewal;
 pub mod sample;
 pub mod sampler;

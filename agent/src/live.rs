@@ -87,6 +87,10 @@ impl Source for LiveHost {
         (self.collection.table(), events)
     }
 
+    fn table(&self) -> Option<&Table> {
+        Some(self.collection.table())
+    }
+
     fn faults(&self) -> Vec<CollectorFault> {
         self.collection.faults()
     }

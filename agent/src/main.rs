@@ -11,7 +11,9 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use muster_agent::{
-    Agent, AgentConfig, Credentials, LiveHost, LogHandle, Monitor, check,
+    Agent, AgentConfig, Credentials, LiveHost, LogHandle, Monitor,
+    capture::{self, Capture, CaptureError},
+    check,
     collect::{self, Collection},
     config::{Config, DEFAULT_PATH},
     enrol::{self, TokenSource},
@@ -77,6 +79,8 @@ enum Command {
     /// Take samples and print them; needs no aggregator and no root
     #[command(alias = "once")]
     Sample(Sample),
+    /// Copy what the collectors read of this host into a folder, without secrets: for a report of a fault
+    Capture(CaptureFlags),
     /// How the running agent stands
     Status {
         /// How to print it
@@ -130,6 +134,19 @@ struct Sample {
     /// How many samples, one a second
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
+    /// Look at another host than this: a captured one, or one mounted at this folder
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct CaptureFlags {
+    /// Where to; must not exist, or be empty
+    #[arg(value_name = "DIR")]
+    folder: PathBuf,
+    /// Keep serial numbers and UUIDs of disks and batteries
+    #[arg(long)]
+    with_serials: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -159,6 +176,7 @@ fn main() -> ExitCode {
         Command::CheckConfig { file } => check_config(file.or(cli.config).as_deref()),
         Command::Enrol(flags) => enrol(cli.config.as_deref(), flags),
         Command::Sample(flags) => take_samples(cli.config.as_deref(), &flags),
+        Command::Capture(flags) => capture_host(cli.config.as_deref(), &flags),
         Command::Status { output } => print_status(cli.config.as_deref(), output),
         Command::Collectors => print_collectors(cli.config.as_deref()),
         Command::Version => {
@@ -308,7 +326,8 @@ fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Re
             },
             credentials,
             Box::new(source),
-        );
+        )
+        .with_page(config.node_exporter);
         let monitor = agent.monitor();
         let stopped = stop_signal()?;
         tell_systemd(&[NotifyState::Ready, NotifyState::Status(&monitor.line())]);
@@ -479,11 +498,13 @@ fn take_samples(path: Option<&Path>, flags: &Sample) -> anyhow::Result<bool> {
     };
     let runtime = runtime()?;
     let sampled = runtime.block_on(async {
-        let mut collection = Collection::new(HostRoot::at("/"), &config);
+        let host = flags.root.as_deref().map_or(HostRoot::at("/"), captured);
+        let has_bus = host.is_live() && Path::new(BUS).exists();
+        let mut collection = Collection::new(host, &config);
         let urgent = collection.urgent();
         collection.run(SystemClock.now());
         time::sleep(PRIMING).await;
-        if config.is_enabled(collect::systemd::NAME) && Path::new(BUS).exists() {
+        if config.is_enabled(collect::systemd::NAME) && has_bus {
             // It answers the first question by telling that there is news.
             if time::timeout(BUS_PATIENCE, urgent.notified())
                 .await
@@ -519,6 +540,49 @@ fn take_samples(path: Option<&Path>, flags: &Sample) -> anyhow::Result<bool> {
     });
     runtime.shutdown_background();
     sampled
+}
+
+/// The host in this folder: what `capture` wrote has it one level below.
+fn captured(folder: &Path) -> HostRoot {
+    let below = folder.join("root");
+    if below.is_dir() && !folder.join("proc").is_dir() {
+        HostRoot::at(below)
+    } else {
+        HostRoot::at(folder)
+    }
+}
+
+fn capture_host(path: Option<&Path>, flags: &CaptureFlags) -> anyhow::Result<bool> {
+    let config = load(path)?.collect;
+    let mut capture = Capture::new(&HostRoot::at("/"), &config, flags.with_serials);
+    // Within a runtime: collectors may start tasks, though none that is captured does.
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        capture.round(SystemClock.now());
+        time::sleep(capture::PAUSE).await;
+        capture.round(SystemClock.now());
+    });
+    runtime.shutdown_background();
+    let written = capture.write(&flags.folder).map_err(|error| {
+        let hint = match &error {
+            CaptureError::NotEmpty(_) => "name a folder that does not exist yet",
+            CaptureError::Write { .. } => "name a folder that you may write to, with 64 MiB free",
+        };
+        anyhow::Error::new(error).context(Hint(hint))
+    })?;
+    let folder = flags.folder.display();
+    if written.left_out > 0 {
+        eprintln!(
+            "warning: {} files and folders had no room and are left out",
+            written.left_out
+        );
+    }
+    let text = format!(
+        "{} files, {} bytes in {folder}\nnext: look through it, it names this host's disks, mounts and interfaces; then\n      \
+         muster-agent sample --root {folder} shows what it tells, tar -czf capture.tar.gz {folder} packs it\n",
+        written.files, written.bytes
+    );
+    print(text.as_bytes())
 }
 
 /// As a monitoring plugin would end: usable from cron and by other monitors.

@@ -248,7 +248,7 @@ mod tests {
     fn table(readings: &mut Readings) -> &Table {
         readings.begin(0);
         let memory = readings
-            .dynamic_family("node_memory_MemTotal_bytes", Kind::Gauge, Scale::Kibi)
+            .dynamic_family("node_memory_MemTotal_bytes", Kind::Gauge, Scale::Kibi, &[])
             .expect("a good name");
         readings.int(memory, &[], 2_097_152);
         readings.int(DISK_IO_NOW, &["sdb"], 2);

@@ -282,6 +282,11 @@ fn http(section: &mut Section<'_, '_>, http: &mut HttpConfig, token_file: &mut O
     });
 }
 
+/// More than an alert an hour is no budget.
+const MAX_BUDGET_PER_WEEK: f64 = 168.0;
+/// A month of 30 days.
+const WEEKS_A_MONTH: f64 = 30.0 / 7.0;
+
 fn detect(section: &mut Section<'_, '_>, detect: &mut DetectConfig) {
     for (key, ratio) in [
         (
@@ -302,9 +307,13 @@ fn detect(section: &mut Section<'_, '_>, detect: &mut DetectConfig) {
         let bytes = bytes as f64;
         Ok(bytes)
     });
-    let threshold = &mut detect.anomaly_threshold;
-    section.value("anomaly_threshold", threshold, |value| {
-        settings::positive(value, f64::INFINITY)
+    let budget = &mut detect.budget_per_host_week;
+    section.value("budget_per_host_week", budget, |value| {
+        settings::positive(value, MAX_BUDGET_PER_WEEK)
+    });
+    section.value("budget_per_host_month", budget, |value| {
+        let month = settings::positive(value, MAX_BUDGET_PER_WEEK * WEEKS_A_MONTH)?;
+        Ok(month / WEEKS_A_MONTH)
     });
 }
 
@@ -415,7 +424,7 @@ mod tests {
     #[test]
     fn faults_are_found_together() {
         let found = faults(
-            "fleet_nam = \"x\"\nstate_dir = \"var\"\n[http]\nlisten = \"0.0.0.0:7446\"\ninstance = \"h\"\ntoken_file = \"no/such/file\"\n[storage]\nlog_max_size = 5\n[log]\nlevel = \"loud\"\n[uplink]\nlisten = \"7443\"\n[detect]\nfilesystem_warning_ratio = 0.98\nanomaly_threshold = 0\n",
+            "fleet_nam = \"x\"\nstate_dir = \"var\"\n[http]\nlisten = \"0.0.0.0:7446\"\ninstance = \"h\"\ntoken_file = \"no/such/file\"\n[storage]\nlog_max_size = 5\n[log]\nlevel = \"loud\"\n[uplink]\nlisten = \"7443\"\n[detect]\nfilesystem_warning_ratio = 0.98\nbudget_per_host_week = 0\n",
         );
         let expected = [
             "1:1: fleet_nam: there is no such key; did you mean \"fleet_name\"?",
@@ -427,7 +436,7 @@ mod tests {
             "10:9: log.level: expected one of \"error\", \"warn\",",
             "12:10: uplink.listen: \"7443\" is no address to listen on",
             "14:28: detect.filesystem_warning_ratio: 0.98 is above filesystem_critical_ratio, 0.97",
-            "15:21: detect.anomaly_threshold: expected a number above 0",
+            "15:24: detect.budget_per_host_week: expected a number above 0",
         ];
         assert_eq!(found.len(), expected.len(), "{found:#?}");
         for (found, expected) in found.iter().zip(expected) {

@@ -16,6 +16,7 @@ use muster_aggregator::{
     config::{self, Config, DEFAULT_PATH},
     control::{MAX_TOKEN_TTL, MAX_USES, TokenOptions, TokenState},
     demo,
+    detect::offline,
     pki::Authority,
     say, serve, setup,
 };
@@ -59,6 +60,18 @@ enum Command {
     /// The audit log, as its database has it; works with and without a running aggregator
     #[command(subcommand)]
     Audit(Audit),
+    /// Score recorded hosts with the host score of this aggregator, to measure it or to look at a host's past
+    ///
+    /// DIR holds manifest.csv and the gzipped tables it names (docs/detection.md has the format). The result
+    /// has one line for each judged row: series, row, score, and whether the host would have been listed.
+    Detect {
+        /// Folder of the recordings
+        #[arg(long, value_name = "DIR")]
+        data: PathBuf,
+        /// File for the result
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
     /// Check a configuration file and say everything that is wrong with it
     CheckConfig {
         /// The file; without it, that of --config, or the default one
@@ -126,6 +139,7 @@ fn main() -> ExitCode {
         Command::Serve => with_config(file, serve),
         Command::Token(verb) => with_config(file, |config| token(config, verb)),
         Command::Audit(verb) => with_config(file, |config| audit(config, verb)),
+        Command::Detect { data, out } => with_config(file, |config| detect(config, &data, &out)),
         Command::CheckConfig { file: named } => {
             let file = named.as_deref().or(file);
             let file = file.unwrap_or(Path::new(DEFAULT_PATH));
@@ -144,6 +158,12 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+fn detect(config: &Config, data: &Path, out: &Path) -> anyhow::Result<()> {
+    let scored = offline::score_folder(data, out, &config.detect)?;
+    say!("{scored} hosts scored, result in {}", out.display());
+    Ok(())
 }
 
 /// What a scraper may call the http door. Only the owner of the state folder can look.

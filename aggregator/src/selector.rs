@@ -185,6 +185,24 @@ impl Selector {
             .all(|condition| condition.test.holds(host) != condition.negated)
     }
 
+    /// The first field it asks for that changes from minute to minute, if any: a state or a measurement. What holds
+    /// for longer than one look (a silence, a route) cannot rest on such.
+    #[must_use]
+    pub fn fleeting(&self) -> Option<&'static str> {
+        let word = |field| FIELDS.iter().find(|(_, one)| *one == field);
+        self.conditions
+            .iter()
+            .filter_map(|condition| match &condition.test {
+                Test::TextSet(TextField::State) | Test::TextIn(TextField::State, _) => {
+                    word(Field::Text(TextField::State))
+                }
+                Test::NumberSet(field) | Test::Number(field, ..) => word(Field::Number(*field)),
+                _ => None,
+            })
+            .map(|(word, _)| *word)
+            .next()
+    }
+
     /// Whether it selects every host.
     #[must_use]
     pub fn is_all(&self) -> bool {

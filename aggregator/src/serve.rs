@@ -536,6 +536,7 @@ impl Opening<'_> {
                 tls: http.tls,
                 token_needed: http.token.is_some(),
             },
+            budget_per_host_week: self.config.detect.budget_per_host_week,
         };
         let asked = query::EventsService::new(
             self.fleet.clone(),
@@ -554,6 +555,12 @@ impl Opening<'_> {
             Arc::clone(&self.authority),
             Arc::clone(&self.clock),
         );
+        let checks = query::ChecksService::new(service.clone());
+        let paging = query::PagingService::new(
+            self.fleet.clone(),
+            self.control.clone(),
+            Arc::clone(&self.clock),
+        );
         let incoming = listen::tls(
             listener,
             Arc::clone(&self.doors.operators),
@@ -570,6 +577,8 @@ impl Opening<'_> {
                 .add_service(service.into_server())
                 .add_service(asked.into_server())
                 .add_service(identity.into_server())
+                .add_service(checks.into_server())
+                .add_service(paging.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;
             ("operator door", served.map_err(anyhow::Error::new))

@@ -68,6 +68,7 @@ impl Lab {
                 tls: true,
                 token_needed: true,
             },
+            budget_per_host_week: 1.0,
         };
         let service = OperatorService::new(fleet(), control.clone(), about, Arc::clone(&clock));
         let identity =

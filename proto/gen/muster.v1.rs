@@ -1875,10 +1875,59 @@ pub struct HostDetail {
     #[prost(string, repeated, tag = "18")]
     pub anomaly_causes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// What was seen behind the cause of a silence that goes on, or of the last one that is over; for people.
-    #[prost(string, tag = "30")]
+    #[prost(string, tag = "40")]
     pub silence_account: ::prost::alloc::string::String,
-    #[prost(message, optional, tag = "31")]
+    #[prost(message, optional, tag = "41")]
     pub past_silence: ::core::option::Option<PastSilence>,
+    /// Checks that are not ok, and how many there are.
+    #[prost(message, repeated, tag = "30")]
+    pub failing_checks: ::prost::alloc::vec::Vec<CheckRow>,
+    #[prost(uint32, tag = "31")]
+    pub checks: u32,
+}
+/// A check of one host, as its latest values tell.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CheckRow {
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// "http", "tcp", "tls", "dns", "file", "process" or "exec".
+    #[prost(string, tag = "3")]
+    pub kind: ::prost::alloc::string::String,
+    /// The worst status it may have: "warning" or "critical".
+    #[prost(string, tag = "4")]
+    pub severity: ::prost::alloc::string::String,
+    /// After retries.
+    #[prost(enumeration = "CheckStatus", tag = "5")]
+    pub status: i32,
+    /// When it took that status.
+    #[prost(int64, optional, tag = "6")]
+    pub since_ms: ::core::option::Option<i64>,
+    /// What the latest run found, as in muster_check_result.
+    #[prost(string, tag = "7")]
+    pub result: ::prost::alloc::string::String,
+    #[prost(double, tag = "8")]
+    pub duration_seconds: f64,
+    #[prost(uint64, tag = "9")]
+    pub runs: u64,
+    /// Runs in a row that were not ok.
+    #[prost(uint64, tag = "10")]
+    pub failed_runs: u64,
+    #[prost(int64, optional, tag = "11")]
+    pub certificate_expires_ms: ::core::option::Option<i64>,
+    #[prost(message, repeated, tag = "12")]
+    pub measures: ::prost::alloc::vec::Vec<CheckMeasure>,
+}
+/// What a monitoring plugin measured, in base units.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CheckMeasure {
+    #[prost(string, tag = "1")]
+    pub label: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub unit: ::prost::alloc::string::String,
+    #[prost(double, tag = "3")]
+    pub value: f64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Filesystem {
@@ -2032,6 +2081,12 @@ pub struct ListAnomaliesResponse {
     /// Hosts that are still learning what is usual.
     #[prost(uint32, tag = "3")]
     pub hosts_learning: u32,
+    /// False alerts a host-week that the scores may list hosts for.
+    #[prost(double, tag = "4")]
+    pub budget_per_host_week: f64,
+    /// Alerts a host-week that they were listed for of late, true ones included.
+    #[prost(double, optional, tag = "5")]
+    pub told_per_host_week: ::core::option::Option<f64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Anomaly {
@@ -2052,12 +2107,15 @@ pub struct AnomalyCause {
     pub signal: ::prost::alloc::string::String,
     #[prost(double, tag = "2")]
     pub observed: f64,
-    /// Usual value: the 6 h mean.
+    /// Usual value at that time of day; the mean of the hours before while no day is known.
     #[prost(double, tag = "3")]
     pub usual: f64,
     /// Log2 by which the deviation exceeds the largest usual one.
     #[prost(double, tag = "4")]
     pub excess: f64,
+    /// When it was first among what moved most.
+    #[prost(int64, tag = "5")]
+    pub since_ms: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListIncidentsRequest {
@@ -2113,6 +2171,36 @@ pub struct IncidentRow {
     /// Since when the evidence says it holds, in the host's own time.
     #[prost(int64, tag = "11")]
     pub since_ms: i64,
+    /// Who said that they see to it; absent when nobody did, or it has ended.
+    #[prost(message, optional, tag = "12")]
+    pub acknowledgement: ::core::option::Option<Acknowledgement>,
+    /// It fails and recovers again and again.
+    #[prost(bool, tag = "13")]
+    pub flapping: bool,
+    /// Number of the incident under which people are told of this one; its own, another's, or 0 while nobody is told.
+    #[prost(uint64, tag = "14")]
+    pub page: u64,
+    /// Hosts that this one stands for, its own included; 0 when it is part of another.
+    #[prost(uint32, tag = "15")]
+    pub hosts: u32,
+    /// Why nobody is told: "silence S-3", "maintenance M-2", "host silent (I-12)"; empty when nothing keeps it.
+    #[prost(string, tag = "16")]
+    pub quiet: ::prost::alloc::string::String,
+    /// When people were told.
+    #[prost(int64, optional, tag = "17")]
+    pub told_ms: ::core::option::Option<i64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Acknowledgement {
+    #[prost(string, tag = "1")]
+    pub by: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub at_ms: i64,
+    /// Absent: until the incident clears.
+    #[prost(int64, optional, tag = "3")]
+    pub until_ms: ::core::option::Option<i64>,
+    #[prost(string, tag = "4")]
+    pub text: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetIncidentRequest {
@@ -2132,10 +2220,17 @@ pub struct IncidentDetail {
 pub struct IncidentTransition {
     #[prost(int64, tag = "1")]
     pub at_ms: i64,
+    /// Unspecified for what leaves the state as it is.
     #[prost(enumeration = "IncidentState", tag = "2")]
     pub to: i32,
     #[prost(string, tag = "3")]
     pub evidence: ::prost::alloc::string::String,
+    /// Word for what happened: open, resolved, acknowledged, unacknowledged, …
+    #[prost(string, tag = "4")]
+    pub what: ::prost::alloc::string::String,
+    /// The operator who did it; empty when nobody did.
+    #[prost(string, tag = "5")]
+    pub actor: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IssueOperatorRequest {
@@ -2268,6 +2363,42 @@ impl SilenceCause {
             "SILENCE_CAUSE_OVERLOADED" => Some(Self::Overloaded),
             "SILENCE_CAUSE_PAUSED" => Some(Self::Paused),
             "SILENCE_CAUSE_CLONE" => Some(Self::Clone),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CheckStatus {
+    /// Not decided yet: the first run failed and is tried again.
+    Unspecified = 0,
+    Ok = 1,
+    Warning = 2,
+    Critical = 3,
+    Unknown = 4,
+}
+impl CheckStatus {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CHECK_STATUS_UNSPECIFIED",
+            Self::Ok => "CHECK_STATUS_OK",
+            Self::Warning => "CHECK_STATUS_WARNING",
+            Self::Critical => "CHECK_STATUS_CRITICAL",
+            Self::Unknown => "CHECK_STATUS_UNKNOWN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CHECK_STATUS_UNSPECIFIED" => Some(Self::Unspecified),
+            "CHECK_STATUS_OK" => Some(Self::Ok),
+            "CHECK_STATUS_WARNING" => Some(Self::Warning),
+            "CHECK_STATUS_CRITICAL" => Some(Self::Critical),
+            "CHECK_STATUS_UNKNOWN" => Some(Self::Unknown),
             _ => None,
         }
     }
@@ -4135,6 +4266,324 @@ pub mod identity_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListChecksRequest {
+    /// Selector of hosts; empty for all.
+    #[prost(string, tag = "1")]
+    pub selector: ::prost::alloc::string::String,
+    /// Names or patterns of checks; empty for all.
+    #[prost(string, repeated, tag = "2")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// A host's name or pattern; empty for all.
+    #[prost(string, tag = "3")]
+    pub host: ::prost::alloc::string::String,
+    /// Only these statuses; empty for all.
+    #[prost(enumeration = "CheckStatus", repeated, tag = "4")]
+    pub statuses: ::prost::alloc::vec::Vec<i32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListChecksResponse {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    /// The worst first; at most 20,000.
+    #[prost(message, repeated, tag = "2")]
+    pub checks: ::prost::alloc::vec::Vec<CheckRow>,
+    /// Rows beyond that bound.
+    #[prost(uint64, tag = "3")]
+    pub left_out: u64,
+    /// Hosts that are chosen and not heard from: how their checks stand is not known.
+    #[prost(uint32, tag = "4")]
+    pub hosts_not_heard: u32,
+}
+/// Generated client implementations.
+pub mod checks_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct ChecksClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> ChecksClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ChecksClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ChecksClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Checks of all hosts, failing first.
+        pub async fn list_checks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListChecksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListChecksResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Checks/ListChecks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Checks", "ListChecks"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "server")]
+pub mod checks_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ChecksServer.
+    #[async_trait]
+    pub trait Checks: std::marker::Send + std::marker::Sync + 'static {
+        /// Checks of all hosts, failing first.
+        async fn list_checks(
+            &self,
+            request: tonic::Request<super::ListChecksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListChecksResponse>,
+            tonic::Status,
+        >;
+    }
+    #[derive(Debug)]
+    pub struct ChecksServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ChecksServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ChecksServer<T>
+    where
+        T: Checks,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/muster.v1.Checks/ListChecks" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListChecksSvc<T: Checks>(pub Arc<T>);
+                    impl<T: Checks> tonic::server::UnaryService<super::ListChecksRequest>
+                    for ListChecksSvc<T> {
+                        type Response = super::ListChecksResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListChecksRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Checks>::list_checks(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListChecksSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ChecksServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "muster.v1.Checks";
+    impl<T> tonic::server::NamedService for ChecksServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 /// Which events: all that are asked for must hold.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EventChoice {
@@ -4809,6 +5258,762 @@ pub mod events_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "muster.v1.Events";
     impl<T> tonic::server::NamedService for EventsServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AcknowledgeIncidentRequest {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// For the others on call; may be empty.
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+    /// When it ends, should the incident still be open; absent: with the incident.
+    #[prost(int64, optional, tag = "3")]
+    pub until_ms: ::core::option::Option<i64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AcknowledgeIncidentResponse {
+    /// Every incident that is acknowledged now: this one, and those that were told with it.
+    #[prost(uint64, repeated, tag = "1")]
+    pub numbers: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnacknowledgeIncidentRequest {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnacknowledgeIncidentResponse {
+    #[prost(uint64, repeated, tag = "1")]
+    pub numbers: ::prost::alloc::vec::Vec<u64>,
+}
+/// A time in which nobody is told of some incidents. They are opened, shown and resolved all the same.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Quiet {
+    #[prost(enumeration = "QuietKind", tag = "1")]
+    pub kind: i32,
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// Which hosts. See docs/selectors.md.
+    #[prost(string, tag = "3")]
+    pub selector: ::prost::alloc::string::String,
+    /// Only this rule; empty: any.
+    #[prost(string, tag = "4")]
+    pub rule: ::prost::alloc::string::String,
+    /// Only subjects of this pattern; empty: any.
+    #[prost(string, tag = "5")]
+    pub subject: ::prost::alloc::string::String,
+    #[prost(int64, tag = "6")]
+    pub starts_ms: i64,
+    /// Absent for a maintenance window that recurs until an operator ends it.
+    #[prost(int64, optional, tag = "7")]
+    pub ends_ms: ::core::option::Option<i64>,
+    /// Absent: from starts_ms to ends_ms without a break.
+    #[prost(message, optional, tag = "8")]
+    pub weekly: ::core::option::Option<Weekly>,
+    /// Why.
+    #[prost(string, tag = "9")]
+    pub text: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub made_by: ::prost::alloc::string::String,
+    #[prost(int64, tag = "11")]
+    pub made_ms: i64,
+    /// Ended by an operator before its time.
+    #[prost(string, tag = "12")]
+    pub ended_by: ::prost::alloc::string::String,
+    #[prost(int64, optional, tag = "13")]
+    pub ended_ms: ::core::option::Option<i64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Weekly {
+    /// Bit 0 is Monday.
+    #[prost(uint32, tag = "1")]
+    pub days: u32,
+    /// Minutes after midnight, 0 to 1439.
+    #[prost(uint32, tag = "2")]
+    pub at_minute: u32,
+    /// From 1 minute to 7 days.
+    #[prost(uint32, tag = "3")]
+    pub minutes: u32,
+    /// IANA name; empty: UTC.
+    #[prost(string, tag = "4")]
+    pub zone: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddQuietRequest {
+    /// number, made_by, made_ms, ended_by and ended_ms are not looked at.
+    #[prost(message, optional, tag = "1")]
+    pub quiet: ::core::option::Option<Quiet>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddQuietResponse {
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// Hosts that the selector matches now.
+    #[prost(uint32, tag = "2")]
+    pub hosts: u32,
+    /// Open incidents of which nobody is told any more.
+    #[prost(uint32, tag = "3")]
+    pub hides: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListQuietsRequest {
+    #[prost(enumeration = "QuietKind", tag = "1")]
+    pub kind: i32,
+    /// Also those that are over.
+    #[prost(bool, tag = "2")]
+    pub all: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListQuietsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    #[prost(message, repeated, tag = "2")]
+    pub quiets: ::prost::alloc::vec::Vec<QuietRow>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuietRow {
+    #[prost(message, optional, tag = "1")]
+    pub quiet: ::core::option::Option<Quiet>,
+    #[prost(bool, tag = "2")]
+    pub active: bool,
+    /// End of the time that holds now, or beginning of the next; absent when it is over.
+    #[prost(int64, optional, tag = "3")]
+    pub changes_ms: ::core::option::Option<i64>,
+    /// Hosts that the selector matches now.
+    #[prost(uint32, tag = "4")]
+    pub hosts: u32,
+    /// Open incidents that it hides now, or would hide.
+    #[prost(uint64, repeated, tag = "5")]
+    pub hides: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndQuietRequest {
+    #[prost(enumeration = "QuietKind", tag = "1")]
+    pub kind: i32,
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndQuietResponse {
+    /// It was over already.
+    #[prost(bool, tag = "1")]
+    pub was_over: bool,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum QuietKind {
+    Unspecified = 0,
+    /// Made while something happens; always has an end.
+    Silence = 1,
+    /// Planned; once or every week.
+    Maintenance = 2,
+}
+impl QuietKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "QUIET_KIND_UNSPECIFIED",
+            Self::Silence => "QUIET_KIND_SILENCE",
+            Self::Maintenance => "QUIET_KIND_MAINTENANCE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "QUIET_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "QUIET_KIND_SILENCE" => Some(Self::Silence),
+            "QUIET_KIND_MAINTENANCE" => Some(Self::Maintenance),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod paging_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct PagingClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> PagingClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> PagingClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            PagingClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        pub async fn acknowledge_incident(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AcknowledgeIncidentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AcknowledgeIncidentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Paging/AcknowledgeIncident",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Paging", "AcknowledgeIncident"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn unacknowledge_incident(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnacknowledgeIncidentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnacknowledgeIncidentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Paging/UnacknowledgeIncident",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Paging", "UnacknowledgeIncident"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn add_quiet(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AddQuietRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AddQuietResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Paging/AddQuiet",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("muster.v1.Paging", "AddQuiet"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_quiets(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListQuietsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListQuietsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Paging/ListQuiets",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Paging", "ListQuiets"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn end_quiet(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EndQuietRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndQuietResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Paging/EndQuiet",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("muster.v1.Paging", "EndQuiet"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "server")]
+pub mod paging_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with PagingServer.
+    #[async_trait]
+    pub trait Paging: std::marker::Send + std::marker::Sync + 'static {
+        async fn acknowledge_incident(
+            &self,
+            request: tonic::Request<super::AcknowledgeIncidentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AcknowledgeIncidentResponse>,
+            tonic::Status,
+        >;
+        async fn unacknowledge_incident(
+            &self,
+            request: tonic::Request<super::UnacknowledgeIncidentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnacknowledgeIncidentResponse>,
+            tonic::Status,
+        >;
+        async fn add_quiet(
+            &self,
+            request: tonic::Request<super::AddQuietRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AddQuietResponse>,
+            tonic::Status,
+        >;
+        async fn list_quiets(
+            &self,
+            request: tonic::Request<super::ListQuietsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListQuietsResponse>,
+            tonic::Status,
+        >;
+        async fn end_quiet(
+            &self,
+            request: tonic::Request<super::EndQuietRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndQuietResponse>,
+            tonic::Status,
+        >;
+    }
+    #[derive(Debug)]
+    pub struct PagingServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> PagingServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for PagingServer<T>
+    where
+        T: Paging,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/muster.v1.Paging/AcknowledgeIncident" => {
+                    #[allow(non_camel_case_types)]
+                    struct AcknowledgeIncidentSvc<T: Paging>(pub Arc<T>);
+                    impl<
+                        T: Paging,
+                    > tonic::server::UnaryService<super::AcknowledgeIncidentRequest>
+                    for AcknowledgeIncidentSvc<T> {
+                        type Response = super::AcknowledgeIncidentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AcknowledgeIncidentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Paging>::acknowledge_incident(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AcknowledgeIncidentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Paging/UnacknowledgeIncident" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnacknowledgeIncidentSvc<T: Paging>(pub Arc<T>);
+                    impl<
+                        T: Paging,
+                    > tonic::server::UnaryService<super::UnacknowledgeIncidentRequest>
+                    for UnacknowledgeIncidentSvc<T> {
+                        type Response = super::UnacknowledgeIncidentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnacknowledgeIncidentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Paging>::unacknowledge_incident(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnacknowledgeIncidentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Paging/AddQuiet" => {
+                    #[allow(non_camel_case_types)]
+                    struct AddQuietSvc<T: Paging>(pub Arc<T>);
+                    impl<T: Paging> tonic::server::UnaryService<super::AddQuietRequest>
+                    for AddQuietSvc<T> {
+                        type Response = super::AddQuietResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AddQuietRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Paging>::add_quiet(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AddQuietSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Paging/ListQuiets" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListQuietsSvc<T: Paging>(pub Arc<T>);
+                    impl<T: Paging> tonic::server::UnaryService<super::ListQuietsRequest>
+                    for ListQuietsSvc<T> {
+                        type Response = super::ListQuietsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListQuietsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Paging>::list_quiets(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListQuietsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Paging/EndQuiet" => {
+                    #[allow(non_camel_case_types)]
+                    struct EndQuietSvc<T: Paging>(pub Arc<T>);
+                    impl<T: Paging> tonic::server::UnaryService<super::EndQuietRequest>
+                    for EndQuietSvc<T> {
+                        type Response = super::EndQuietResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EndQuietRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Paging>::end_quiet(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EndQuietSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for PagingServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "muster.v1.Paging";
+    impl<T> tonic::server::NamedService for PagingServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

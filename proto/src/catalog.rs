@@ -212,6 +212,282 @@ catalog! {
     FILEFD_MAXIMUM "node_filefd_maximum" Gauge One []
         "Most file handles the kernel allocates.";
 
+    // softnet
+    SOFTNET_PROCESSED "node_softnet_processed_total" Counter One ["cpu"]
+        "Packets this CPU has handled.";
+    SOFTNET_DROPPED "node_softnet_dropped_total" Counter One ["cpu"]
+        "Packets dropped because this CPU's backlog was full.";
+    SOFTNET_TIMES_SQUEEZED "node_softnet_times_squeezed_total" Counter One ["cpu"]
+        "Times this CPU had used up its budget and packets were left.";
+    SOFTNET_CPU_COLLISION "node_softnet_cpu_collision_total" Counter One ["cpu"]
+        "Times this CPU found a device's transmit lock taken.";
+    SOFTNET_RECEIVED_RPS "node_softnet_received_rps_total" Counter One ["cpu"]
+        "Times this CPU was woken by another to handle packets.";
+    SOFTNET_FLOW_LIMIT "node_softnet_flow_limit_count_total" Counter One ["cpu"]
+        "Times the limit of a flow was reached on this CPU.";
+    SOFTNET_BACKLOG "node_softnet_backlog_len" Gauge One ["cpu"]
+        "Packets that wait in this CPU's backlog.";
+
+    // conntrack
+    CONNTRACK_ENTRIES "node_nf_conntrack_entries" Gauge One []
+        "Connections that are tracked.";
+    CONNTRACK_LIMIT "node_nf_conntrack_entries_limit" Gauge One []
+        "Most connections that can be tracked.";
+    CONNTRACK_FOUND "node_nf_conntrack_stat_found" Gauge One []
+        "Look-ups of tracked connections that found one.";
+    CONNTRACK_INVALID "node_nf_conntrack_stat_invalid" Gauge One []
+        "Packets that could not be tracked.";
+    CONNTRACK_IGNORE "node_nf_conntrack_stat_ignore" Gauge One []
+        "Packets of connections that were already tracked.";
+    CONNTRACK_INSERT "node_nf_conntrack_stat_insert" Gauge One []
+        "Connections put into the table.";
+    CONNTRACK_INSERT_FAILED "node_nf_conntrack_stat_insert_failed" Gauge One []
+        "Connections that could not be put into the table.";
+    CONNTRACK_DROP "node_nf_conntrack_stat_drop" Gauge One []
+        "Packets dropped because their connection could not be tracked.";
+    CONNTRACK_EARLY_DROP "node_nf_conntrack_stat_early_drop" Gauge One []
+        "Tracked connections dropped to make room for new ones.";
+    CONNTRACK_SEARCH_RESTART "node_nf_conntrack_stat_search_restart" Gauge One []
+        "Look-ups begun again because the table was resized.";
+
+    // arp, entropy, udp_queues, tcpstat
+    ARP_ENTRIES "node_arp_entries" Gauge One ["device"]
+        "Neighbours of the device in the ARP table.";
+    ENTROPY_AVAILABLE "node_entropy_available_bits" Gauge One []
+        "Entropy in the kernel's pool, in bits.";
+    ENTROPY_POOL_SIZE "node_entropy_pool_size_bits" Gauge One []
+        "Size of the kernel's entropy pool, in bits.";
+    UDP_QUEUES "node_udp_queues" Gauge One ["queue" "ip"]
+        "Bytes that wait in the queues of UDP sockets.";
+    TCP_STATES "node_tcp_connection_states" Gauge One ["state"]
+        "TCP sockets in each state, and the bytes that wait in their queues.";
+
+    // schedstat
+    SCHEDSTAT_RUNNING "node_schedstat_running_seconds_total" Counter Nano ["cpu"]
+        "Time in which this CPU ran tasks.";
+    SCHEDSTAT_WAITING "node_schedstat_waiting_seconds_total" Counter Nano ["cpu"]
+        "Time tasks waited for this CPU, summed over tasks.";
+    SCHEDSTAT_TIMESLICES "node_schedstat_timeslices_total" Counter One ["cpu"]
+        "Time slices run on this CPU.";
+
+    // processes
+    PROCESSES_STATE "node_processes_state" Gauge One ["state"]
+        "Processes in each state, in the letters of proc_pid_stat(5).";
+    PROCESSES_PIDS "node_processes_pids" Gauge One []
+        "Processes.";
+    PROCESSES_MAX "node_processes_max_processes" Gauge One []
+        "Most process ids there can be.";
+    PROCESSES_THREADS "node_processes_threads" Gauge One []
+        "Threads of all processes.";
+    PROCESSES_MAX_THREADS "node_processes_max_threads" Gauge One []
+        "Most threads there can be.";
+
+    // timex
+    TIMEX_OFFSET "node_timex_offset_seconds" Gauge Nano []
+        "Offset between the clock and what it is set by.";
+    TIMEX_FREQUENCY "node_timex_frequency_adjustment_ratio" Gauge Float []
+        "By how much the clock's speed is corrected; 1 is not at all.";
+    TIMEX_MAXERROR "node_timex_maxerror_seconds" Gauge Micro []
+        "Most the clock may be wrong; 16 when it is not synchronised.";
+    TIMEX_ESTERROR "node_timex_estimated_error_seconds" Gauge Micro []
+        "By how much the clock is probably wrong.";
+    TIMEX_STATUS "node_timex_status" Gauge One []
+        "Status bits of adjtimex(2).";
+    TIMEX_LOOP_TIME_CONSTANT "node_timex_loop_time_constant" Gauge One []
+        "Time constant of the kernel's phase-locked loop.";
+    TIMEX_TICK "node_timex_tick_seconds" Gauge Micro []
+        "Seconds between clock ticks.";
+    TIMEX_PPS_FREQUENCY "node_timex_pps_frequency_hertz" Gauge Float []
+        "Frequency of the pulse-per-second signal.";
+    TIMEX_PPS_JITTER "node_timex_pps_jitter_seconds" Gauge Nano []
+        "Jitter of the pulse-per-second signal.";
+    TIMEX_PPS_SHIFT "node_timex_pps_shift_seconds" Gauge One []
+        "Interval over which the pulse-per-second signal is calibrated.";
+    TIMEX_PPS_STABILITY "node_timex_pps_stability_hertz" Gauge Float []
+        "Stability of the pulse-per-second signal.";
+    TIMEX_PPS_JITTERS "node_timex_pps_jitter_total" Counter One []
+        "Pulses whose jitter was too great.";
+    TIMEX_PPS_CALIBRATIONS "node_timex_pps_calibration_total" Counter One []
+        "Calibrations by the pulse-per-second signal.";
+    TIMEX_PPS_ERRORS "node_timex_pps_error_total" Counter One []
+        "Calibrations by the pulse-per-second signal that failed.";
+    TIMEX_PPS_STABILITY_EXCEEDED "node_timex_pps_stability_exceeded_total" Counter One []
+        "Calibrations at which the pulse-per-second signal was not stable.";
+    TIMEX_TAI_OFFSET "node_timex_tai_offset_seconds" Gauge One []
+        "Offset of international atomic time from UTC, if the clock has been told.";
+    TIMEX_SYNC_STATUS "node_timex_sync_status" Gauge One []
+        "1 when the clock is synchronised with a reliable server.";
+
+    // clock source and time zone
+    CLOCKSOURCE_AVAILABLE "node_time_clocksource_available_info" Gauge One ["device" "clocksource"]
+        "A clock source the kernel could use, in labels.";
+    CLOCKSOURCE_CURRENT "node_time_clocksource_current_info" Gauge One ["device" "clocksource"]
+        "The clock source the kernel uses, in labels.";
+    TIME_ZONE_OFFSET "node_time_zone_offset_seconds" Gauge One ["time_zone"]
+        "Offset of the host's time zone from UTC.";
+
+    // netclass
+    NETWORK_INFO "node_network_info" Gauge One ["device" "address" "broadcast" "duplex" "operstate" "adminstate" "ifalias"]
+        "Properties of the interface, in labels.";
+    NETWORK_UP "node_network_up" Gauge One ["device"]
+        "1 when the interface's operstate is up.";
+    NETWORK_ADDRESS_ASSIGN_TYPE "node_network_address_assign_type" Gauge One ["device"]
+        "How the interface got its address: 0 permanent, 1 random, 2 stolen, 3 set.";
+    NETWORK_CARRIER "node_network_carrier" Gauge One ["device"]
+        "1 when the interface has a carrier.";
+    NETWORK_CARRIER_CHANGES "node_network_carrier_changes_total" Counter One ["device"]
+        "Times the carrier came or went.";
+    NETWORK_CARRIER_UP_CHANGES "node_network_carrier_up_changes_total" Counter One ["device"]
+        "Times the carrier came.";
+    NETWORK_CARRIER_DOWN_CHANGES "node_network_carrier_down_changes_total" Counter One ["device"]
+        "Times the carrier went.";
+    NETWORK_DEVICE_ID "node_network_device_id" Gauge One ["device"]
+        "Number that tells interfaces of one piece of hardware apart.";
+    NETWORK_DORMANT "node_network_dormant" Gauge One ["device"]
+        "1 when the interface waits for something outside before it can be used.";
+    NETWORK_FLAGS "node_network_flags" Gauge One ["device"]
+        "Flags of the interface, as in netdevice(7).";
+    NETWORK_IFACE_ID "node_network_iface_id" Gauge One ["device"]
+        "Number of the interface.";
+    NETWORK_IFACE_LINK "node_network_iface_link" Gauge One ["device"]
+        "Number of the interface this one is on top of.";
+    NETWORK_IFACE_LINK_MODE "node_network_iface_link_mode" Gauge One ["device"]
+        "Link mode of the interface: 0 default, 1 dormant.";
+    NETWORK_MTU "node_network_mtu_bytes" Gauge One ["device"]
+        "Largest packet the interface sends.";
+    NETWORK_NAME_ASSIGN_TYPE "node_network_name_assign_type" Gauge One ["device"]
+        "How the interface got its name.";
+    NETWORK_NET_DEV_GROUP "node_network_net_dev_group" Gauge One ["device"]
+        "Group of the interface.";
+    NETWORK_SPEED "node_network_speed_bytes" Gauge One ["device"]
+        "Speed of the link, in bytes per second.";
+    NETWORK_TRANSMIT_QUEUE_LENGTH "node_network_transmit_queue_length" Gauge One ["device"]
+        "Most packets that wait to be sent.";
+    NETWORK_PROTOCOL_TYPE "node_network_protocol_type" Gauge One ["device"]
+        "Kind of the interface, a number of if_arp.h.";
+    NETWORK_RECEIVE_NOHANDLER "node_network_receive_nohandler_total" Counter One ["device"]
+        "Received packets dropped because nothing handles their kind.";
+
+    // bonding
+    BONDING_SLAVES "node_bonding_slaves" Gauge One ["master"]
+        "Links that belong to the bond.";
+    BONDING_ACTIVE "node_bonding_active" Gauge One ["master"]
+        "Links of the bond that are up.";
+
+    // cpuinfo and cpufreq
+    CPU_INFO "node_cpu_info" Gauge One ["package" "core" "cpu" "vendor" "family" "model" "model_name" "microcode" "stepping" "cachesize"]
+        "The processor, in labels.";
+    CPU_CORE_THROTTLES "node_cpu_core_throttles_total" Counter One ["core" "package"]
+        "Times the core was throttled because it was hot.";
+    CPU_PACKAGE_THROTTLES "node_cpu_package_throttles_total" Counter One ["package"]
+        "Times the processor was throttled because it was hot.";
+    CPU_ISOLATED "node_cpu_isolated" Gauge One ["cpu"]
+        "1 when the scheduler leaves this CPU alone.";
+    CPU_ONLINE "node_cpu_online" Gauge One ["cpu"]
+        "1 when this CPU is in use.";
+    CPU_FREQUENCY "node_cpu_frequency_hertz" Gauge One ["cpu"]
+        "Frequency at which this CPU runs, as the hardware says.";
+    CPU_FREQUENCY_MIN "node_cpu_frequency_min_hertz" Gauge One ["cpu"]
+        "Lowest frequency at which this CPU can run.";
+    CPU_FREQUENCY_MAX "node_cpu_frequency_max_hertz" Gauge One ["cpu"]
+        "Highest frequency at which this CPU can run.";
+    CPU_SCALING_FREQUENCY "node_cpu_scaling_frequency_hertz" Gauge One ["cpu"]
+        "Frequency that was chosen for this CPU.";
+    CPU_SCALING_FREQUENCY_MIN "node_cpu_scaling_frequency_min_hertz" Gauge One ["cpu"]
+        "Lowest frequency that may be chosen for this CPU.";
+    CPU_SCALING_FREQUENCY_MAX "node_cpu_scaling_frequency_max_hertz" Gauge One ["cpu"]
+        "Highest frequency that may be chosen for this CPU.";
+    CPU_SCALING_GOVERNOR "node_cpu_scaling_governor" Gauge One ["cpu" "governor"]
+        "1 for the governor that chooses this CPU's frequency, 0 for the others there are.";
+
+    // disk and filesystem properties
+    DISK_INFO "node_disk_info" Gauge One ["device" "major" "minor" "path" "wwn" "model" "serial" "revision" "rotational"]
+        "The disk, in labels.";
+    DISK_DEVICE_MAPPER_INFO "node_disk_device_mapper_info" Gauge One ["device" "name" "uuid" "vg_name" "lv_name" "lv_layer"]
+        "The device mapper's device, in labels.";
+    DISK_FILESYSTEM_INFO "node_disk_filesystem_info" Gauge One ["device" "type" "usage" "uuid" "version"]
+        "The filesystem on the disk, in labels.";
+    DISK_ATA_WRITE_CACHE "node_disk_ata_write_cache" Gauge One ["device"]
+        "1 when the ATA disk has a write cache.";
+    DISK_ATA_WRITE_CACHE_ENABLED "node_disk_ata_write_cache_enabled" Gauge One ["device"]
+        "1 when the ATA disk's write cache is on.";
+    DISK_ATA_ROTATION_RATE "node_disk_ata_rotation_rate_rpm" Gauge One ["device"]
+        "Revolutions a minute of the ATA disk; 0 for one that does not turn.";
+    FILESYSTEM_MOUNT_INFO "node_filesystem_mount_info" Gauge One ["device" "major" "minor" "mountpoint"]
+        "Device numbers of the filesystem, in labels.";
+
+    // mdadm
+    MD_DISKS "node_md_disks" Gauge One ["device" "state"]
+        "Members of the array in each state.";
+    MD_DISKS_REQUIRED "node_md_disks_required" Gauge One ["device"]
+        "Members the array should have.";
+    MD_STATE "node_md_state" Gauge One ["device" "state"]
+        "1 for the state the array is in, 0 for the others.";
+    MD_BLOCKS "node_md_blocks" Gauge One ["device"]
+        "Blocks of the array.";
+    MD_BLOCKS_SYNCED "node_md_blocks_synced" Gauge One ["device"]
+        "Blocks of the array that are in sync.";
+
+    // edac
+    EDAC_CORRECTABLE "node_edac_correctable_errors_total" Counter One ["controller"]
+        "Memory errors that were corrected.";
+    EDAC_UNCORRECTABLE "node_edac_uncorrectable_errors_total" Counter One ["controller"]
+        "Memory errors that could not be corrected.";
+    EDAC_CSROW_CORRECTABLE "node_edac_csrow_correctable_errors_total" Counter One ["controller" "csrow"]
+        "Memory errors that were corrected, by row of chips.";
+    EDAC_CSROW_UNCORRECTABLE "node_edac_csrow_uncorrectable_errors_total" Counter One ["controller" "csrow"]
+        "Memory errors that could not be corrected, by row of chips.";
+
+    // hwmon, thermal zones, power
+    HWMON_CHIP_NAMES "node_hwmon_chip_names" Gauge One ["chip" "chip_name"]
+        "Readable name of a chip with sensors, in a label.";
+    HWMON_SENSOR_LABEL "node_hwmon_sensor_label" Gauge One ["chip" "sensor" "label"]
+        "Readable name of a sensor, in a label.";
+    THERMAL_ZONE_TEMP "node_thermal_zone_temp" Gauge Milli ["zone" "type"]
+        "Temperature of the zone, in degrees Celsius.";
+    COOLING_DEVICE_CURRENT "node_cooling_device_cur_state" Gauge One ["name" "type"]
+        "How hard the device cools.";
+    COOLING_DEVICE_MAX "node_cooling_device_max_state" Gauge One ["name" "type"]
+        "How hard the device can cool.";
+
+    // watchdog, selinux, nvme
+    WATCHDOG_INFO "node_watchdog_info" Gauge One ["name" "options" "identity" "state" "status" "pretimeout_governor"]
+        "The watchdog, in labels.";
+    WATCHDOG_AVAILABLE "node_watchdog_available" Gauge One ["name" "device"]
+        "1 for the governors of the pre-timeout that there are.";
+    WATCHDOG_BOOTSTATUS "node_watchdog_bootstatus" Gauge One ["name"]
+        "Status of the watchdog at boot.";
+    WATCHDOG_FW_VERSION "node_watchdog_fw_version" Gauge One ["name"]
+        "Firmware version of the watchdog.";
+    WATCHDOG_NOWAYOUT "node_watchdog_nowayout" Gauge One ["name"]
+        "1 when the watchdog cannot be stopped.";
+    WATCHDOG_TIMELEFT "node_watchdog_timeleft_seconds" Gauge One ["name"]
+        "Time until the watchdog resets the machine.";
+    WATCHDOG_TIMEOUT "node_watchdog_timeout_seconds" Gauge One ["name"]
+        "Time after which the watchdog resets the machine.";
+    WATCHDOG_PRETIMEOUT "node_watchdog_pretimeout_seconds" Gauge One ["name"]
+        "Time before the reset at which the watchdog warns.";
+    WATCHDOG_ACCESS_CS0 "node_watchdog_access_cs0" Gauge One ["name"]
+        "1 when the second flash chip was booted from.";
+    SELINUX_ENABLED "node_selinux_enabled" Gauge One []
+        "1 when SELinux is on.";
+    SELINUX_CONFIG_MODE "node_selinux_config_mode" Gauge One []
+        "Mode of SELinux in its configuration: 1 enforcing, 0 permissive, -1 disabled.";
+    SELINUX_CURRENT_MODE "node_selinux_current_mode" Gauge One []
+        "Mode SELinux is in: 1 enforcing, 0 permissive.";
+    NVME_INFO "node_nvme_info" Gauge One ["device" "firmware_revision" "model" "serial" "state" "cntlid"]
+        "The NVMe controller, in labels.";
+
+    // textfile
+    TEXTFILE_MTIME "node_textfile_mtime_seconds" Gauge Milli ["file"]
+        "When the text file was last written to, in seconds since 1970.";
+    TEXTFILE_SCRAPE_ERROR "node_textfile_scrape_error" Gauge One []
+        "1 when a text file could not be read or understood.";
+    TEXTFILE_ERROR "muster_host_textfile_error" Gauge One ["file"]
+        "1 when this text file could not be read or understood; its values are absent.";
+    TEXTFILE_STALE "muster_host_textfile_stale" Gauge One ["file"]
+        "1 when this text file has not been written to for longer than the configuration allows.";
+
     // systemd
     SYSTEMD_UNIT_STATE "node_systemd_unit_state" Gauge One ["name" "state" "type"]
         "1 for the state the unit is in, 0 for the other states; type is the service's Type.";
@@ -231,6 +507,8 @@ catalog! {
         "Time the collector took in its last round.";
     SCRAPE_COLLECTOR_SUCCESS "node_scrape_collector_success" Gauge One ["collector"]
         "1 when the collector read all it should in its last round.";
+    AGENT_COLLECTOR_ABSENT "muster_agent_collector_absent" Gauge One ["collector"]
+        "1 while the host does not have what the collector reads: it has no values, and that is no failure.";
     AGENT_INFO "muster_agent_info" Gauge One ["version"]
         "Version of the agent, in a label.";
     AGENT_CPU_SECONDS "muster_agent_cpu_seconds_total" Counter Micro []
@@ -310,6 +588,53 @@ const MEMORY: &[(&str, &str)] = &[
     ),
 ];
 
+/// Families whose names the kernel or its drivers make: (beginning of the name, sentence).
+const MADE: &[(&str, &str)] = &[
+    (
+        "node_memory_",
+        "The line of the same name in /proc/meminfo.",
+    ),
+    (
+        "node_netstat_",
+        "The field of the same name in /proc/net/netstat, snmp or snmp6.",
+    ),
+    (
+        "node_sockstat_",
+        "The field of the same name in /proc/net/sockstat or sockstat6.",
+    ),
+    (
+        "node_hwmon_",
+        "A sensor's file of the same name in /sys/class/hwmon.",
+    ),
+    (
+        "node_power_supply_",
+        "The file of the same name in /sys/class/power_supply.",
+    ),
+    ("node_rapl_", "Energy this part of the processor has used."),
+    (
+        "node_zfs_",
+        "The field of the same name in /proc/spl/kstat/zfs.",
+    ),
+    ("node_xfs_", "A figure of /sys/fs/xfs/<device>/stats/stats."),
+    ("node_btrfs_", "A figure of /sys/fs/btrfs/<uuid>."),
+    ("node_bcache_", "A figure of /sys/fs/bcache/<uuid>."),
+    ("node_nfs_", "A figure of /proc/net/rpc/nfs."),
+    ("node_nfsd_", "A figure of /proc/net/rpc/nfsd."),
+    ("node_ipvs_", "A figure of /proc/net/ip_vs or ip_vs_stats."),
+    (
+        "node_infiniband_",
+        "The counter of the same name in /sys/class/infiniband.",
+    ),
+    (
+        "node_fibrechannel_",
+        "The counter of the same name in /sys/class/fc_host.",
+    ),
+    (
+        "node_tape_",
+        "A figure of /sys/class/scsi_tape/<device>/stats.",
+    ),
+];
+
 /// The catalogue's families as the codec wants them, in the order of their [`FamilyId`]s.
 #[must_use]
 pub fn families() -> Vec<Family> {
@@ -347,10 +672,10 @@ pub fn help(name: &str) -> &'static str {
         Some(metric) => metric.help,
         None => match memory() {
             Some((_, help)) => help,
-            None if name.starts_with("node_memory_") => {
-                "The line of the same name in /proc/meminfo."
-            }
-            None => "Not in this aggregator's catalogue; the agent is newer.",
+            None => match MADE.iter().find(|(prefix, _)| name.starts_with(prefix)) {
+                Some((_, help)) => help,
+                None => "From a text file of the host, or from an agent newer than this program.",
+            },
         },
     }
 }

@@ -10,7 +10,9 @@ const FILES: &[&str] = &[
     "muster/v1/enrolment.proto",
     "muster/v1/operator.proto",
     "muster/v1/identity.proto",
+    "muster/v1/checks.proto",
     "muster/v1/events.proto",
+    "muster/v1/paging.proto",
 ];
 
 #[test]

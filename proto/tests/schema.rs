@@ -125,6 +125,11 @@ const METHODS: &[&str] = &[
     "Operator.ListIncidents",
     "Operator.ListServices",
     "Operator.RevokeOperator",
+    "Paging.AcknowledgeIncident",
+    "Paging.AddQuiet",
+    "Paging.EndQuiet",
+    "Paging.ListQuiets",
+    "Paging.UnacknowledgeIncident",
     "Uplink.Renew",
     "Uplink.Session",
 ];
@@ -171,6 +176,7 @@ fn descriptors() -> FileDescriptorSet {
         "muster/v1/operator.proto",
         "muster/v1/events.proto",
         "muster/v1/identity.proto",
+        "muster/v1/paging.proto",
     ];
     protox::compile(files, [env!("CARGO_MANIFEST_DIR")]).expect("the contract compiles")
 }

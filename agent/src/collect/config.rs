@@ -4,6 +4,8 @@
 //! ([`super::glob`]). The defaults leave out what node_exporter leaves out, so that the same dashboards
 //! show the same devices.
 
+use std::{path::PathBuf, time::Duration};
+
 use muster_proto::limits;
 
 /// Series of a service: five states and its restarts.
@@ -24,6 +26,8 @@ pub struct CollectConfig {
     pub network: NetworkConfig,
     /// Services.
     pub systemd: SystemdConfig,
+    /// Text files of scripts.
+    pub textfile: TextfileConfig,
 }
 
 impl CollectConfig {
@@ -54,6 +58,7 @@ impl Default for CollectConfig {
             filesystem: FilesystemConfig::default(),
             network: NetworkConfig::default(),
             systemd: SystemdConfig::default(),
+            textfile: TextfileConfig::default(),
         }
     }
 }
@@ -166,6 +171,37 @@ impl Default for SystemdConfig {
             include: owned(&["*"]),
             exclude: owned(&["*.automount", "*.device", "*.mount", "*.scope", "*.slice"]),
             max_units: 2_000,
+        }
+    }
+}
+
+/// Where scripts leave their text files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextfileConfig {
+    /// Folders; those that are not there are no fault.
+    pub folders: Vec<PathBuf>,
+    /// A file that was not written to for longer is flagged.
+    pub stale_after: Duration,
+}
+
+impl TextfileConfig {
+    /// [`TextfileConfig::stale_after`] in seconds.
+    #[must_use]
+    pub fn stale_after_seconds(&self) -> i64 {
+        i64::try_from(self.stale_after.as_secs()).unwrap_or(i64::MAX)
+    }
+}
+
+impl Default for TextfileConfig {
+    /// The folder of Debian's package, and the one most instructions name. Daily scripts may be late.
+    fn default() -> Self {
+        let folders = [
+            "/var/lib/prometheus/node-exporter",
+            "/var/lib/node_exporter/textfile_collector",
+        ];
+        Self {
+            folders: folders.map(PathBuf::from).to_vec(),
+            stale_after: Duration::from_secs(36 * 3600),
         }
     }
 }

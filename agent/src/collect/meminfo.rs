@@ -99,7 +99,7 @@ fn family(
     known.truncate(number);
     let scale = if kibi { Scale::Kibi } else { Scale::One };
     let family = catalog::memory_name(&text::lossy(field), kibi)
-        .and_then(|name| out.dynamic_family(&name, Kind::Gauge, scale));
+        .and_then(|name| out.dynamic_family(&name, Kind::Gauge, scale, &[]));
     known.push(Known {
         field: field.to_owned(),
         kibi,

@@ -6,29 +6,60 @@
 //! of the values, is the sampler's business.
 
 pub mod agent;
+pub mod arp;
+pub mod bonding;
+pub mod clocksource;
 pub mod config;
+pub mod conntrack;
 pub mod cpu;
+pub mod cpufreq;
+pub mod cpuinfo;
+pub mod diskinfo;
 pub mod diskstats;
 pub mod dmi;
+pub mod edac;
+pub mod entropy;
 pub mod filefd;
 pub mod filesystem;
 pub mod glob;
+pub mod hwmon;
 pub mod loadavg;
+pub mod mdadm;
 pub mod meminfo;
+pub mod memo;
 pub mod mounts;
+pub mod netclass;
 pub mod netdev;
+pub mod netstat;
+pub mod nvme;
 pub mod os;
+pub mod powersupplyclass;
 pub mod pressure;
 pub mod prober;
+pub mod processes;
+pub mod promtext;
+pub mod rapl;
 pub mod readings;
+pub mod schedstat;
+pub mod selinux;
+pub mod sockets;
+pub mod sockstat;
+pub mod softnet;
+pub mod sysfs;
 pub mod systemd;
 mod systemd_bus;
+pub mod tcpstat;
 #[cfg(test)]
 mod testing;
 pub mod text;
+pub mod textfile;
+pub mod thermal_zone;
 pub mod time;
+pub mod timex;
+pub mod udp_queues;
 pub mod uname;
 pub mod vmstat;
+pub mod watchdog;
 
 use std::{
     sync::Arc,
@@ -45,7 +76,9 @@ use tokio::sync::Notify;
 
 pub use self::{
     agent::{AgentCounters, Lost},
-    config::{CollectConfig, DiskConfig, FilesystemConfig, NetworkConfig, SystemdConfig},
+    config::{
+        CollectConfig, DiskConfig, FilesystemConfig, NetworkConfig, SystemdConfig, TextfileConfig,
+    },
     readings::Readings,
 };
 use crate::host::{HostRoot, ReadError};
@@ -95,7 +128,8 @@ pub enum Outcome {
     Read,
     /// All that it put in an earlier round still holds; it put nothing in this one.
     Unchanged,
-    /// This host does not have what it reads: no values, and no failure either.
+    /// This host does not have what it reads: no values, and no failure either. Its
+    /// `node_scrape_collector_success` is 0 all the same, as it is with node_exporter.
     NoData,
 }
 
@@ -154,6 +188,33 @@ pub fn collectors(
         Box::new(vmstat::Vmstat::default()),
         Box::new(pressure::Pressure::default()),
         Box::new(filefd::Filefd::default()),
+        Box::new(netstat::Netstat::default()),
+        Box::new(sockstat::Sockstat::default()),
+        Box::new(timex::Timex::default()),
+        Box::new(tcpstat::Tcpstat::default()),
+        Box::new(netclass::Netclass::new(&config.network)),
+        Box::new(softnet::Softnet::default()),
+        Box::new(conntrack::Conntrack::default()),
+        Box::new(udp_queues::UdpQueues::default()),
+        Box::new(arp::Arp::default()),
+        Box::new(bonding::Bonding::default()),
+        Box::new(processes::Processes::default()),
+        Box::new(schedstat::Schedstat::default()),
+        Box::new(cpuinfo::Cpuinfo::default()),
+        Box::new(cpufreq::Cpufreq::default()),
+        Box::new(clocksource::Clocksource::default()),
+        Box::new(entropy::Entropy::default()),
+        Box::new(hwmon::Hwmon::default()),
+        Box::new(thermal_zone::ThermalZone::default()),
+        Box::new(powersupplyclass::PowerSupplyClass::default()),
+        Box::new(rapl::Rapl::default()),
+        Box::new(edac::Edac::default()),
+        Box::new(mdadm::Mdadm::default()),
+        Box::new(diskinfo::Diskinfo::new(&config.disk)),
+        Box::new(nvme::Nvme::default()),
+        Box::new(watchdog::Watchdog::default()),
+        Box::new(selinux::Selinux::default()),
+        Box::new(textfile::Textfile::new(&config.textfile)),
         Box::new(systemd::Systemd::new(
             &config.systemd_in_quota(),
             Arc::clone(urgent),
@@ -212,6 +273,8 @@ struct Slot {
     ran: Option<Timestamp>,
     /// Whether the last run went well; `None` before the first.
     ok: Option<bool>,
+    /// Whether the host did not have what it reads.
+    absent: bool,
     /// Why it did not.
     why: Option<String>,
     /// Whether it was said that not all of its values have room.
@@ -225,6 +288,7 @@ impl Slot {
             collector,
             ran: None,
             ok: None,
+            absent: false,
             why: None,
             cut_short: false,
             took: Duration::ZERO,
@@ -384,6 +448,9 @@ impl Collection {
             Ok(Outcome::Read) => self.readings.end(true),
             Ok(Outcome::NoData) | Err(_) => self.readings.end(false),
         }
+        if !matches!(outcome, Ok(Outcome::Unchanged)) {
+            slot.absent = matches!(outcome, Ok(Outcome::NoData));
+        }
         let why = outcome.as_ref().err();
         slot.why = why.map(|error| chain(error));
         let ok = outcome.is_ok();
@@ -415,8 +482,11 @@ impl Collection {
                 &labels,
                 nanos(slot.took),
             );
-            let success = i64::from(slot.ok == Some(true));
+            let success = i64::from(slot.ok == Some(true) && !slot.absent);
             out.int(catalog::SCRAPE_COLLECTOR_SUCCESS, &labels, success);
+            if slot.absent {
+                out.int(catalog::AGENT_COLLECTOR_ABSENT, &labels, 1);
+            }
         }
         out.unsigned(catalog::AGENT_SERIES_REFUSED, &[], out.refused());
         let series = out.table().present_count() as u64;
@@ -605,8 +675,13 @@ mod tests {
         assert_eq!(value(table, LOAD1, None), None);
         assert_eq!(
             value(table, SCRAPE_COLLECTOR_SUCCESS, Some("often")),
-            Some(1)
+            Some(0),
+            "as node_exporter has it"
         );
+        let absent = value(table, catalog::AGENT_COLLECTOR_ABSENT, Some("often"));
+        assert_eq!(absent, Some(1));
+        assert!(collection.faults().is_empty());
+        let table = collection.table();
         assert!(value(table, AGENT_SERIES, None).is_some());
         assert!(collection.take_events().is_empty());
     }

@@ -213,16 +213,72 @@ impl Readings {
         self.events.drain(..count).collect()
     }
 
-    /// The family of a name that the kernel makes, without labels; made if it is new. `None` if the name
-    /// is no metric name, is taken by a family of another form, or the bound on families is reached.
-    pub fn dynamic_family(&mut self, name: &str, kind: Kind, scale: Scale) -> Option<FamilyId> {
-        let families = &mut self.table.families;
+    /// The family of a name that the kernel makes; made if it is new. `None` if the name is no metric name,
+    /// is taken by a family of another form, or the bound on families is reached.
+    pub fn dynamic_family(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        scale: Scale,
+        labels: &[&str],
+    ) -> Option<FamilyId> {
+        let families = &self.table.families;
         if let Some(known) = families.iter().position(|family| family.name == name) {
             let family = &families[known];
-            let same = family.kind == kind && family.scale == scale && family.labels.is_empty();
+            let same = family.kind == kind && family.scale == scale && family.labels == labels;
             return same.then_some(FamilyId(u32::try_from(known).ok()?));
         }
-        if families.len() >= limits::MAX_FAMILIES || !muster_proto::series::is_metric_name(name) {
+        self.make_family(name, kind, scale, labels)
+    }
+
+    /// The family of a name and labels that people make, of floating-point numbers; made if it is new.
+    /// Another type replaces the one it had, and labels it did not have are added behind those it has: its
+    /// series have them with an empty value, which is as good as absent. `None` as for
+    /// [`Readings::dynamic_family`]; the names of the catalogue are taken.
+    pub fn open_family(&mut self, name: &str, kind: Kind, labels: &[&str]) -> Option<FamilyId> {
+        let families = &mut self.table.families;
+        let Some(known) = families.iter().position(|family| family.name == name) else {
+            return self.make_family(name, kind, Scale::Float, labels);
+        };
+        let family = &mut families[known];
+        if known < catalog::METRICS.len() || family.scale != Scale::Float {
+            return None;
+        }
+        let id = u32::try_from(known).ok()?;
+        let new = |label: &&&str| !family.labels.iter().any(|known| known == **label);
+        let new: Vec<&str> = labels.iter().filter(new).copied().collect();
+        if new.is_empty() && family.kind == kind {
+            return Some(FamilyId(id));
+        }
+        if family.labels.len() + new.len() > limits::MAX_LABELS || !new.iter().all(is_good_label) {
+            return None;
+        }
+        family.kind = kind;
+        family
+            .labels
+            .extend(new.iter().map(|&label| label.to_owned()));
+        let count = family.labels.len();
+        // Empty values behind the others change neither the order nor, by more than these few bytes, the size.
+        for series in self.table.series.iter_mut().filter(|s| s.family == id) {
+            series.labels.resize(count, String::new());
+            self.series_bytes += new.len() * 2;
+        }
+        self.table.generation += 1;
+        Some(FamilyId(id))
+    }
+
+    fn make_family(
+        &mut self,
+        name: &str,
+        kind: Kind,
+        scale: Scale,
+        labels: &[&str],
+    ) -> Option<FamilyId> {
+        let families = &mut self.table.families;
+        let legal = muster_proto::series::is_metric_name(name)
+            && labels.len() <= limits::MAX_LABELS
+            && labels.iter().all(is_good_label);
+        if families.len() >= limits::MAX_FAMILIES || !legal {
             self.refused += 1;
             return None;
         }
@@ -231,7 +287,7 @@ impl Readings {
             name: name.to_owned(),
             kind,
             scale,
-            labels: Vec::new(),
+            labels: labels.iter().map(|&label| label.to_owned()).collect(),
         });
         Some(id)
     }
@@ -440,6 +496,10 @@ impl Readings {
             pass.cursor = 0;
         }
     }
+}
+
+fn is_good_label(label: &&str) -> bool {
+    muster_proto::series::is_label_name(label)
 }
 
 fn retain_by<T>(items: &mut Vec<T>, keep: &[bool]) {
@@ -654,18 +714,18 @@ mod tests {
     #[test]
     fn families_of_the_kernel_are_made_once() {
         let mut readings = Readings::default();
-        let made = readings.dynamic_family("node_memory_New_bytes", Kind::Gauge, Scale::Kibi);
-        let again = readings.dynamic_family("node_memory_New_bytes", Kind::Gauge, Scale::Kibi);
+        let made = readings.dynamic_family("node_memory_New_bytes", Kind::Gauge, Scale::Kibi, &[]);
+        let again = readings.dynamic_family("node_memory_New_bytes", Kind::Gauge, Scale::Kibi, &[]);
         assert!(made.is_some());
         assert_eq!(made, again);
-        let other = readings.dynamic_family("node_memory_New_bytes", Kind::Gauge, Scale::One);
+        let other = readings.dynamic_family("node_memory_New_bytes", Kind::Gauge, Scale::One, &[]);
         assert_eq!(other, None);
         assert_eq!(
-            readings.dynamic_family("not a name", Kind::Gauge, Scale::One),
+            readings.dynamic_family("not a name", Kind::Gauge, Scale::One, &[]),
             None
         );
         for number in 0..2 * limits::MAX_FAMILIES {
-            readings.dynamic_family(&format!("m{number}"), Kind::Gauge, Scale::One);
+            readings.dynamic_family(&format!("m{number}"), Kind::Gauge, Scale::One, &[]);
         }
         assert_eq!(readings.table().families.len(), limits::MAX_FAMILIES);
     }

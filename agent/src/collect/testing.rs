@@ -32,6 +32,23 @@ impl Host {
         std::fs::write(path, content).expect("written");
     }
 
+    /// Removes a file below the host's root.
+    pub(super) fn remove(&mut self, path: &str) {
+        std::fs::remove_file(self.folder.path().join("root").join(path)).expect("removed");
+    }
+
+    /// Makes a link below the host's root.
+    pub(super) fn link(&mut self, path: &str, target: &str) {
+        let path = self.folder.path().join("root").join(path);
+        std::fs::create_dir_all(path.parent().expect("below the folder")).expect("made");
+        std::os::unix::fs::symlink(target, path).expect("linked");
+    }
+
+    /// Where its files are.
+    pub(super) fn root(&self) -> HostRoot {
+        self.root.clone()
+    }
+
     pub(super) fn readings(&mut self) -> &mut Readings {
         &mut self.readings
     }

@@ -32,6 +32,27 @@ pub fn unsigned(field: &[u8]) -> Option<u64> {
     })
 }
 
+/// A decimal number that fits and may have a minus before it.
+#[must_use]
+pub fn signed(field: &[u8]) -> Option<i64> {
+    match field.strip_prefix(b"-") {
+        Some(digits) => 0i64.checked_sub_unsigned(unsigned(digits)?),
+        None => i64::try_from(unsigned(field)?).ok(),
+    }
+}
+
+/// A hexadecimal number without prefix that fits.
+#[must_use]
+pub fn hexadecimal(field: &[u8]) -> Option<u64> {
+    if field.is_empty() || field.len() > 16 {
+        return None;
+    }
+    field.iter().try_fold(0u64, |value, &byte| {
+        let digit = char::from(byte).to_digit(16)?;
+        Some(value << 4 | u64::from(digit))
+    })
+}
+
 /// A decimal number with two digits after the point, as load averages have them, in hundredths.
 #[must_use]
 pub fn hundredths(field: &[u8]) -> Option<u64> {
@@ -43,6 +64,29 @@ pub fn hundredths(field: &[u8]) -> Option<u64> {
     unsigned(whole)?
         .checked_mul(100)?
         .checked_add(unsigned(fraction)?)
+}
+
+/// A number's decimal digits, without an allocation.
+#[derive(Debug, Default)]
+pub struct Digits {
+    /// As many as the largest number has.
+    digits: [u8; 20],
+}
+
+impl Digits {
+    /// The digits of this number.
+    pub fn of(&mut self, mut number: u64) -> &str {
+        let mut at = self.digits.len();
+        loop {
+            at -= 1;
+            self.digits[at] = b'0' + u8::try_from(number % 10).unwrap_or(0);
+            number /= 10;
+            if number == 0 || at == 0 {
+                break;
+            }
+        }
+        std::str::from_utf8(&self.digits[at..]).unwrap_or_default()
+    }
 }
 
 /// The bytes as text, those that are not UTF-8 replaced visibly; borrows when nothing is.
@@ -70,6 +114,20 @@ mod tests {
         for (text, value) in table {
             assert_eq!(unsigned(text.as_bytes()), *value, "{text}");
         }
+        let table: &[(&str, Option<i64>)] = &[
+            ("-9223372036854775808", Some(i64::MIN)),
+            ("9223372036854775808", None),
+            ("-", None),
+            ("--1", None),
+        ];
+        for (text, value) in table {
+            assert_eq!(signed(text.as_bytes()), *value, "{text}");
+        }
+        assert_eq!(hexadecimal(b"00Ff"), Some(255));
+        assert_eq!(hexadecimal(b"ffffffffffffffff"), Some(u64::MAX));
+        for wrong in ["", "g", "-1", "10000000000000000"] {
+            assert_eq!(hexadecimal(wrong.as_bytes()), None, "{wrong}");
+        }
         let table: &[(&str, Option<u64>)] = &[
             ("0.52", Some(52)),
             ("12.00", Some(1200)),
@@ -87,6 +145,8 @@ mod tests {
         #[test]
         fn printed_numbers_come_back(value: u64) {
             prop_assert_eq!(unsigned(value.to_string().as_bytes()), Some(value));
+            let mut digits = Digits::default();
+            prop_assert_eq!(digits.of(value), value.to_string());
         }
 
         #[test]
@@ -94,7 +154,8 @@ mod tests {
             for line in lines(&bytes) {
                 for field in fields(line) {
                     prop_assert!(!field.is_empty());
-                    let _ = (unsigned(field), hundredths(field), lossy(field));
+                    let _ = (unsigned(field), signed(field), hexadecimal(field));
+                    let _ = (hundredths(field), lossy(field));
                 }
             }
         }

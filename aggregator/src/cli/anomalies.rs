@@ -46,7 +46,10 @@ pub static COLUMNS: &[Column<v1::Anomaly>] = &[
         shown: Shown::Always,
         right: false,
         human: |row, _| {
-            let causes: Vec<String> = row.causes.iter().take(SHOWN_CAUSES).map(cause).collect();
+            // Of those that moved most, what moved first comes first.
+            let mut shown: Vec<&v1::AnomalyCause> = row.causes.iter().take(SHOWN_CAUSES).collect();
+            shown.sort_by_key(|cause| cause.since_ms);
+            let causes: Vec<String> = shown.into_iter().map(cause).collect();
             Text::plain(causes.join(", "))
         },
         value: |row| {
@@ -56,6 +59,7 @@ pub static COLUMNS: &[Column<v1::Anomaly>] = &[
                     "observed": number(Some(cause.observed)),
                     "usual": number(Some(cause.usual)),
                     "excess": number(Some(cause.excess)),
+                    "since": moment(Some(cause.since_ms)),
                 })
             };
             row.causes.iter().map(cause).collect()
@@ -67,7 +71,7 @@ pub static COLUMNS: &[Column<v1::Anomaly>] = &[
 #[must_use]
 pub fn list(response: v1::ListAnomaliesResponse) -> List<v1::Anomaly> {
     let learning = response.hosts_learning;
-    let mut footer = Vec::new();
+    let mut footer = vec![Text::toned(Tone::Dim, kept(&response))];
     if learning > 0 {
         footer.push(Text::toned(
             Tone::Dim,
@@ -82,6 +86,26 @@ pub fn list(response: v1::ListAnomaliesResponse) -> List<v1::Anomaly> {
         footer,
         empty: Text::plain("no host is off its usual range"),
     }
+}
+
+/// `budget: 1 false alert a host-week; 1.3 a host-week were listed of late, true ones included`
+fn kept(response: &v1::ListAnomaliesResponse) -> String {
+    let budget = figure(response.budget_per_host_week);
+    let alerts = if budget == "1" { "alert" } else { "alerts" };
+    let told = response.told_per_host_week.map_or_else(
+        || "too early to say what is kept to".to_owned(),
+        |told| format!("{told:.1} a host-week were listed of late, true ones included"),
+    );
+    format!("budget: {budget} false {alerts} a host-week; {told}")
+}
+
+/// Two digits after the point, and none that say nothing.
+fn figure(value: f64) -> String {
+    let digits = format!("{value:.2}");
+    digits
+        .trim_end_matches('0')
+        .trim_end_matches('.')
+        .to_owned()
 }
 
 /// `cpu busy 97% (usual 31%)`: a signal by its unit, which its name ends with.

@@ -5,9 +5,11 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
+    ack::Ack,
     events::{EventsArgs, Look},
     incidents::parse_id,
     output::Format,
+    quiet::{Maintenance, Silence},
 };
 
 /// See what a fleet of Linux hosts is doing.
@@ -115,6 +117,7 @@ impl Command {
                 | Self::Host { .. }
                 | Self::Top(_)
                 | Self::Services(_)
+                | Self::Checks(_)
                 | Self::Anomalies(_)
                 | Self::Incidents(_)
                 | Self::Incident { .. }
@@ -166,6 +169,8 @@ pub enum Command {
     /// List units over all hosts, failing first
     #[command(visible_alias = "svc")]
     Services(Services),
+    /// List checks that hosts define, failing first
+    Checks(super::checks::Args),
     /// List hosts that are off their usual range, and what moved
     #[command(visible_alias = "an")]
     Anomalies(Anomalies),
@@ -181,6 +186,20 @@ pub enum Command {
     /// Show what happened on hosts: boots, kills, units, changes
     #[command(visible_alias = "ev")]
     Events(EventsArgs),
+    /// Say that you see to an incident
+    Ack(Ack),
+    /// Take an acknowledgement back
+    Unack {
+        /// As muster incidents shows it: I-2041
+        #[arg(value_name = "ID", value_parser = parse_id)]
+        number: u64,
+    },
+    /// Tell nobody of some incidents for a while
+    #[command(subcommand)]
+    Silence(Silence),
+    /// Plan times in which nobody is told
+    #[command(subcommand)]
+    Maintenance(Maintenance),
     /// Find out why it does not work, step by step
     Doctor,
     /// Choose between aggregators
@@ -333,7 +352,7 @@ pub struct Anomalies {
         hide_default_value = true
     )]
     pub host: String,
-    /// Only from this score on; 1 is the most a normal hour reaches
+    /// Only from this score on; about 6 is what a host on which nothing is wrong reaches once a week
     #[arg(long, value_name = "SCORE")]
     pub min_score: Option<f64>,
     /// Only hosts for which this holds

@@ -297,6 +297,7 @@ impl Target {
                         "on the aggregator's host, for a new one",
                     )
             }
+            tonic::Code::FailedPrecondition => Failure::new(Code::Failed, message),
             tonic::Code::NotFound => Failure::new(Code::NotFound, message),
             tonic::Code::InvalidArgument => Failure::new(Code::Usage, message),
             tonic::Code::ResourceExhausted => Failure::new(Code::Failed, message)

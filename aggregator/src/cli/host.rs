@@ -12,6 +12,7 @@ use crate::{
 
 use super::{
     anomalies::words,
+    checks,
     hosts::{self, anomaly, labels, silence_word, state_text},
     incidents,
     output::{Detail, moment, number},
@@ -58,6 +59,7 @@ pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
     }
     if heard {
         lines.push(failing(&host, &row, view));
+        lines.extend(checks::of_host(host.checks, &host.failing_checks, view));
         lines.push(unusual(&host, &row));
     }
     if let Some(past) = host.past_silence.filter(|_| heard) {
@@ -464,6 +466,8 @@ fn item(host: &v1::HostDetail, row: &v1::HostRow) -> Value {
             "transmitBytesPerSecond": number(interface.transmit_bytes_per_second),
             "errorsPerSecond": number(interface.errors_per_second),
         })).collect::<Value>(),
+        "checkCount": host.checks,
+        "failingChecks": host.failing_checks.iter().map(checks::item).collect::<Value>(),
         "failingServices": host.failing_services.iter().map(|unit| json!({
             "service": unit.name,
             "state": unit.state,

@@ -32,11 +32,12 @@ pub static COLUMNS: &[Column<v1::IncidentRow>] = &[
         title: "STATE",
         shown: Shown::Always,
         right: false,
-        human: |row, _| match row.state() {
-            v1::IncidentState::Resolved => Text::toned(Tone::Dim, "resolved"),
-            other => Text::plain(state(other)),
+        human: |row, _| match word(row) {
+            "resolved" => Text::toned(Tone::Dim, "resolved"),
+            "acknowledged" => Text::toned(Tone::Dim, "acked"),
+            other => Text::plain(other),
         },
-        value: |row| json!(state(row.state())),
+        value: |row| json!(word(row)),
     },
     Column {
         key: "opened",
@@ -69,7 +70,14 @@ pub static COLUMNS: &[Column<v1::IncidentRow>] = &[
         title: "WHAT",
         shown: Shown::Always,
         right: false,
-        human: |row, _| Text::plain(&row.summary),
+        human: |row, _| match &row.acknowledgement {
+            Some(ack) if ack.text.is_empty() => {
+                Text::plain(&row.summary).with(Tone::Dim, format!(" ({})", ack.by))
+            }
+            Some(ack) => Text::plain(&row.summary)
+                .with(Tone::Dim, format!(" ({}: \"{}\")", ack.by, ack.text)),
+            None => Text::plain(&row.summary),
+        },
         value: |row| json!(row.summary),
     },
     Column {
@@ -99,6 +107,17 @@ pub static COLUMNS: &[Column<v1::IncidentRow>] = &[
             })
         },
         value: |row| moment(row.resolved_ms),
+    },
+    Column {
+        key: "acknowledgedBy",
+        title: "ACKED BY",
+        shown: Shown::Machine,
+        right: false,
+        human: |row, _| {
+            let by = row.acknowledgement.as_ref().map(|ack| &ack.by);
+            by.map_or_else(Text::unknown, Text::plain)
+        },
+        value: |row| json!(row.acknowledgement.as_ref().map(|ack| &ack.by)),
     },
     Column {
         key: "uuid",
@@ -142,7 +161,7 @@ pub fn detail(response: v1::IncidentDetail, view: &View) -> Detail {
     let mut head = Text::toned(Tone::Strong, id(row.number))
         .and("  ")
         .with(severity_tone(row.severity()), severity(row.severity()))
-        .and(format!("  {}  ", state(row.state())));
+        .and(format!("  {}  ", word(&row)));
     head.push(Tone::Strong, &row.summary);
     let since = Timestamp::from_millis(row.since_ms);
     let mut lines = vec![
@@ -157,22 +176,53 @@ pub fn detail(response: v1::IncidentDetail, view: &View) -> Detail {
     if let Some(at) = row.resolved_ms {
         lines.push(Text::plain("resolved  ").and(view.since(Timestamp::from_millis(at))));
     }
+    if let Some(ack) = &row.acknowledgement {
+        let mut line = Text::plain("acked     by ").with(Tone::Strong, &ack.by);
+        line = line.and(format!(" {}", view.when(Timestamp::from_millis(ack.at_ms))));
+        if let Some(until) = ack.until_ms {
+            let until = view.absolute_short(Timestamp::from_millis(until));
+            line = line.and(format!(", until {until} at the latest"));
+        }
+        if !ack.text.is_empty() {
+            line = line.and(format!(": {}", ack.text));
+        }
+        lines.push(line);
+    }
     lines.push(Text::new());
     for step in &response.transitions {
         lines.push(
             Text::toned(Tone::Dim, view.exact(Timestamp::from_millis(step.at_ms)))
-                .and(format!("  {:<8}  ", state(step.to())))
-                .and(&step.evidence),
+                .and(format!("  {:<12}  ", happened(step)))
+                .and(said(step)),
         );
     }
-    lines.push(Text::toned(Tone::Dim, "next: ").and(format!("muster host {}", row.host)));
+    let mut next = format!("muster host {}", row.host);
+    if row.acknowledgement.is_none() && row.state() == v1::IncidentState::Open {
+        next.push_str(&format!(" · muster ack {} -m '…'", id(row.number)));
+    }
+    lines.push(Text::toned(Tone::Dim, "next: ").and(next));
     let mut item = serde_json::Map::new();
     for column in COLUMNS {
         item.insert(column.key.to_owned(), (column.value)(&row));
     }
     let transitions = response.transitions.iter().map(|step| {
-        json!({"at": moment(Some(step.at_ms)), "to": state(step.to()), "evidence": step.evidence})
+        json!({
+            "at": moment(Some(step.at_ms)),
+            "to": Some(step.to()).filter(|to| *to != v1::IncidentState::Unspecified).map(state),
+            "what": happened(step),
+            "actor": Some(&step.actor).filter(|actor| !actor.is_empty()),
+            "evidence": step.evidence,
+        })
     });
+    let ack = row.acknowledgement.as_ref().map(|ack| {
+        json!({
+            "by": ack.by,
+            "at": moment(Some(ack.at_ms)),
+            "until": moment(ack.until_ms),
+            "text": ack.text,
+        })
+    });
+    item.insert("acknowledgement".to_owned(), json!(ack));
     item.insert("transitions".to_owned(), transitions.collect());
     Detail {
         name: id(row.number),
@@ -220,6 +270,32 @@ pub fn severity_tone(severity: v1::Severity) -> Tone {
         v1::Severity::Critical => Tone::Bad,
         v1::Severity::Warning => Tone::Warn,
         _ => Tone::Plain,
+    }
+}
+
+/// How an incident stands, in one word.
+fn word(row: &v1::IncidentRow) -> &'static str {
+    match row.state() {
+        v1::IncidentState::Open if row.acknowledgement.is_some() => "acknowledged",
+        v1::IncidentState::Open if row.flapping => "flapping",
+        other => state(other),
+    }
+}
+
+/// The word for a step; an older aggregator says only to which state.
+fn happened(step: &v1::IncidentTransition) -> &str {
+    if step.what.is_empty() {
+        return state(step.to());
+    }
+    &step.what
+}
+
+/// What was seen, or who said what.
+fn said(step: &v1::IncidentTransition) -> String {
+    match (step.actor.as_str(), step.evidence.as_str()) {
+        ("", evidence) => evidence.to_owned(),
+        (actor, "") => format!("by {actor}"),
+        (actor, text) => format!("by {actor}: {text}"),
     }
 }
 

@@ -5,9 +5,11 @@
 //! says what went wrong, and [`client`] is the way to the aggregator. Answers go to stdout, everything
 //! else to stderr; the exit codes are those of `docs/cli.md`.
 
+pub mod ack;
 pub mod anomalies;
 pub mod args;
 pub mod audit;
+pub mod checks;
 pub mod client;
 pub mod context;
 pub mod doctor;
@@ -18,7 +20,9 @@ pub mod host;
 pub mod hosts;
 pub mod incidents;
 pub mod login;
+pub mod moment;
 pub mod output;
+pub mod quiet;
 pub mod removal;
 pub mod renew;
 pub mod rules;
@@ -121,7 +125,7 @@ async fn run_in(session: Session, cli: Cli) -> Result<ExitCode, Failure> {
     {
         return Err(Failure::new(
             Code::Usage,
-            "--watch is for answers that change: hosts, services, incidents, doctor",
+            "--watch is for answers that change: hosts, services, checks, incidents, doctor",
         ));
     }
     if let Some(Command::Top(top)) = &cli.command
@@ -250,6 +254,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let said = removal::operator(session, name, *act).await?;
             Ok(said_lines(&said))
         }
+        Command::Checks(args) => checks::answer(session, args).await,
         Command::Audit(args) => audit::answer(session, args).await,
         Command::Events(args) => events::list(session, args)
             .await
@@ -352,6 +357,10 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let view = session.view(incident.meta.as_ref());
             output::detail(incidents::detail(incident, &view), &session.options)
         }
+        Command::Ack(act) => Ok(said_lines(&ack::ack(session, act).await?)),
+        Command::Unack { number } => Ok(said_lines(&ack::unack(session, *number).await?)),
+        Command::Silence(act) => quiet::silence(session, act).await,
+        Command::Maintenance(act) => quiet::maintenance(session, act).await,
         Command::Doctor => {
             let timeout = session.global.timeout;
             let checks = doctor::walk(session.target(), &session.config, timeout).await;

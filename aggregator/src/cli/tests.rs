@@ -11,11 +11,12 @@ use muster_proto::{time::Timestamp, v1};
 use super::{
     anomalies,
     args::Cli,
+    checks,
     doctor::{self, Check, Verdict},
     export::{Door, Scrape},
     host, hosts, incidents,
     output::{self, Format, Options},
-    services, summary,
+    quiet, services, summary,
     units::View,
 };
 
@@ -262,6 +263,85 @@ fn failing() -> Vec<v1::ServiceGroup> {
     ]
 }
 
+fn checks() -> Vec<v1::CheckRow> {
+    let row =
+        |host: &str, name: &str, kind: &str, status: v1::CheckStatus, result: &str| v1::CheckRow {
+            host: host.to_owned(),
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            severity: "critical".to_owned(),
+            status: status.into(),
+            since_ms: Some(NOW - 7 * MINUTE),
+            result: result.to_owned(),
+            duration_seconds: 0.012,
+            runs: 1_440,
+            ..v1::CheckRow::default()
+        };
+    let mut failing = row(
+        "web-17",
+        "shop",
+        "http",
+        v1::CheckStatus::Critical,
+        "timeout",
+    );
+    (failing.failed_runs, failing.duration_seconds) = (4, 10.0);
+    let mut expiring = row(
+        "web-17",
+        "cert",
+        "tls",
+        v1::CheckStatus::Warning,
+        "certificate_expiry",
+    );
+    (expiring.failed_runs, expiring.certificate_expires_ms) =
+        (9, Some(NOW + 18 * 24 * 60 * MINUTE));
+    let mut pending = row(
+        "db-01",
+        "backup\x1b[2J",
+        "file",
+        v1::CheckStatus::Unspecified,
+        "age",
+    );
+    (pending.failed_runs, pending.since_ms) = (1, None);
+    let mut doubtful = row("db-01", "postgres", "tcp", v1::CheckStatus::Ok, "refused");
+    doubtful.failed_runs = 2;
+    let mut fine = row("db-01", "load", "exec", v1::CheckStatus::Ok, "ok");
+    fine.measures = vec![v1::CheckMeasure {
+        label: "load1".to_owned(),
+        unit: String::new(),
+        value: 0.5,
+    }];
+    vec![failing, expiring, pending, doubtful, fine]
+}
+
+#[test]
+fn checks_failing_first() {
+    let response = v1::ListChecksResponse {
+        meta: meta(),
+        checks: checks(),
+        left_out: 3,
+        hosts_not_heard: 1,
+    };
+    for (name, format) in [
+        ("checks-table", Format::Table),
+        ("checks-wide", Format::Wide),
+        ("checks-json", Format::Json),
+        ("checks-tsv", Format::Tsv),
+    ] {
+        golden(
+            name,
+            &render(checks::list(response.clone(), false), &options(format)),
+        );
+    }
+    let none = v1::ListChecksResponse {
+        meta: meta(),
+        ..v1::ListChecksResponse::default()
+    };
+    golden(
+        "checks-none",
+        &render(checks::list(none, false), &options(Format::Table)),
+    );
+}
+
 #[test]
 fn services_failing_first() {
     let response = v1::ListServicesResponse {
@@ -297,6 +377,7 @@ fn anomalies_say_what_moved() {
         observed,
         usual,
         excess: 2.5,
+        since_ms: NOW - 11 * MINUTE,
     };
     let response = v1::ListAnomaliesResponse {
         meta: meta(),
@@ -312,6 +393,8 @@ fn anomalies_say_what_moved() {
             ],
         }],
         hosts_learning: 7,
+        budget_per_host_week: 1.0,
+        told_per_host_week: Some(1.34),
     };
     golden(
         "anomalies-table",
@@ -336,6 +419,13 @@ fn incident() -> v1::IncidentRow {
         opened_ms: NOW - 3 * 60 * MINUTE,
         resolved_ms: None,
         since_ms: NOW - 3 * 60 * MINUTE - 5 * MINUTE,
+        acknowledgement: Some(v1::Acknowledgement {
+            by: "anna".to_owned(),
+            at_ms: NOW - 10 * MINUTE,
+            until_ms: Some(NOW + 60 * MINUTE),
+            text: "growing the volume".to_owned(),
+        }),
+        ..v1::IncidentRow::default()
     }
 }
 
@@ -360,11 +450,21 @@ fn incidents_and_one_of_them() {
     let detail = v1::IncidentDetail {
         meta: meta(),
         row: Some(incident()),
-        transitions: vec![v1::IncidentTransition {
-            at_ms: NOW - 3 * 60 * MINUTE,
-            to: v1::IncidentState::Open.into(),
-            evidence: "91% used for 5 min, 18 GiB available".to_owned(),
-        }],
+        transitions: vec![
+            v1::IncidentTransition {
+                at_ms: NOW - 3 * 60 * MINUTE,
+                to: v1::IncidentState::Open.into(),
+                evidence: "91% used for 5 min, 18 GiB available".to_owned(),
+                ..v1::IncidentTransition::default()
+            },
+            v1::IncidentTransition {
+                at_ms: NOW - 10 * MINUTE,
+                what: "acknowledged".to_owned(),
+                actor: "anna".to_owned(),
+                evidence: "growing the volume".to_owned(),
+                ..v1::IncidentTransition::default()
+            },
+        ],
     };
     for (name, format) in [
         ("incident-table", Format::Table),
@@ -470,6 +570,8 @@ fn detail() -> v1::HostDetail {
     row.anomaly_score = Some(1.93);
     row.open_incidents = 1;
     v1::HostDetail {
+        checks: 5,
+        failing_checks: checks().into_iter().take(2).collect(),
         meta: meta(),
         row: Some(row),
         facts: Some(v1::HostFacts {
@@ -634,6 +736,42 @@ fn pressure_has_keys_without_spaces() {
         item["filesystems"][0]["sizeBytes"].as_u64(),
         Some(50_000_000_000)
     );
+}
+
+#[test]
+fn silences_that_hide_something_or_match_nothing_stand_out() {
+    let row = |number, hosts, hides: &[u64]| v1::QuietRow {
+        quiet: Some(v1::Quiet {
+            kind: v1::QuietKind::Silence.into(),
+            number,
+            selector: "role=db".to_owned(),
+            rule: "filesystem_full".to_owned(),
+            text: "growing the volume".to_owned(),
+            made_by: "anna".to_owned(),
+            made_ms: NOW - MINUTE,
+            ..v1::Quiet::default()
+        }),
+        active: number < 3,
+        changes_ms: Some(NOW + 90 * MINUTE),
+        hosts,
+        hides: hides.to_vec(),
+    };
+    let response = v1::ListQuietsResponse {
+        meta: meta(),
+        quiets: vec![
+            row(3, 4, &[]),
+            row(2, 0, &[]),
+            row(1, 4, &[2038, 2040, 2041, 2042, 2043]),
+        ],
+    };
+    let kind = crate::control::QuietKind::Silence;
+    for (name, format) in [
+        ("silences-table", Format::Table),
+        ("silences-json", Format::Json),
+    ] {
+        let list = quiet::rows(response.clone(), kind);
+        golden(name, &render(list, &options(format)));
+    }
 }
 
 #[test]

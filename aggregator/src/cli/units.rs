@@ -60,6 +60,18 @@ impl View {
         self.absolute(at, format)
     }
 
+    /// `15:20` within the next day, else with the date.
+    #[must_use]
+    pub fn absolute_short(&self, at: Timestamp) -> String {
+        let away = at.since(self.now).max(self.now.since(at));
+        let format = if away < Duration::from_secs(20 * 3600) {
+            "%H:%M"
+        } else {
+            "%Y-%m-%d %H:%M"
+        };
+        self.absolute(at, format)
+    }
+
     fn absolute(&self, at: Timestamp, format: &str) -> String {
         let Ok(instant) = jiff::Timestamp::from_millisecond(at.as_millis()) else {
             return "–".to_owned();

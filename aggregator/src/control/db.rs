@@ -27,6 +27,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/002_renewal.sql"),
     include_str!("migrations/003_denied.sql"),
     include_str!("migrations/004_identity.sql"),
+    include_str!("migrations/005_acks.sql"),
 ];
 
 /// How long to wait for another process that writes (`token create`).

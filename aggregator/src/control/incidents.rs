@@ -5,7 +5,7 @@ use std::time::Duration;
 use muster_proto::{id::HostId, time::Timestamp, v1};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::{Control, ControlError, db::uuid_v7};
+use super::{Ack, Control, ControlError, db::uuid_v7};
 
 const OPEN: i32 = v1::IncidentState::Open as i32;
 const RESOLVED: i32 = v1::IncidentState::Resolved as i32;
@@ -84,16 +84,31 @@ pub struct Incident {
     pub since: Timestamp,
     /// When it was resolved.
     pub resolved: Option<Timestamp>,
+    /// Who said that they see to it, last.
+    pub ack: Option<Ack>,
 }
 
-/// A change of an incident's state.
+impl Incident {
+    /// The acknowledgement that holds: of an open incident, and not past its end.
+    #[must_use]
+    pub fn acknowledged(&self, now: Timestamp) -> Option<&Ack> {
+        let open = self.state == v1::IncidentState::Open;
+        self.ack.as_ref().filter(|ack| open && ack.holds(now))
+    }
+}
+
+/// Something that happened to an incident.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transition {
     /// When.
     pub at: Timestamp,
-    /// To which state.
+    /// To which state; unspecified for what leaves it as it is.
     pub to: v1::IncidentState,
-    /// What was seen.
+    /// `open`, `resolved`, `acknowledged` …
+    pub what: String,
+    /// The operator who did it; empty when nobody did.
+    pub actor: String,
+    /// What was seen, or said.
     pub evidence: String,
 }
 
@@ -124,7 +139,7 @@ const LOOK_EVERY: u32 = 256;
 const LET_GO_AT_ONCE: u32 = 1024;
 
 const COLUMNS: &str = "id, number, host_id, rule, subject, severity, state, summary, opened_ms, \
-                       since_ms, resolved_ms";
+                       since_ms, resolved_ms, ack_by, ack_ms, ack_until_ms, ack_text";
 
 impl Control {
     /// Opens an incident, unless one is open for the same host, rule and subject. Now and then this lets the
@@ -180,7 +195,7 @@ impl Control {
         .await
     }
 
-    /// One incident with its transitions, oldest first.
+    /// One incident with what happened to it, oldest first.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -199,23 +214,42 @@ impl Control {
             let Some(found) = rows.next()?.map(incident).transpose()? else {
                 return Ok(None);
             };
-            let mut query = connection.prepare_cached(
-                "SELECT at_ms, to_state, evidence FROM incident_transitions
-                 WHERE incident_id = ?1 ORDER BY seq",
-            )?;
-            let mut rows = query.query([&found.id])?;
-            let mut transitions = Vec::new();
-            while let Some(row) = rows.next()? {
-                transitions.push(Transition {
-                    at: Timestamp::from_millis(row.get(0)?),
-                    to: state(row.get(1)?)?,
-                    evidence: row.get(2)?,
-                });
-            }
+            let transitions = timeline(connection, &found.id)?;
             Ok(Some((found, transitions)))
         })
         .await
     }
+}
+
+/// What happened to an incident, by time; of one moment, its states in their order and then the rest.
+fn timeline(connection: &Connection, incident: &str) -> Result<Vec<Transition>, ControlError> {
+    let mut query = connection.prepare_cached(
+        "SELECT at_ms, to_state, evidence, NULL, '', 0, seq
+         FROM incident_transitions WHERE incident_id = ?1
+         UNION ALL
+         SELECT at_ms, 0, text, what, actor, 1, seq FROM incident_notes WHERE incident_id = ?1
+         ORDER BY 1, 6, 7",
+    )?;
+    let mut rows = query.query([incident])?;
+    let mut steps = Vec::new();
+    while let Some(row) = rows.next()? {
+        let to = state(row.get(1)?)?;
+        let word = match to {
+            v1::IncidentState::Open => "open",
+            v1::IncidentState::Resolved => "resolved",
+            v1::IncidentState::Unspecified => "",
+        };
+        steps.push(Transition {
+            at: Timestamp::from_millis(row.get(0)?),
+            to,
+            what: row
+                .get::<_, Option<String>>(3)?
+                .unwrap_or_else(|| word.to_owned()),
+            actor: row.get(4)?,
+            evidence: row.get(2)?,
+        });
+    }
+    Ok(steps)
 }
 
 fn open(connection: &Connection, epoch: i64, new: &NewIncident) -> Result<Opened, ControlError> {
@@ -315,6 +349,8 @@ fn let_go(connection: &Connection, now: Timestamp, kept: u32) -> Result<usize, C
     ))?;
     let mut transitions =
         connection.prepare_cached("DELETE FROM incident_transitions WHERE incident_id = ?1")?;
+    let mut notes =
+        connection.prepare_cached("DELETE FROM incident_notes WHERE incident_id = ?1")?;
     let mut incident = connection.prepare_cached("DELETE FROM incidents WHERE id = ?1")?;
     let too_many = usize::try_from(resolved.saturating_sub(kept)).unwrap_or(usize::MAX);
     let rows = oldest.query_map([now.minus(KEPT_FOR).as_millis()], |row| {
@@ -327,6 +363,7 @@ fn let_go(connection: &Connection, now: Timestamp, kept: u32) -> Result<usize, C
             break;
         }
         transitions.execute([&id])?;
+        notes.execute([&id])?;
         incident.execute([&id])?;
         gone += 1;
     }
@@ -399,7 +436,24 @@ fn incident(row: &Row<'_>) -> Result<Incident, ControlError> {
         opened: Timestamp::from_millis(row.get("opened_ms")?),
         since: Timestamp::from_millis(row.get("since_ms")?),
         resolved: resolved.map(Timestamp::from_millis),
+        ack: ack(row)?,
     })
+}
+
+fn ack(row: &Row<'_>) -> Result<Option<Ack>, ControlError> {
+    let (by, at): (Option<String>, Option<i64>) = (row.get("ack_by")?, row.get("ack_ms")?);
+    let (Some(by), Some(at)) = (by, at) else {
+        return Ok(None);
+    };
+    let until: Option<i64> = row.get("ack_until_ms")?;
+    Ok(Some(Ack {
+        by,
+        at: Timestamp::from_millis(at),
+        until: until.map(Timestamp::from_millis),
+        text: row
+            .get::<_, Option<String>>("ack_text")?
+            .unwrap_or_default(),
+    }))
 }
 
 #[cfg(test)]

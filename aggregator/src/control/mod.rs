@@ -5,17 +5,20 @@
 //! after the commit, so what was answered is on disk. Reads use a second connection and go on when writing has
 //! become impossible. Another process may work on the same file (`muster-aggregator token create` does).
 
+mod acks;
 mod audit;
 mod certificates;
 mod db;
 mod hosts;
 mod incidents;
 mod operators;
+mod quiets;
 mod revoke;
 mod tokens;
 
 use std::path::PathBuf;
 
+pub use acks::{Ack, AckOutcome, MAX_TEXT_BYTES};
 pub use audit::{AuditFilter, AuditLine, AuditVerdict};
 pub use certificates::{CertificateRefusal, Presented, RENEWAL_GRACE};
 pub use db::Control;
@@ -24,6 +27,7 @@ pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, T
 pub use operators::{
     LOGIN_LIFE, OperatorRefusal, OperatorRole, OperatorStanding, RenewedOperator, RoleError,
 };
+pub use quiets::{MAX_SILENCE, Phase, Quiet, QuietError, QuietKind, Weekly};
 pub use revoke::{Removal, Removed};
 pub use tokens::{
     DEFAULT_TOKEN_TTL, EnrolRefusal, EnrolRequest, Enrolled, MAX_TOKEN_TTL, MAX_USES, TokenOptions,

@@ -287,6 +287,7 @@ impl HostDetection {
                 observed: f64::from(moved.observed),
                 usual: f64::from(moved.usual),
                 excess: f64::from(moved.excess),
+                since: moved.since,
             })
         });
         Some(AnomalyView {
@@ -306,6 +307,12 @@ impl HostDetection {
     pub fn full_in(&self, mountpoint: &str) -> [Option<Forecast>; 2] {
         let inodes = filesystem_full_soon::inodes(mountpoint);
         [mountpoint, &inodes].map(|subject| self.filling.forecast(subject))
+    }
+
+    /// Alerts of the host score and weeks in which it was scored, of late.
+    #[must_use]
+    pub fn told(&self) -> (f64, f64) {
+        self.score.told()
     }
 
     /// Whether it is still learning what is usual on this host.

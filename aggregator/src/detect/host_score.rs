@@ -11,19 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Coverage, DetectConfig, Detector, Evidence, Findings, Reason, Rule, ScoreState, Severity,
-    Verdict, score::follow,
+    Verdict, budget::Budget,
 };
 
-/// Times the level of the host's busy hours from which it is listed: one false alert in three days on the
-/// labelled hosts (docs/detection.md).
-pub(super) const DEFAULT_THRESHOLD: f64 = 1.7;
-/// Share of hours whose largest score stays below that level.
-const BUSY_QUANTILE: f32 = 0.9;
-/// Step of the level per hour once it has settled.
-const BUSY_STEP: f32 = 0.02;
-/// The level never falls below this, so that a calm host is not listed for a breath.
-const BUSY_FLOOR: f32 = 0.5;
-/// An anomaly is over after this long below half of the threshold.
+/// An anomaly is over after this long below half of what listed it.
 const CLEAR_AFTER: Duration = Duration::from_secs(900);
 /// Metrics named as causes.
 const CAUSES: usize = 5;
@@ -45,8 +36,10 @@ pub(super) struct Moved {
     pub(super) metric: u32,
     pub(super) observed: f32,
     pub(super) usual: f32,
-    /// Log2 by which its two residuals exceed their usual largest.
+    /// Log2 by which its distances exceed their usual largest.
     pub(super) excess: f32,
+    /// When it was first among those that moved most.
+    pub(super) since: Timestamp,
 }
 
 /// A time of unusual behaviour that goes on.
@@ -60,48 +53,11 @@ pub(super) struct Episode {
     pub(super) moved: Vec<Moved>,
 }
 
-/// What the score of this host reaches in a busy hour. By the hour and not by the row: so hosts at one second
-/// and at five minutes are listed equally often.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct BusyHours {
-    /// Hours since 1970 of the one that goes on, and its largest score.
-    hour: i64,
-    max: Option<f32>,
-    level: f32,
-    learnt: u16,
-}
-
-impl Default for BusyHours {
-    fn default() -> Self {
-        Self {
-            hour: 0,
-            max: None,
-            level: 1.0,
-            learnt: 0,
-        }
-    }
-}
-
-impl BusyHours {
-    fn learn(&mut self, tick: Timestamp, score: f32) {
-        let hour = tick.as_millis().div_euclid(3_600_000);
-        if hour != self.hour {
-            if let Some(max) = self.max.take() {
-                self.learnt = self.learnt.saturating_add(1);
-                let step = BUSY_STEP.max(1.0 / (f32::from(self.learnt) + 1.0));
-                self.level = follow(self.level, max, BUSY_QUANTILE, step).max(BUSY_FLOOR);
-            }
-            self.hour = hour;
-        }
-        self.max = Some(self.max.map_or(score, |max| max.max(score)));
-    }
-}
-
 /// What is remembered of one host: the score, and the episode if there is one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Watch {
     pub(super) score: ScoreState,
-    busy: BusyHours,
+    budget: Budget,
     pub(super) episode: Option<Episode>,
 }
 
@@ -109,13 +65,17 @@ impl Watch {
     /// Forgets when things were; what was learnt stays. An episode ends, as its times mean nothing any more.
     pub(super) fn forget_time(&mut self) {
         self.score.forget_time();
-        // The hour that went on is not one of the host's hours.
-        self.busy.max = None;
+        self.budget.forget_time();
         self.episode = None;
     }
 
-    /// Takes in the metrics of one tick.
-    pub(super) fn step(&mut self, tick: Timestamp, values: &[f32], threshold: f64) {
+    /// Alerts and weeks of late.
+    pub(super) fn told(&self) -> (f64, f64) {
+        self.budget.told()
+    }
+
+    /// Takes in the metrics of one tick; it is listed so often a week that nothing is wrong.
+    pub(super) fn step(&mut self, tick: Timestamp, values: &[f32], per_week: f64) {
         if !self.score.step(tick, values) {
             return;
         }
@@ -126,9 +86,12 @@ impl Watch {
             }
             return;
         };
-        self.busy.learn(tick, score);
-        let (score, threshold) = (f64::from(score), threshold * f64::from(self.busy.level));
+        self.budget.learn(tick, score);
+        let (score, threshold) = (f64::from(score), self.budget.threshold(per_week));
         if score >= threshold {
+            if self.episode.is_none() {
+                self.budget.tell();
+            }
             let episode = self.episode.get_or_insert(Episode {
                 since: tick,
                 peak: 0.0,
@@ -139,7 +102,7 @@ impl Watch {
             let excess = self.score.host_excess();
             if excess > episode.peak {
                 episode.peak = excess;
-                episode.moved = self.score.largest(CAUSES);
+                episode.moved = since(self.score.largest(CAUSES), &episode.moved, tick);
             }
             return;
         }
@@ -157,14 +120,23 @@ impl Watch {
     }
 }
 
+/// Those that moved, each since it was first named.
+fn since(mut moved: Vec<Moved>, before: &[Moved], now: Timestamp) -> Vec<Moved> {
+    for one in &mut moved {
+        let known = before.iter().find(|known| known.metric == one.metric);
+        one.since = known.map_or(now, |known| known.since);
+    }
+    moved
+}
+
 pub(super) struct HostScore {
-    threshold: f64,
+    per_week: f64,
 }
 
 impl HostScore {
     pub(super) fn new(config: &DetectConfig) -> Self {
         Self {
-            threshold: config.anomaly_threshold,
+            per_week: config.budget_per_host_week,
         }
     }
 }
@@ -185,7 +157,7 @@ impl Detector for HostScore {
         let Evidence::Tick(seen) = evidence else {
             return Coverage::NotAsked;
         };
-        state.step(seen.tick, seen.signals, self.threshold);
+        state.step(seen.tick, seen.signals, self.per_week);
         let verdict = match state.score.score().map(f64::from) {
             None => Verdict::Unknown,
             Some(score) if state.episode.is_some() => Verdict::Abnormal {
@@ -217,8 +189,10 @@ pub struct Cause {
     pub signal: &'static str,
     /// Its value then.
     pub observed: f64,
-    /// Its mean over the hours before.
+    /// What is usual at that time of day; its mean over the hours before while no day is known.
     pub usual: f64,
     /// Log2 by which the deviation exceeds the largest usual one.
     pub excess: f64,
+    /// When it was first among what moved most, in the host's own time.
+    pub since: Timestamp,
 }

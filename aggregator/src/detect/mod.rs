@@ -9,13 +9,16 @@
 //! open on a host. What becomes of a [`Transition`] is the incident module's business; a detector has never
 //! heard of numbers, stores or people.
 
+mod budget;
 mod engine;
 mod filesystem_full;
 mod filesystem_full_soon;
 pub mod forecast;
 mod host_score;
 mod host_silent;
+mod joint;
 pub mod memory_leak;
+mod metric;
 pub mod offline;
 mod reason;
 mod ring;
@@ -46,8 +49,8 @@ pub struct DetectConfig {
     pub filesystem_critical_ratio: f64,
     /// With more bytes than this left, a filesystem is not nearly full, whatever its share.
     pub filesystem_available_bytes: f64,
-    /// From how many times the level of its own busy hours a host's score lists it as unusual.
-    pub anomaly_threshold: f64,
+    /// How many alerts a host-week its score may list it for falsely.
+    pub budget_per_host_week: f64,
     /// What an operator changes about the rules of the pack.
     #[serde(skip)]
     pub rules: Vec<rules::Override>,
@@ -59,7 +62,7 @@ impl Default for DetectConfig {
             filesystem_warning_ratio: 0.90,
             filesystem_critical_ratio: 0.97,
             filesystem_available_bytes: 50.0 * 1024.0 * 1024.0 * 1024.0,
-            anomaly_threshold: host_score::DEFAULT_THRESHOLD,
+            budget_per_host_week: budget::DEFAULT_PER_WEEK,
             rules: Vec::new(),
         }
     }

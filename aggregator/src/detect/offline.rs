@@ -2,8 +2,13 @@
 //!
 //! For measuring it on labelled data and for looking at a host's past; any number of metrics of any name.
 
-use std::io::{self, BufRead};
+use std::{
+    fs::{self, File},
+    io::{self, BufRead, BufReader, BufWriter, Write},
+    path::{Path, PathBuf},
+};
 
+use flate2::read::GzDecoder;
 use muster_proto::time::Timestamp;
 
 use super::{DetectConfig, host_score::Watch};
@@ -17,6 +22,8 @@ pub struct Scored {
     pub score: f32,
     /// Whether an anomaly goes on.
     pub alert: bool,
+    /// The column that moved most, from 0 after the time, while an anomaly goes on.
+    pub first: Option<u32>,
 }
 
 /// Why a table cannot be scored.
@@ -33,6 +40,95 @@ pub enum OfflineError {
         /// What stands there.
         text: String,
     },
+    /// A file of the folder, or the result.
+    #[error("cannot {action} {path}", path = .path.display())]
+    File {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: Box<OfflineError>,
+    },
+    /// The manifest has ten fields a line.
+    #[error("line {line}: `{text}` is no line of a manifest")]
+    Manifest {
+        /// Number of the line, the header being 1.
+        line: usize,
+        /// What stands there.
+        text: String,
+    },
+}
+
+impl OfflineError {
+    /// Wraps an error with the file it is about.
+    fn at(action: &'static str, path: &Path) -> impl FnOnce(Self) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File {
+            action,
+            path,
+            source: Box::new(source),
+        }
+    }
+}
+
+/// Scores every host's table that `manifest.csv` in `data` names, and writes `series,i,score,alert` to `out`, one
+/// line for each row from the one on that the manifest says is judged.
+///
+/// The tables are gzipped. How many were scored is returned.
+pub fn score_folder(data: &Path, out: &Path, config: &DetectConfig) -> Result<usize, OfflineError> {
+    let file = File::create(out).map_err(OfflineError::from);
+    let file = file.map_err(OfflineError::at("write", out))?;
+    let mut result = BufWriter::new(file);
+    let manifest = data.join("manifest.csv");
+    let text = fs::read_to_string(&manifest).map_err(OfflineError::from);
+    let text = text.map_err(OfflineError::at("read", &manifest))?;
+    let written = |outcome: io::Result<()>| {
+        let outcome = outcome.map_err(OfflineError::from);
+        outcome.map_err(OfflineError::at("write", out))
+    };
+    written(writeln!(result, "series,i,score,alert"))?;
+    let mut scored = 0;
+    for (line, text) in text.lines().enumerate().skip(1) {
+        let fields: Vec<&str> = text.split(',').collect();
+        let [track, series, table, _, _, from, ..] = fields[..] else {
+            let wrong = OfflineError::Manifest {
+                line: line + 1,
+                text: text.to_owned(),
+            };
+            return Err(OfflineError::at("read", &manifest)(wrong));
+        };
+        if track != "hosts" {
+            continue;
+        }
+        let from: usize = from.parse().map_err(|_| {
+            let wrong = OfflineError::Manifest {
+                line: line + 1,
+                text: text.to_owned(),
+            };
+            OfflineError::at("read", &manifest)(wrong)
+        })?;
+        let path = data.join(table);
+        let rows = score_file(&path, config).map_err(OfflineError::at("score", &path))?;
+        for row in rows.iter().filter(|row| row.row >= from) {
+            let alert = u8::from(row.alert);
+            written(writeln!(
+                result,
+                "{series},{},{},{alert}",
+                row.row, row.score
+            ))?;
+        }
+        scored += 1;
+    }
+    written(result.flush())?;
+    Ok(scored)
+}
+
+/// Scores one gzipped table.
+pub fn score_file(path: &Path, config: &DetectConfig) -> Result<Vec<Scored>, OfflineError> {
+    let table = BufReader::new(GzDecoder::new(File::open(path)?));
+    score_csv(table, config)
 }
 
 /// Scores a table with a header, the time in seconds in the first column and a metric in each other one.
@@ -57,11 +153,16 @@ pub fn score_csv(reader: impl BufRead, config: &DetectConfig) -> Result<Vec<Scor
         let values: Vec<f32> = fields
             .map(|field| field.trim().parse().unwrap_or(f32::NAN))
             .collect();
-        watch.step(tick, &values, config.anomaly_threshold);
+        watch.step(tick, &values, config.budget_per_host_week);
         scored.push(Scored {
             row,
             score: watch.score.score().unwrap_or(0.0),
             alert: watch.episode.is_some(),
+            first: watch
+                .episode
+                .as_ref()
+                .and_then(|episode| episode.moved.first())
+                .map(|moved| moved.metric),
         });
     }
     Ok(scored)

@@ -1,91 +1,106 @@
-//! How unusual a host behaves, as one number: residual excess over fast baselines.
+//! How unusual a host behaves, as one number.
 //!
-//! A fold over rows of any number of metrics; the caller names them. For each metric it keeps two moving
-//! averages (half-lives 15 min and 6 h) and a running high quantile of the distance to each. What counts is
-//! only by how much, in powers of two, a distance exceeds its usual largest; the mean of that over the
-//! host's metrics, measured against the same host's own past, is the score. So a metric that is always
-//! noisy, or a host that is always busy, is not unusual; a flat one never is.
+//! A fold over rows of any number of metrics; the caller names them. [`super::metric`] says of each by how much,
+//! in powers of two, it leaves what is usual. The mean of that over the host's metrics, measured against the
+//! same host's own past, is the score; so a host that is always busy is not unusual. Two such means are added:
+//! one whose idea of the usual follows within hours, for alerts, and, up to a bound, one that takes days, so that
+//! a disturbance which lasts stays ranked above what is normal.
 //!
 //! It reads no clock: time is the tick of the data, so a replay, a backlog or a restart in between gives the
 //! same bits. Missing values are left out, never taken as 0. What to do about a score is left to others.
 //!
-//! Ticks of less than a minute are averaged into rows of about a minute first: the constants below are times,
-//! but a quantile of one-second residuals would be one of sampling noise, and a fleet at 1 s would pay
-//! sixty times for it.
+//! Ticks of less than a minute are averaged into rows of about a minute first: the constants are times, but a
+//! quantile of one-second distances would be one of sampling noise, and a fleet at 1 s would pay sixty times.
 
 use muster_proto::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::host_score::Moved;
+use super::{
+    host_score::Moved,
+    joint::Joint,
+    metric::{
+        Excess, GAP_SECONDS, HOURS, Hour, Metric, Pace, REFERENCE_ROW_SECONDS, follow, halvings,
+        rows,
+    },
+};
 
-/// Half-life of the quick average: what a person would call "just now".
-const QUICK_HALF_LIFE_SECONDS: f32 = 900.0;
-/// Half-life of the slow average: the same part of the day.
-const SLOW_HALF_LIFE_SECONDS: f32 = 21_600.0;
-/// A metric is scored after this much history of its own; before, its quantiles grow to what they see.
-const WARM_UP_SECONDS: f32 = 21_600.0;
-/// Absent for longer than this, a metric starts its quick average anew …
-const GAP_SECONDS: f32 = 3_600.0;
-/// … and is not scored until that has settled.
-const SETTLE_SECONDS: f32 = 900.0;
 /// A row closes with the first tick this long after the last: a minute, less what a scheduler jitters.
 const ROW_SECONDS: f32 = 55.0;
-/// The row length at which the steps of the quantiles were chosen; shorter and longer ones are scaled.
-const REFERENCE_ROW_SECONDS: f32 = 60.0;
-
-/// Share of time in which a residual stays below "its usual largest".
-const RESIDUAL_QUANTILE: f32 = 0.995;
-const RESIDUAL_STEP: f32 = 0.05;
 /// Share of time in which a host's mean excess stays below the level that it is measured against.
 const HOST_QUANTILE: f32 = 0.95;
-const HOST_STEP: f32 = 0.02;
+/// Step of that level a minute.
+const HOST_STEP: f32 = 0.005;
 /// Added to that level, so that a host which never moves is not divided by nothing.
-const HOST_FLOOR: f32 = 0.02;
-/// Residuals below this share of the metric's own level are no news.
-const RELATIVE_FLOOR: f32 = 1e-3;
-/// Smallest residual at all, in the unit of the metric.
-const ABSOLUTE_FLOOR: f32 = 1e-9;
-/// Largest excess one metric can contribute: a factor of a million.
-const EXCESS_CAP: f32 = 20.0;
-/// Rows that the host's excess is averaged over.
-const MEAN_ROWS: usize = 3;
-/// How long a metric that moved is remembered as a cause.
-const CAUSE_HALF_LIFE_SECONDS: f32 = 300.0;
+const HOST_FLOOR: f32 = 0.05;
+/// The level starts and stays above this.
+const LEAST_LEVEL: f32 = HOST_FLOOR / 10.0;
+/// Rows that the excess of alerts, and that of ranking, is averaged over.
+const ALERT_ROWS: usize = 2;
+const RANK_ROWS: usize = 3;
+const LONGEST_ROWS: usize = 3;
+/// How much the ranking excess counts, and up to what: below the least score of an alert.
+const RANK_WEIGHT: f32 = 2.0;
+const RANK_CAP: f32 = 1.0;
 /// A high score fades with this half-life instead of dropping.
 const HOLD_HALF_LIFE_SECONDS: f32 = 900.0;
 
-/// What is remembered about one metric.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-struct Metric {
-    quick: f32,
-    slow: f32,
-    quick_quantile: f32,
-    slow_quantile: f32,
-    /// Seconds of history, held at a day: beyond that it changes nothing.
-    age: f32,
-    /// Seconds since its last value.
-    idle: f32,
-    /// Seconds for which it is not scored yet after a gap.
-    settling: f32,
-    /// Sum and number of the ticks of the row that is being gathered.
-    sum: f32,
-    count: u32,
-    /// Largest excess of late, fading, and what was observed and usual then.
-    excess: f32,
-    observed: f32,
-    usual: f32,
+/// An excess of the host against its own past.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Lane {
+    recent: [f32; LONGEST_ROWS],
+    filled: u8,
+    level: f32,
+    held: f32,
 }
 
 /// What is remembered about one host: its metrics, in the caller's order, and the level of its own past.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ScoreState {
     metrics: Vec<Metric>,
+    joint: Joint,
+    /// How many days are known of each hour.
+    days: [u8; HOURS],
+    /// The hour that goes on.
+    hour: Option<u8>,
     last_tick: Option<Timestamp>,
     row_closed: Option<Timestamp>,
-    recent: [f32; MEAN_ROWS],
-    recent_rows: usize,
-    host_quantile: f32,
+    alert: Lane,
+    rank: Lane,
     score: Option<f32>,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        Self {
+            recent: [0.0; LONGEST_ROWS],
+            filled: 0,
+            level: LEAST_LEVEL,
+            held: 0.0,
+        }
+    }
+}
+
+impl Lane {
+    /// Takes in the excess of a row; how the mean of so many rows stands against the host's past, held for a
+    /// while.
+    fn step(&mut self, excess: f32, count: usize, elapsed: f32) -> f32 {
+        self.recent.rotate_left(1);
+        self.recent[LONGEST_ROWS - 1] = excess;
+        self.filled = self.filled.saturating_add(1);
+        let mean = self.mean(count);
+        let value = mean / (self.level + HOST_FLOOR);
+        let step = HOST_STEP * rows(elapsed);
+        self.level = follow(self.level, mean, HOST_QUANTILE, step).max(LEAST_LEVEL);
+        self.held = value.max(self.held * halvings(elapsed, HOLD_HALF_LIFE_SECONDS));
+        self.held
+    }
+
+    /// Mean of the last rows, at most so many.
+    fn mean(&self, count: usize) -> f32 {
+        let filled = usize::from(self.filled).min(count);
+        let sum: f32 = self.recent[LONGEST_ROWS - filled..].iter().sum();
+        sum / filled.max(1) as f32
+    }
 }
 
 impl ScoreState {
@@ -105,7 +120,7 @@ impl ScoreState {
         }
         if gap > GAP_SECONDS {
             self.metrics.iter_mut().for_each(Metric::forget_row);
-            self.recent_rows = 0;
+            self.forget_rows();
         }
         for (metric, &value) in self.metrics.iter_mut().zip(values) {
             metric.gather(value);
@@ -118,7 +133,7 @@ impl ScoreState {
             return false;
         }
         self.row_closed = Some(tick);
-        self.close_row(elapsed);
+        self.close_row(tick, elapsed);
         true
     }
 
@@ -126,11 +141,13 @@ impl ScoreState {
     pub(super) fn forget_time(&mut self) {
         (self.last_tick, self.row_closed) = (None, None);
         self.metrics.iter_mut().for_each(Metric::forget_time);
-        self.recent_rows = 0;
+        self.forget_rows();
+        // The hour that went on is no hour of the host's day.
+        self.hour = None;
         self.score = None;
     }
 
-    /// Score of the last row: about 1 is what a busy hour of this host reaches. Nothing while it learns and
+    /// Score of the last row: 3 is reached falsely about once a day, 6 once a week. Nothing while it learns and
     /// while too little is observed.
     #[must_use]
     pub fn score(&self) -> Option<f32> {
@@ -145,8 +162,7 @@ impl ScoreState {
 
     /// What the score is made of: the host's mean excess over its last rows.
     pub(super) fn host_excess(&self) -> f32 {
-        let rows = &self.recent[MEAN_ROWS - self.recent_rows.min(MEAN_ROWS)..];
-        rows.iter().sum::<f32>() / rows.len().max(1) as f32
+        self.alert.mean(ALERT_ROWS)
     }
 
     /// The metrics that exceed most, largest first, at most `count`.
@@ -162,6 +178,7 @@ impl ScoreState {
                 observed: metric.observed,
                 usual: metric.usual,
                 excess: metric.excess,
+                since: self.row_closed.unwrap_or(Timestamp::from_millis(0)),
             })
             .collect();
         moved.sort_by(|a, b| b.excess.total_cmp(&a.excess).then(a.metric.cmp(&b.metric)));
@@ -172,146 +189,59 @@ impl ScoreState {
         moved
     }
 
-    fn close_row(&mut self, elapsed: f32) {
-        let (mut sum, mut scored) = (0.0, 0.0);
-        for metric in &mut self.metrics {
-            if let Some(excess) = metric.close_row(elapsed) {
-                sum += excess;
-                scored += 1.0;
+    fn forget_rows(&mut self) {
+        for lane in [&mut self.alert, &mut self.rank] {
+            (lane.filled, lane.held) = (0, 0.0);
+        }
+    }
+
+    fn close_row(&mut self, tick: Timestamp, elapsed: f32) {
+        let row: Vec<f32> = self.metrics.iter_mut().map(Metric::take_row).collect();
+        let hour = Hour::of(second_of_day(tick));
+        self.enter(hour);
+        let beyond = self.joint.residuals(&self.metrics, &row);
+        self.joint.learn(&self.metrics, &row, elapsed);
+        let mut all = Excess::default();
+        let mut scored = 0.0;
+        let pace = Pace::of(elapsed);
+        for (place, (metric, &value)) in self.metrics.iter_mut().zip(&row).enumerate() {
+            let beyond = beyond.get(place).copied();
+            if let Some(excess) = metric.close_row(value, beyond, hour, &pace) {
+                all.sum += excess.sum;
+                all.steady += excess.steady;
+                scored += 2.0;
             }
         }
         if scored == 0.0 {
             self.score = None;
             return;
         }
-        self.recent.rotate_left(1);
-        // Two residuals a metric.
-        self.recent[MEAN_ROWS - 1] = sum / scored / 2.0;
-        self.recent_rows = (self.recent_rows + 1).min(MEAN_ROWS);
-        let smooth = self.host_excess();
-        let value = smooth / (self.host_quantile + HOST_FLOOR);
-        self.host_quantile = follow(
-            self.host_quantile.max(HOST_FLOOR / 10.0),
-            smooth,
-            HOST_QUANTILE,
-            HOST_STEP * scale(elapsed),
-        )
-        .max(HOST_FLOOR / 10.0);
-        let held = self.score.unwrap_or(0.0) * halvings(elapsed, HOLD_HALF_LIFE_SECONDS);
-        self.score = Some(value.max(held));
-    }
-}
-
-impl Metric {
-    fn is_warm(&self) -> bool {
-        self.age >= WARM_UP_SECONDS
+        let alert = self.alert.step(all.sum / scored, ALERT_ROWS, elapsed);
+        let rank = self.rank.step(all.steady / scored, RANK_ROWS, elapsed);
+        self.score = Some(alert + RANK_WEIGHT * rank.min(RANK_CAP));
     }
 
-    fn forget_row(&mut self) {
-        self.sum = 0.0;
-        self.count = 0;
-    }
-
-    /// How long it was not seen is not known: as after a gap, it settles before it is scored.
-    fn forget_time(&mut self) {
-        self.forget_row();
-        self.idle = GAP_SECONDS;
-    }
-
-    fn gather(&mut self, value: f32) {
-        if value.is_finite() {
-            self.sum += value;
-            self.count += 1;
+    /// Learns the hour that is over when another began.
+    fn enter(&mut self, hour: Hour) {
+        let now = u8::try_from(hour.place).unwrap_or_default();
+        let Some(before) = self.hour.replace(now).map(usize::from) else {
+            return;
+        };
+        if before == hour.place {
+            return;
         }
-    }
-
-    /// Judges the row, then learns it; its excess if it can be judged.
-    fn close_row(&mut self, elapsed: f32) -> Option<f32> {
-        self.excess *= halvings(elapsed, CAUSE_HALF_LIFE_SECONDS);
-        if self.count == 0 {
-            self.idle += elapsed;
-            return None;
-        }
-        let value = self.sum / self.count as f32;
-        self.forget_row();
-        let elapsed = elapsed + self.idle;
-        self.idle = 0.0;
-        if self.age == 0.0 {
-            self.age = elapsed.min(REFERENCE_ROW_SECONDS);
-            (self.quick, self.slow) = (value, value);
-            return None;
-        }
-        if elapsed > GAP_SECONDS {
-            self.quick = value;
-            self.settling = SETTLE_SECONDS;
-            return None;
-        }
-        let quick_residual = (value - self.quick).abs();
-        let slow_residual = (value - self.slow).abs();
-        let floor = RELATIVE_FLOOR * self.slow.abs() + ABSOLUTE_FLOOR;
-        let excess = (log_excess(quick_residual, self.quick_quantile.max(floor))
-            + log_excess(slow_residual, self.slow_quantile.max(floor)))
-        .min(EXCESS_CAP);
-
-        let warm = self.is_warm();
-        let judged = warm && self.settling <= 0.0;
-        if judged && excess >= self.excess {
-            (self.excess, self.observed, self.usual) = (excess, value, self.slow);
-        }
-        for (quantile, residual) in [
-            (&mut self.quick_quantile, quick_residual),
-            (&mut self.slow_quantile, slow_residual),
-        ] {
-            *quantile = if warm {
-                follow(
-                    *quantile,
-                    residual,
-                    RESIDUAL_QUANTILE,
-                    RESIDUAL_STEP * scale(elapsed),
-                )
-            } else {
-                residual.max(*quantile * 0.999)
+        if let Some(days) = self.days.get_mut(before) {
+            for metric in &mut self.metrics {
+                metric.close_hour(before, *days);
             }
-            .max(floor / 10.0);
+            *days = days.saturating_add(1);
         }
-
-        let share = elapsed / (self.age + elapsed);
-        let weight = |half_life: f32| (1.0 - halvings(elapsed, half_life)).max(share);
-        self.quick += weight(QUICK_HALF_LIFE_SECONDS) * (value - self.quick);
-        self.slow += weight(SLOW_HALF_LIFE_SECONDS) * (value - self.slow);
-        self.age = (self.age + elapsed).min(86_400.0);
-        self.settling = (self.settling - elapsed).max(0.0);
-        judged.then_some(excess)
     }
 }
 
-/// Log2 by which a residual exceeds its usual largest; 0 when it does not.
-fn log_excess(residual: f32, usual: f32) -> f32 {
-    if residual > usual {
-        (residual / usual).log2()
-    } else {
-        0.0
-    }
-}
-
-/// One step of a running quantile: up by much when exceeded, down by little when not, so that it settles
-/// where it is exceeded in a share `1 - quantile` of the steps.
-pub(super) fn follow(level: f32, value: f32, quantile: f32, step: f32) -> f32 {
-    if value > level {
-        level * (step * quantile).exp()
-    } else {
-        level * (-step * (1.0 - quantile)).exp()
-    }
-}
-
-/// What is left after `elapsed` of something that halves every `half_life`.
-fn halvings(elapsed: f32, half_life: f32) -> f32 {
-    0.5_f32.powf(elapsed / half_life)
-}
-
-/// How much of a reference step a row of this length is worth.
-fn scale(elapsed: f32) -> f32 {
-    (elapsed / REFERENCE_ROW_SECONDS).min(1.0)
+/// Seconds since midnight, UTC.
+fn second_of_day(tick: Timestamp) -> f32 {
+    tick.as_millis().rem_euclid(86_400_000) as f32 / 1000.0
 }
 
 fn seconds(from: Timestamp, to: Timestamp) -> f32 {

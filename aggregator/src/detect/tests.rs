@@ -826,7 +826,8 @@ fn a_table_is_scored_by_the_same_fold() {
     let scored = scored.expect("the table is well formed");
     assert_eq!(scored.len(), 1000);
     assert!(scored[..980].iter().all(|row| !row.alert));
-    assert!(scored[995].alert && scored[995].score > 1.7);
+    assert!(scored[995].alert && scored[995].score > 5.0);
+    assert_eq!(scored[995].first, Some(0));
     let wrong = offline::score_csv("t,x\nnow,1\n".as_bytes(), &DetectConfig::default());
     let message = wrong.expect_err("no time").to_string();
     assert_eq!(message, "line 2: `now` is no time in seconds");

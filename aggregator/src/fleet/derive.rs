@@ -117,6 +117,8 @@ pub enum Input {
     UnitRestarts,
     /// Whether a collector worked.
     CollectorSuccess,
+    /// That a host does not have what a collector reads, which is no failure.
+    CollectorAbsent,
 }
 
 /// Figures of a filesystem that come as series of their own.
@@ -266,6 +268,7 @@ impl Input {
             "node_systemd_unit_state" => Self::UnitState,
             "node_systemd_service_restart_total" => Self::UnitRestarts,
             "node_scrape_collector_success" => Self::CollectorSuccess,
+            "muster_agent_collector_absent" => Self::CollectorAbsent,
             _ => Self::None,
         }
     }

@@ -5,7 +5,7 @@
 //! reconnection and from the log after a restart.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     net::IpAddr,
     sync::Arc,
     time::Duration,
@@ -446,14 +446,19 @@ impl HostState {
         self.events.iter()
     }
 
-    /// Collectors that failed in its last sample.
+    /// Collectors that failed in its last sample: not those that have nothing to read on this host.
     #[must_use]
     pub fn failing_collectors(&self) -> Vec<String> {
-        let failing = self.decoder.slots().iter().filter(|slot| {
-            slot.present && slot.key.input == Input::CollectorSuccess && slot.raw.as_int() == 0
-        });
-        failing
-            .filter_map(|slot| slot.key.labels.first().cloned())
+        let named = |input: Input, value: i64| {
+            let slots = self.decoder.slots().iter().filter(move |slot| {
+                slot.present && slot.key.input == input && slot.raw.as_int() == value
+            });
+            slots.filter_map(|slot| slot.key.labels.first())
+        };
+        let absent: HashSet<&String> = named(Input::CollectorAbsent, 1).collect();
+        named(Input::CollectorSuccess, 0)
+            .filter(|name| !absent.contains(name))
+            .cloned()
             .collect()
     }
 

@@ -7,7 +7,9 @@
 //! Every operation has an id that is derived from what it says. A report that comes again, from the log
 //! after a kill or because an answer was lost, is recognised by the store and changes nothing.
 
+pub mod hush;
 pub mod machine;
+pub mod roster;
 pub mod store;
 pub mod task;
 

@@ -61,6 +61,12 @@ pub const ACCESS: &[Rule] = &[
     // The service Identity.
     rule("RenewOperator", OperatorRole::Viewer, 60),
     rule("VerifyAudit", OperatorRole::Admin, 60),
+    rule("ListChecks", OperatorRole::Viewer, 300),
+    rule("AcknowledgeIncident", OperatorRole::Operator, 600),
+    rule("UnacknowledgeIncident", OperatorRole::Operator, 600),
+    rule("AddQuiet", OperatorRole::Operator, 600),
+    rule("ListQuiets", OperatorRole::Viewer, 600),
+    rule("EndQuiet", OperatorRole::Operator, 600),
 ];
 
 /// Oldest certificate with which what needs [`OperatorRole::Admin`] can be done (design/threats.md, T22): the program

@@ -1,19 +1,23 @@
 //! What operators ask: the service behind the `muster` command line.
 //!
 //! [`access`] decides who may ask what, [`rows`] turns a host into messages, [`order`] sorts them, and
-//! [`service`] and [`identity`] answer. Everything is read from the fleet's shards and from the control store; nothing here
+//! [`service`], [`identity`] and [`paging`] answer. Everything is read from the fleet's shards and from the control store; nothing here
 //! changes a host. Every list is ordered and says whether it is complete and as of when.
 
 pub mod access;
+pub mod checks;
 pub mod events;
 pub mod identity;
 pub mod order;
+pub mod paging;
 pub mod rows;
 pub mod service;
 
 #[cfg(test)]
 mod tests;
 
+pub use checks::ChecksService;
 pub use events::EventsService;
 pub use identity::IdentityService;
+pub use paging::PagingService;
 pub use service::{About, HttpDoor, OperatorService};

@@ -7,6 +7,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use muster_proto::{time::Timestamp, v1};
 
+use super::checks;
 use crate::{
     detect::{AnomalyView, forecast::Forecast},
     fleet::{Derived, FilesystemPoint, HostState, Liveness, Unit, UnitState, host::RECENT_FIELDS},
@@ -229,6 +230,10 @@ pub fn host_detail(host: &HostState) -> v1::HostDetail {
         signals.map(|cause| cause.signal.to_owned()).collect()
     });
     devices(host, &mut detail);
+    let checks = checks::of_host(host);
+    detail.checks = count(checks.len());
+    let failing = |check: &v1::CheckRow| check.status() != v1::CheckStatus::Ok;
+    detail.failing_checks = checks.into_iter().filter(failing).collect();
     detail
 }
 

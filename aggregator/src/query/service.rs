@@ -54,6 +54,8 @@ pub struct About {
     pub problems: Box<dyn Fn() -> Vec<String> + Send + Sync>,
     /// How it is scraped.
     pub http: HttpDoor,
+    /// False alerts a host-week that host scores may be listed for.
+    pub budget_per_host_week: f64,
 }
 
 /// The door for scrapes and discovery, as those who configure Prometheus need to know it.
@@ -110,7 +112,7 @@ impl OperatorService {
             .max_encoding_message_size(MAX_OPERATOR_MESSAGE_BYTES)
     }
 
-    fn meta(&self, missing: Vec<String>) -> v1::AnswerMeta {
+    pub(super) fn meta(&self, missing: Vec<String>) -> v1::AnswerMeta {
         v1::AnswerMeta {
             complete: missing.is_empty(),
             missing,
@@ -144,6 +146,37 @@ impl OperatorService {
                 None
             })
             .await;
+        Ok(answer)
+    }
+
+    /// Judges callers.
+    pub(super) fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// Runs `f` on the hosts that a selector and a host's name or pattern choose, with these patterns. `None` of
+    /// it stands for a host that has nothing to tell now.
+    pub(super) async fn on_hosts<T: Send + 'static>(
+        &self,
+        selector: &str,
+        host: &str,
+        names: &[String],
+        f: impl Fn(&HostState, &[Pattern]) -> Option<T> + Send + Sync + Clone + 'static,
+    ) -> Result<Answer<Option<T>>, Status> {
+        let names = parse_names(names)?;
+        let wanted = self.only(host).await?;
+        let Open {
+            counts,
+            mut missing,
+            ..
+        } = self.open().await;
+        let mut answer = self
+            .each(selector, &[], &counts, move |host, _| {
+                among(wanted.as_deref(), host.id()).then(|| f(host, &names))
+            })
+            .await?;
+        missing.append(&mut answer.missing);
+        answer.missing = missing;
         Ok(answer)
     }
 
@@ -332,7 +365,10 @@ impl OperatorService {
             Ok((open, _)) => {
                 row.open_incidents = count(open.len());
                 let open = open.into_iter();
-                detail.incidents = open.map(|open| incident_row(open, &row.name)).collect();
+                let now = self.clock.now();
+                detail.incidents = open
+                    .map(|open| incident_row(open, &row.name, now))
+                    .collect();
             }
             Err(error) => {
                 store_failed(&error);
@@ -401,6 +437,7 @@ impl OperatorService {
                 let learning = rows::is_current(host) && host.detection().learning();
                 Some((
                     learning,
+                    host.detection().told(),
                     rows::anomaly(host).map(|view| (host.name().to_owned(), view)),
                 ))
             })
@@ -409,13 +446,19 @@ impl OperatorService {
         let learning = answer
             .items
             .iter()
-            .filter(|(learning, _)| *learning)
+            .filter(|(learning, ..)| *learning)
             .count();
+        let (told, weeks) = answer
+            .items
+            .iter()
+            .fold((0.0, 0.0), |(alerts, weeks), (_, told, _)| {
+                (alerts + told.0, weeks + told.1)
+            });
         let least = request.min_score.unwrap_or(f64::NEG_INFINITY);
         let mut anomalies: Vec<v1::Anomaly> = answer
             .items
             .into_iter()
-            .filter_map(|(_, anomaly)| anomaly)
+            .filter_map(|(.., anomaly)| anomaly)
             .filter(|(_, view)| view.score >= least)
             .map(|(host, view)| v1::Anomaly {
                 host,
@@ -429,6 +472,7 @@ impl OperatorService {
                         observed: cause.observed,
                         usual: cause.usual,
                         excess: cause.excess,
+                        since_ms: cause.since.as_millis(),
                     })
                     .collect(),
             })
@@ -442,6 +486,9 @@ impl OperatorService {
             meta: Some(self.meta(missing)),
             anomalies,
             hosts_learning: count(learning),
+            budget_per_host_week: self.about.budget_per_host_week,
+            // Of a few hours no rate can be told.
+            told_per_host_week: (weeks >= 1.0).then(|| told / weeks),
         })
     }
 
@@ -481,16 +528,16 @@ impl OperatorService {
             })
             .await
             .map_err(|error| store_failed(&error))?;
-        let everywhere = request.selector.trim().is_empty();
+        let (everywhere, now) = (request.selector.trim().is_empty(), self.clock.now());
         let mut incidents: Vec<v1::IncidentRow> = found
             .into_iter()
             .filter(|incident| among(wanted.as_deref(), incident.host_id))
             .filter_map(|incident| match by_id.get(&incident.host_id) {
-                Some(name) => Some(incident_row(incident, name)),
+                Some(name) => Some(incident_row(incident, name, now)),
                 // A host that was removed, or whose shard did not answer, still has its incidents.
                 None if everywhere => {
                     let id = incident.host_id.to_string();
-                    Some(incident_row(incident, &id))
+                    Some(incident_row(incident, &id, now))
                 }
                 None => None,
             })
@@ -519,13 +566,19 @@ impl OperatorService {
         let name = self.fleet.host(&id, |host, _| host.name().to_owned()).await;
         Ok(v1::IncidentDetail {
             meta: Some(self.meta(Vec::new())),
-            row: Some(incident_row(incident, name.as_deref().unwrap_or(&id))),
+            row: Some(incident_row(
+                incident,
+                name.as_deref().unwrap_or(&id),
+                self.clock.now(),
+            )),
             transitions: transitions
                 .into_iter()
                 .map(|step| v1::IncidentTransition {
                     at_ms: step.at.as_millis(),
                     to: step.to.into(),
                     evidence: step.evidence,
+                    what: step.what,
+                    actor: step.actor,
                 })
                 .collect(),
         })
@@ -755,8 +808,20 @@ fn rank(state: UnitState) -> u8 {
     }
 }
 
-fn incident_row(incident: Incident, host: &str) -> v1::IncidentRow {
+fn incident_row(incident: Incident, host: &str, now: Timestamp) -> v1::IncidentRow {
+    let acknowledgement = incident.acknowledged(now).map(|ack| v1::Acknowledgement {
+        by: ack.by.clone(),
+        at_ms: ack.at.as_millis(),
+        until_ms: ack.until.map(Timestamp::as_millis),
+        text: ack.text.clone(),
+    });
     v1::IncidentRow {
+        acknowledgement,
+        flapping: false,
+        page: 0,
+        hosts: 0,
+        quiet: String::new(),
+        told_ms: None,
         number: incident.number,
         id: incident.id,
         severity: incident.severity.into(),
@@ -792,14 +857,14 @@ pub(super) fn store_failed(error: &crate::control::ControlError) -> Status {
     Status::unavailable("the control store cannot be read, see the aggregator's log")
 }
 
-fn not_written(error: &crate::control::ControlError) -> Status {
+pub(super) fn not_written(error: &crate::control::ControlError) -> Status {
     tracing::error!(error = %chain(error), "the control store cannot be written");
     Status::unavailable(
         "nothing was changed: the control store cannot be written, see the aggregator's log",
     )
 }
 
-fn count(number: usize) -> u32 {
+pub(super) fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 

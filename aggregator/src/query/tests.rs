@@ -3,17 +3,26 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use muster_proto::{
+    catalog::{
+        CHECK_DURATION, CHECK_FAILED_RUNS, CHECK_INFO, CHECK_PERFDATA, CHECK_RESULT, CHECK_RUNS,
+        CHECK_SINCE, CHECK_STATUS, FamilyId, METRICS,
+    },
     codec::{Changes, Encoder},
     id::{HostId, Incarnation},
     series::{Family, Kind, Raw, Scale, Series, Table},
     spiffe::SpiffeId,
     time::{Clock, FakeClock, Timestamp},
-    v1::{self, operator_server::Operator as _},
+    v1::{
+        self, checks_server::Checks as _, operator_server::Operator as _,
+        paging_server::Paging as _,
+    },
 };
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Code, Request};
 
-use super::{About, HttpDoor, OperatorService, access::ACCESS, rows::Asked};
+use super::{
+    About, ChecksService, HttpDoor, OperatorService, PagingService, access::ACCESS, rows::Asked,
+};
 use crate::{
     control::{Control, NewIncident, OperatorRole},
     detect::{DetectConfig, Engine},
@@ -34,6 +43,7 @@ const NOW: Timestamp = Timestamp::from_millis(1_795_270_380_000);
 
 struct Lab {
     service: OperatorService,
+    paging: PagingService,
     control: Control,
     authority: Authority,
     _state: tempfile::TempDir,
@@ -80,10 +90,17 @@ impl Lab {
                 tls: false,
                 token_needed: false,
             },
+            budget_per_host_week: 1.0,
         };
+        let fleet = Fleet::new(shards, Arc::new(Counters::default()));
         let lab = Self {
+            paging: PagingService::new(
+                fleet.clone(),
+                control.clone(),
+                Arc::clone(&clock) as Arc<dyn Clock>,
+            ),
             service: OperatorService::new(
-                Fleet::new(shards, Arc::new(Counters::default())),
+                fleet,
                 control.clone(),
                 about,
                 Arc::clone(&clock) as Arc<dyn Clock>,
@@ -183,6 +200,28 @@ fn enrolled(number: u8, name: &str) -> Enrolled {
     }
 }
 
+/// The series of a check "shop" that fails where there is much to do.
+fn check(load: f64) -> Vec<(FamilyId, Vec<&'static str>, Raw)> {
+    let (status, result, failed) = match load > 10.0 {
+        true => (2, "timeout", 3),
+        false => (0, "ok", 0),
+    };
+    vec![
+        (CHECK_INFO, vec!["shop", "critical", "http"], Raw::int(1)),
+        (CHECK_STATUS, vec!["shop"], Raw::int(status)),
+        (CHECK_SINCE, vec!["shop"], Raw::int(NOW.as_millis() / 1000)),
+        (CHECK_RESULT, vec!["shop", result], Raw::int(1)),
+        (CHECK_DURATION, vec!["shop"], Raw::int(1_500_000)),
+        (CHECK_RUNS, vec!["shop"], Raw::int(17)),
+        (CHECK_FAILED_RUNS, vec!["shop"], Raw::int(failed)),
+        (
+            CHECK_PERFDATA,
+            vec!["shop", "time", "seconds"],
+            Raw::float(f64::NAN),
+        ),
+    ]
+}
+
 /// A host of which one sample has come, with this load and these units.
 fn heard(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState {
     let mut table = Table {
@@ -209,7 +248,31 @@ fn heard(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState
             Raw::int(1),
         )
     });
-    for (family, labels, raw) in std::iter::once((0, Vec::new(), Raw::float(load))).chain(units) {
+    let first = table.families.len();
+    let checks = check(load).into_iter().enumerate();
+    let checks: Vec<_> = checks
+        .map(|(at, (family, labels, raw))| {
+            let metric = &METRICS[family.0 as usize];
+            table.families.push(Family {
+                name: metric.name.to_owned(),
+                kind: metric.kind,
+                scale: metric.scale,
+                labels: metric
+                    .labels
+                    .iter()
+                    .map(|&label| label.to_owned())
+                    .collect(),
+            });
+            let family = u32::try_from(first + at).expect("few");
+            (
+                family,
+                labels.iter().map(|&label| label.to_owned()).collect(),
+                raw,
+            )
+        })
+        .collect();
+    let all = std::iter::once((0, Vec::new(), Raw::float(load)));
+    for (family, labels, raw) in all.chain(units).chain(checks) {
         table.series.push(Series { family, labels });
         table.raw.push(raw);
         table.present.push(true);
@@ -387,6 +450,89 @@ async fn services_are_grouped_over_hosts() {
 }
 
 #[tokio::test]
+async fn checks_come_worst_first_and_only_from_hosts_that_are_heard() {
+    let lab = Lab::new(0).await;
+    let service = ChecksService::new(lab.service.clone());
+    let list = async |request| {
+        let response = service.list_checks(lab.ask("jo", request)).await;
+        response.expect("an answer").into_inner()
+    };
+    let all = list(v1::ListChecksRequest::default()).await;
+    let rows: Vec<_> = all
+        .checks
+        .iter()
+        .map(|row| (row.host.as_str(), row.status()))
+        .collect();
+    let (bad, good) = (v1::CheckStatus::Critical, v1::CheckStatus::Ok);
+    assert_eq!(rows, [("web-02", bad), ("web-01", good)]);
+    assert_eq!(all.hosts_not_heard, 2);
+    let row = &all.checks[0];
+    assert_eq!(
+        (
+            row.kind.as_str(),
+            row.severity.as_str(),
+            row.result.as_str()
+        ),
+        ("http", "critical", "timeout")
+    );
+    assert_eq!(
+        (row.runs, row.failed_runs, row.duration_seconds),
+        (17, 3, 1.5)
+    );
+    assert_eq!(row.since_ms, Some(NOW.as_millis() / 1000 * 1000));
+    assert_eq!(row.measures.len(), 1);
+    for (request, expected) in [
+        (
+            v1::ListChecksRequest {
+                statuses: vec![bad.into()],
+                ..Default::default()
+            },
+            1,
+        ),
+        (
+            v1::ListChecksRequest {
+                names: vec!["sh*".into()],
+                ..Default::default()
+            },
+            2,
+        ),
+        (
+            v1::ListChecksRequest {
+                names: vec!["other".into()],
+                ..Default::default()
+            },
+            0,
+        ),
+        (
+            v1::ListChecksRequest {
+                host: "web-01".into(),
+                ..Default::default()
+            },
+            1,
+        ),
+        (
+            v1::ListChecksRequest {
+                selector: "load>10".into(),
+                ..Default::default()
+            },
+            1,
+        ),
+    ] {
+        assert_eq!(
+            list(request.clone()).await.checks.len(),
+            expected,
+            "{request:?}"
+        );
+    }
+    let request = v1::GetHostRequest {
+        name: "web-02".into(),
+    };
+    let host = lab.service.get_host(lab.ask("jo", request)).await;
+    let host = host.expect("an answer").into_inner();
+    assert_eq!((host.checks, host.failing_checks.len()), (1, 1));
+}
+
+#[tokio::test]
 async fn incidents_reach_hosts_summary_and_lists() {
     let lab = Lab::new(0).await;
     for (host, subject) in [
@@ -550,6 +696,8 @@ fn every_method_of_the_contract_has_a_row() {
         include_str!("../../../proto/muster/v1/operator.proto"),
         include_str!("../../../proto/muster/v1/events.proto"),
         include_str!("../../../proto/muster/v1/identity.proto"),
+        include_str!("../../../proto/muster/v1/checks.proto"),
+        include_str!("../../../proto/muster/v1/paging.proto"),
     ];
     let mut methods: Vec<&str> = contract
         .iter()
@@ -562,4 +710,159 @@ fn every_method_of_the_contract_has_a_row() {
     let mut rows: Vec<&str> = ACCESS.iter().map(|rule| rule.method).collect();
     rows.sort_unstable();
     assert_eq!(rows, methods);
+}
+
+fn silence(selector: &str, hours: u64) -> v1::AddQuietRequest {
+    v1::AddQuietRequest {
+        quiet: Some(v1::Quiet {
+            kind: v1::QuietKind::Silence.into(),
+            selector: selector.to_owned(),
+            ends_ms: Some(NOW.plus(Duration::from_secs(hours * 3600)).as_millis()),
+            text: "growing the volume".to_owned(),
+            ..v1::Quiet::default()
+        }),
+    }
+}
+
+#[tokio::test]
+async fn incidents_are_acknowledged_by_those_who_may() {
+    let lab = Lab::new(0).await;
+    lab.allow("anna", OperatorRole::Operator).await;
+    lab.incident(1, "cron.service").await;
+    let ack = |name: &str, number, until_ms| {
+        let request = v1::AcknowledgeIncidentRequest {
+            number,
+            text: "rolling back".to_owned(),
+            until_ms,
+        };
+        lab.paging.acknowledge_incident(lab.ask(name, request))
+    };
+    let refused = ack("jo", 1, None).await.expect_err("a viewer");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let unknown = ack("anna", 7, None).await.expect_err("no such incident");
+    assert_eq!(unknown.code(), Code::NotFound);
+    let late = ack("anna", 1, Some(NOW.as_millis()))
+        .await
+        .expect_err("over");
+    assert_eq!(late.code(), Code::InvalidArgument);
+    let done = ack("anna", 1, None).await.expect("done").into_inner();
+    assert_eq!(done.numbers, [1]);
+
+    let request = v1::GetIncidentRequest { number: 1 };
+    let incident = lab.service.get_incident(lab.ask("jo", request)).await;
+    let incident = incident.expect("an answer").into_inner();
+    let by = incident.row.and_then(|row| row.acknowledgement);
+    assert_eq!(by.map(|ack| ack.by).as_deref(), Some("anna"));
+    let steps: Vec<_> = incident
+        .transitions
+        .iter()
+        .map(|step| {
+            (
+                step.what.as_str(),
+                step.actor.as_str(),
+                step.evidence.as_str(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        steps,
+        [
+            ("open", "", "active to failed"),
+            ("acknowledged", "anna", "rolling back")
+        ]
+    );
+
+    let unack = |name: &str| {
+        let request = v1::UnacknowledgeIncidentRequest { number: 1 };
+        lab.paging.unacknowledge_incident(lab.ask(name, request))
+    };
+    assert!(unack("anna").await.is_ok());
+    let again = unack("anna").await.expect_err("nobody's");
+    assert_eq!(again.code(), Code::FailedPrecondition);
+    let end = crate::control::Resolution {
+        op_id: "end".to_owned(),
+        host_id: HostId::from_bytes([1; 16]),
+        rule: "unit_failed".to_owned(),
+        subject: "cron.service".to_owned(),
+        evidence: String::new(),
+        at: NOW,
+    };
+    lab.control.resolve_incident(end).await.expect("written");
+    let over = ack("anna", 1, None).await.expect_err("it has cleared");
+    assert_eq!(over.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn a_silence_says_what_it_matches_and_what_it_hides() {
+    let lab = Lab::new(0).await;
+    lab.allow("anna", OperatorRole::Operator).await;
+    lab.incident(1, "cron.service").await;
+    lab.incident(3, "cron.service").await;
+    let add = |name: &str, request| lab.paging.add_quiet(lab.ask(name, request));
+    for (wrong, why) in [
+        (silence("", 1), "an empty selector"),
+        (silence("cpu>90", 1), "cpu changes from minute to minute"),
+        (silence("state=silent", 1), "state changes"),
+        (silence("role in", 1), "no selector"),
+        (silence("role=web", 0), "would end before it begins"),
+        (silence("role=web", 24 * 91), "ends within 90 days"),
+    ] {
+        let status = add("anna", wrong).await.expect_err(why);
+        assert_eq!(status.code(), Code::InvalidArgument, "{why}");
+        assert!(
+            status.message().contains(why),
+            "{why}: {}",
+            status.message()
+        );
+    }
+    let refused = add("jo", silence("role=web", 1))
+        .await
+        .expect_err("a viewer");
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let added = add("anna", silence("role=web", 2)).await.expect("added");
+    let added = added.into_inner();
+    assert_eq!((added.number, added.hosts, added.hides), (1, 2, 1));
+    let mut other = silence("name=web-*", 2);
+    if let Some(quiet) = &mut other.quiet {
+        quiet.subject = "nginx.service".to_owned();
+    }
+    assert_eq!(
+        add("anna", other).await.expect("added").into_inner().hides,
+        0
+    );
+    add("anna", silence("role=mail", 2)).await.expect("added");
+
+    let list = async |all| {
+        let request = v1::ListQuietsRequest {
+            kind: v1::QuietKind::Silence.into(),
+            all,
+        };
+        let answer = lab.paging.list_quiets(lab.ask("jo", request)).await;
+        let quiets = answer.expect("an answer").into_inner().quiets;
+        let row = |row: v1::QuietRow| {
+            let number = row.quiet.map(|quiet| quiet.number).unwrap_or_default();
+            (number, row.active, row.hosts, row.hides)
+        };
+        quiets.into_iter().map(row).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        list(false).await,
+        [
+            (3, true, 0, vec![]),
+            (2, true, 2, vec![]),
+            (1, true, 2, vec![1])
+        ]
+    );
+    let end = |number| {
+        let request = v1::EndQuietRequest {
+            kind: v1::QuietKind::Silence.into(),
+            number,
+        };
+        lab.paging.end_quiet(lab.ask("anna", request))
+    };
+    assert_eq!(end(9).await.expect_err("none").code(), Code::NotFound);
+    assert!(!end(1).await.expect("ended").into_inner().was_over);
+    assert!(end(1).await.expect("ended").into_inner().was_over);
+    assert_eq!(list(false).await.len(), 2);
+    assert_eq!(list(true).await[2], (1, false, 2, vec![]));
 }
