@@ -3,7 +3,10 @@
 //! An [`Agent`] is one future without threads or tasks of its own beside the connection, so that a demo, a
 //! test or a bench runs thousands in one process. Whose values it ships is behind [`Source`].
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque, future::Future, net::SocketAddr, path::PathBuf, sync::Arc,
+    time::Duration,
+};
 
 use muster_proto::{
     codec::Encoder,
@@ -23,16 +26,28 @@ use crate::{
     buffer::{Books, Buffer, BufferLimits, Encoded, Held},
     collect::CollectorFault,
     credentials::Credentials,
-    page, sample,
+    page,
+    recorder::{self, Rate, Recorder},
+    sample,
     sampler::{HostClock, Sampler, Tick},
     spool::{SpoolConfig, SpoolHandle},
     status,
     telemetry::{Own, OwnSpool},
     uplink::{Common, Uplink},
+    watch::left_out_event,
 };
 
 /// From the stop signal to the end, whatever the aggregator does.
 const GRACE: Duration = Duration::from_secs(4);
+
+/// Longest wait for a tick that is due, for the last round.
+const LAST_TICK: Duration = Duration::from_millis(50);
+
+/// With ticks as often as this they are the record.
+const OFTEN: Duration = Duration::from_millis(1_500);
+
+/// Times that a part of a recording is tried to be put beside a sample.
+const PART_TRIES: u32 = 3;
 
 /// Between an extra round and the round before it: a unit that changes all the time costs no more.
 const URGENT_PAUSE: Duration = Duration::from_secs(1);
@@ -45,6 +60,26 @@ pub trait Source: Send {
     fn boot_id(&self) -> [u8; 16];
     /// Reads everything now. `own` is what the agent counts about itself, to be told with the rest.
     fn sample(&mut self, tick: Timestamp, own: &Own) -> (&Table, Vec<v1::Event>);
+    /// What to tell before anything else, and what the event of the agent's start says.
+    fn begin(&mut self, _at: Timestamp) -> (Vec<v1::Event>, Vec<v1::EventField>) {
+        (Vec::new(), Vec::new())
+    }
+    /// The agent was told to stop: what to tell of it in a last round.
+    fn end(&mut self, _at: Timestamp, _reason: v1::FinReason) -> Option<v1::Event> {
+        None
+    }
+    /// Whether every second is to be recorded.
+    fn records(&self) -> bool {
+        false
+    }
+    /// Reads everything now, for the record only; events wait for the next [`Source::sample`].
+    fn record(&mut self, _at: Timestamp) -> Option<&Table> {
+        None
+    }
+    /// Who used most of the host lately.
+    fn busiest(&self) -> Vec<v1::Busiest> {
+        Vec::new()
+    }
     /// Collectors whose values are absent or not all there, and why.
     fn faults(&self) -> Vec<CollectorFault> {
         Vec::new()
@@ -177,6 +212,14 @@ impl Agent {
                 tokio::select! {
                     reason = &mut shutdown => {
                         common.set_fin_reason(reason);
+                        // Its own clock: a tick that is due is as good as a round in between.
+                        let tick = match sampler.extra() {
+                            Some(tick) => Some(tick),
+                            None => time::timeout(LAST_TICK, sampler.next()).await.ok(),
+                        };
+                        if let Some(tick) = tick {
+                            rounds.end(tick, reason);
+                        }
                         break;
                     }
                     tick = sampler.next() => {
@@ -190,6 +233,18 @@ impl Agent {
                         }
                         urgent.done();
                     }
+                    () = time::sleep_until(rounds.due()), if rounds.records() => {
+                        // With a tick about to come, that one is recorded.
+                        match sampler.extra() {
+                            Some(tick) if rounds.is_sending() => {
+                                rounds.take(tick);
+                                urgent.done();
+                            }
+                            Some(tick) => rounds.record(tick),
+                            None => rounds.rest(),
+                        }
+                    }
+                    () = common.recalled.notified() => rounds.recall(),
                     // Neither ends before it is stopped.
                     () = &mut linked => break,
                     () = &mut answered => break,
@@ -337,6 +392,16 @@ struct Rounds<'a> {
     scratch: Vec<u8>,
     /// Whether the last payload was larger than the aggregator takes.
     too_large: bool,
+    recorder: Option<Recorder>,
+    rate: Rate,
+    /// Parts of a recording that wait to travel beside a sample.
+    parts: VecDeque<v1::RecordingPart>,
+    part_tries: u32,
+    /// The recording is complete: to the disk with it.
+    commit: bool,
+    last_word: Option<v1::Event>,
+    /// When the last round was, for the recorder.
+    last: time::Instant,
     /// The tick of the last round.
     latest: Option<Timestamp>,
 }
@@ -344,6 +409,13 @@ struct Rounds<'a> {
 impl<'a> Rounds<'a> {
     fn new(source: Box<dyn Source>, common: &'a Common) -> Self {
         Self {
+            recorder: source.records().then(Recorder::default),
+            rate: Rate::default(),
+            parts: VecDeque::new(),
+            part_tries: 0,
+            commit: false,
+            last_word: None,
+            last: time::Instant::now(),
             source,
             common,
             encoder: Encoder::new(),
@@ -354,7 +426,75 @@ impl<'a> Rounds<'a> {
         }
     }
 
+    /// Whether rounds between ticks are wanted.
+    fn records(&self) -> bool {
+        let often = self.common.interval() <= OFTEN;
+        self.is_sending() || (self.recorder.is_some() && !often)
+    }
+
+    /// Whether parts of a recording wait for samples to go beside.
+    fn is_sending(&self) -> bool {
+        !self.parts.is_empty()
+    }
+
+    /// When the next round for the recorder is.
+    fn due(&self) -> time::Instant {
+        self.last + recorder::EVERY
+    }
+
+    /// There is no round between ticks now.
+    fn rest(&mut self) {
+        self.last = time::Instant::now();
+    }
+
+    /// A round for the recorder alone.
+    fn record(&mut self, tick: Tick) {
+        self.rest();
+        self.latest = Some(tick.at);
+        if let Some(recorder) = &mut self.recorder
+            && let Some(table) = self.source.record(tick.at)
+        {
+            recorder.record(table, tick.at);
+        }
+    }
+
+    /// The aggregator asks for what the recorder holds.
+    fn recall(&mut self) {
+        let Some(recall) = self.common.take_recall() else {
+            return;
+        };
+        let Some(recorder) = self.recorder.as_ref().filter(|_| self.parts.is_empty()) else {
+            return;
+        };
+        let boottime_ms = self.common.clock.boottime_ms();
+        if !self.rate.admits(Timestamp::from_millis(boottime_ms)) {
+            tracing::debug!(
+                "the aggregator asks for recordings too often; this one it does not get"
+            );
+            return;
+        }
+        self.parts = recorder.recall(
+            Timestamp::from_millis(recall.from_ms),
+            Timestamp::from_millis(recall.to_ms),
+            self.common.schedule().at(boottime_ms),
+            self.source.busiest(),
+        );
+        tracing::info!(
+            parts = self.parts.len(),
+            "the aggregator recalls what the flight recorder holds"
+        );
+    }
+
+    /// The last round: with what the source has to say about the end.
+    fn end(&mut self, tick: Tick, reason: v1::FinReason) {
+        if let Some(event) = self.source.end(tick.at, reason) {
+            self.last_word = Some(event);
+            self.take(tick);
+        }
+    }
+
     fn take(&mut self, tick: Tick) {
+        self.rest();
         self.ticks_missed += tick.missed;
         self.latest = Some(tick.at);
         if tick.missed > 0 {
@@ -362,15 +502,46 @@ impl<'a> Rounds<'a> {
         }
         let own = self.own();
         let began = time::Instant::now();
+        let first = (own.frames_produced == 0).then(|| self.source.begin(tick.at));
         let (table, mut events) = self.source.sample(tick.at, &own);
         let took = began.elapsed();
-        if own.frames_produced == 0 {
-            events.insert(0, started(tick.at));
-            events.truncate(limits::MAX_EVENTS_PER_FRAME);
+        if let Some((mut before, start)) = first {
+            before.push(started(tick.at, start));
+            events.splice(0..0, before);
+        }
+        events.extend(self.last_word.take());
+        if events.len() > limits::MAX_EVENTS_PER_FRAME {
+            // Sources leave room for these; one that does not loses by number, not in silence.
+            let kept = limits::MAX_EVENTS_PER_FRAME - 1;
+            let left_out = (events.len() - kept) as u64;
+            events.truncate(kept);
+            events.push(left_out_event(tick.at, left_out));
+        }
+        if let Some(recorder) = &mut self.recorder {
+            recorder.record(table, tick.at);
         }
         let key = self.common.buffer().needs_key(tick.at);
         self.scratch.clear();
-        let key = self.encoder.encode(table, &events, key, &mut self.scratch);
+        let part = self.parts.front();
+        let mut key = self
+            .encoder
+            .encode_with(table, &events, part, key, &mut self.scratch);
+        if self.scratch.len() <= limits::MAX_PAYLOAD_BYTES {
+            self.part_tries = 0;
+            let was_last = self.parts.pop_front().is_some() && self.parts.is_empty();
+            self.commit |= was_last;
+        } else if part.is_some() {
+            // Beside a key frame there may be no room; the next one is a delta.
+            self.scratch.clear();
+            key = self.encoder.encode(table, &events, true, &mut self.scratch);
+            self.part_tries += 1;
+            if self.part_tries == PART_TRIES {
+                self.parts.clear();
+                tracing::warn!(
+                    "a recording finds no room beside the samples of this host; it is given up"
+                );
+            }
+        }
         let too_large = self.scratch.len() > limits::MAX_PAYLOAD_BYTES;
         if too_large && !self.too_large {
             tracing::error!(
@@ -396,6 +567,10 @@ impl<'a> Rounds<'a> {
         };
         if let Some((spool, frame)) = self.common.spool().zip(spooled) {
             spool.append(frame);
+            if std::mem::take(&mut self.commit) {
+                // A recording is evidence: it must not wait for the next commit.
+                spool.commit();
+            }
         }
         self.common.appended.notify_one();
         let faults = self.source.faults();
@@ -442,12 +617,12 @@ impl<'a> Rounds<'a> {
 }
 
 /// The first event of an incarnation.
-fn started(tick: Timestamp) -> v1::Event {
+fn started(tick: Timestamp, fields: Vec<v1::EventField>) -> v1::Event {
     v1::Event {
         kind: v1::EventKind::AgentStarted.into(),
         subject: String::new(),
         at_ms: tick.as_millis(),
-        fields: Vec::new(),
+        fields,
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
     settings::{self, Faults, Reader, Section, directory, suggestion, text, texts, truth},
     spool::{MIN_SPOOL_BYTES, SpoolConfig, SpoolLimits},
     telemetry::LogConfig,
+    watch::WatchConfig,
 };
 
 /// Where the configuration is when no flag says otherwise.
@@ -35,6 +36,9 @@ const MAX_SPOOL_BYTES: u64 = 1 << 40;
 /// Shorter than the shortest restart worth surviving, and longer than any host is away.
 const MIN_SPOOL_AGE: Duration = Duration::from_secs(60);
 const MAX_SPOOL_AGE: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Most processes in a scan: kernel.pid_max of common hosts, and no more than a deadline lets through.
+const MAX_PROCESSES: usize = 32_768;
 
 /// Everything an administrator may set, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +57,10 @@ pub struct Config {
     pub collect: CollectConfig,
     /// Checks of this host's own.
     pub checks: ChecksConfig,
+    /// What is watched for changes, and who uses most.
+    pub watch: WatchConfig,
+    /// Whether every second of the last ten minutes is held.
+    pub recorder: bool,
     /// Where the page of node_exporter is served; nowhere by default.
     pub node_exporter: Option<SocketAddr>,
     /// Whether that may be an address that others than this host reach.
@@ -77,6 +85,8 @@ impl Default for Config {
             labels: BTreeMap::new(),
             collect: CollectConfig::default(),
             checks: ChecksConfig::default(),
+            watch: WatchConfig::default(),
+            recorder: true,
             node_exporter: None,
             allow_remote: false,
             buffer: BufferLimits::default(),
@@ -92,6 +102,15 @@ impl Config {
     #[must_use]
     pub fn status_socket(&self) -> PathBuf {
         self.runtime_dir.join("status.sock")
+    }
+
+    /// How the host is watched, with what is known kept in the state folder.
+    #[must_use]
+    pub fn watch(&self) -> WatchConfig {
+        WatchConfig {
+            state_dir: Some(self.state_dir.clone()),
+            ..self.watch.clone()
+        }
     }
 
     /// Where frames are kept on disk, if they are.
@@ -169,6 +188,20 @@ impl Config {
             listen.value("allow_remote", &mut self.allow_remote, truth);
         });
         self.checks.keys(root);
+        root.section("changes", |changes| {
+            changes.value("enabled", &mut self.watch.enabled, truth);
+            changes.value("links_exclude", &mut self.watch.links_exclude, texts);
+        });
+        root.section("busiest", |busiest| {
+            let config = &mut self.watch.busiest;
+            busiest.value("enabled", &mut config.enabled, truth);
+            busiest.value("max_processes", &mut config.max_processes, |value| {
+                settings::whole(value, 1..=MAX_PROCESSES)
+            });
+        });
+        root.section("recorder", |recorder| {
+            recorder.value("enabled", &mut self.recorder, truth);
+        });
     }
 
     /// What must hold of all files together.
@@ -372,7 +405,7 @@ mod tests {
                 "a.toml:8:13: collectors.disable: there is no collector \"cpus\"; did you mean \"cpu\"?; muster-agent collectors lists them",
                 "a.toml:10:13: buffer.max_bytes: expected a size from \"1MiB\" to \"4095MiB\", or a number of bytes",
                 "a.toml:12:9: log.level: expected one of \"error\", \"warn\", \"info\", \"debug\", \"trace\", found \"loud\"",
-                "a.toml:13:2: wholly_else: there is no such key; known here: state_dir, runtime_dir, interval, uplink, labels, buffer, spool, log, collectors, listen, checks, check",
+                "a.toml:13:2: wholly_else: there is no such key; known here: state_dir, runtime_dir, interval, uplink, labels, buffer, spool, log, collectors, listen, checks, check, changes, busiest, recorder",
             ]
         );
     }

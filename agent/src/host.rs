@@ -155,10 +155,26 @@ impl HostRoot {
     }
 }
 
+/// How the kernel hands out a file, which tells when a read was the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// Anyhow: only an empty read is the end.
+    Unknown,
+    /// As a whole (single_open, sysctl): what is less than there was room for is all.
+    Whole,
+    /// In pages filled with whole lines (seq_file): a page with room for the longest line is the last.
+    Lines,
+}
+
+/// The smallest page, and a line longer than any in the files that [`KeptFile::lines`] is for.
+const PAGE_BYTES: usize = 4096;
+const LONG_LINE_BYTES: usize = 1024;
+
 /// A file that is read every round: its descriptor and its buffer stay.
 #[derive(Debug)]
 pub struct KeptFile {
     relative: PathBuf,
+    shape: Shape,
     file: Option<File>,
     buffer: Vec<u8>,
 }
@@ -169,6 +185,7 @@ impl KeptFile {
     pub fn new(relative: impl Into<PathBuf>) -> Self {
         Self {
             relative: relative.into(),
+            shape: Shape::Unknown,
             file: None,
             buffer: Vec::new(),
         }
@@ -183,6 +200,24 @@ impl KeptFile {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error) if error.is_absent() => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// One that the kernel hands out as a whole: it takes one read where others take two.
+    #[must_use]
+    pub fn whole(relative: impl Into<PathBuf>) -> Self {
+        Self {
+            shape: Shape::Whole,
+            ..Self::new(relative)
+        }
+    }
+
+    /// One that the kernel hands out in lines, none of which is longer than 1 KiB.
+    #[must_use]
+    pub fn lines(relative: impl Into<PathBuf>) -> Self {
+        Self {
+            shape: Shape::Lines,
+            ..Self::new(relative)
         }
     }
 
@@ -218,11 +253,20 @@ impl KeptFile {
             self.buffer.resize(FIRST_BUFFER_BYTES, 0);
         }
         let mut length = 0;
-        // seq_file hands out a page at a time: only an empty read is the end.
         loop {
+            let asked = self.buffer.len() - length;
             match rustix::io::pread(&*file, &mut self.buffer[length..], length as u64) {
-                Ok(0) => return Ok(length),
-                Ok(read) => length += read,
+                Ok(read) => {
+                    length += read;
+                    let is_last = match self.shape {
+                        Shape::Unknown => read == 0,
+                        Shape::Whole => read < asked,
+                        Shape::Lines => read < asked && read <= PAGE_BYTES - LONG_LINE_BYTES,
+                    };
+                    if is_last {
+                        return Ok(length);
+                    }
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(failed(errno.into())),
             }
@@ -330,6 +374,24 @@ mod tests {
         assert_eq!(file.read(&host).expect("reads"), long.as_bytes());
         std::fs::write(folder.path().join("proc/long"), "short").expect("written");
         assert_eq!(file.read(&host).expect("reads"), b"short");
+    }
+
+    #[test]
+    fn every_shape_of_file_is_read_to_its_end() {
+        for size in [0, 1, 3_000, 3_073, 4_095, 4_096, 4_097, 20_000] {
+            let line = "0123456789abcde\n";
+            let text: String = line.chars().cycle().take(size).collect();
+            let (_folder, host) = host_with(&[("f", &text)]);
+            for mut file in [
+                KeptFile::new("f"),
+                KeptFile::whole("f"),
+                KeptFile::lines("f"),
+            ] {
+                for _ in 0..2 {
+                    assert_eq!(file.read(&host).expect("read"), text.as_bytes(), "{size}");
+                }
+            }
+        }
     }
 
     #[test]

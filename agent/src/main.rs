@@ -301,8 +301,9 @@ fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Re
     let runtime = runtime()?;
     let served = runtime.block_on(async {
         let labels: Vec<_> = config.labels.clone().into_iter().collect();
-        let source =
-            LiveHost::new(HostRoot::at("/"), &config.collect, &labels).with_checks(&config.checks);
+        let source = LiveHost::new(HostRoot::at("/"), &config.collect, &labels)
+            .with_checks(&config.checks)
+            .watched(&config.watch(), config.recorder);
         let address = config
             .uplink_address
             .clone()
@@ -331,8 +332,11 @@ fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Re
         let monitor = agent.monitor();
         let stopped = stop_signal()?;
         tell_systemd(&[NotifyState::Ready, NotifyState::Status(&monitor.line())]);
+        // A task of its own: what wakes the future of `block_on` goes through the kernel, what wakes a task of the
+        // same thread does not.
+        let running = tokio::spawn(agent.run(stopped));
         tokio::select! {
-            _ = agent.run(stopped) => {}
+            ended = running => drop(ended.context("the agent ended before its time")?),
             end = attend(path, &config, &monitor, &log) => end?,
         }
         Ok(())

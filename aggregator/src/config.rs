@@ -24,6 +24,7 @@ use crate::{
         rules::{Override, Overrides, Time, Word},
     },
     events::EventLimits,
+    history::HistoryConfig,
     pki::is_name,
 };
 
@@ -39,6 +40,9 @@ const MIN_TOKEN: usize = 22;
 /// Largest size a key takes: beyond any disk, and exact as a float.
 const MAX_SIZE_BYTES: u64 = 1 << 50;
 
+/// Bounds on how long history is kept: a window of samples, and ten years.
+const MIN_KEEP: Duration = Duration::from_secs(2 * 3600);
+const MAX_KEEP: Duration = Duration::from_secs(3650 * 86_400);
 /// Events are kept at least so long; a night's must be there in the morning.
 const MIN_EVENTS_AGE: Duration = Duration::from_secs(3600);
 /// And at most ten years.
@@ -63,6 +67,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// Size at which the log's oldest segments go.
     pub log_max_bytes: u64,
+    /// What is kept of the past.
+    pub history: HistoryConfig,
     /// What is kept of events and recordings.
     pub events: EventLimits,
     /// Most series of one host.
@@ -106,6 +112,7 @@ impl Default for Config {
             operator: everywhere(7445),
             http: HttpConfig::default(),
             log_max_bytes: 2 << 30,
+            history: HistoryConfig::default(),
             events: EventLimits::default(),
             series_per_host: limits::DEFAULT_SERIES_QUOTA,
             credit_bytes: 1 << 20,
@@ -177,6 +184,7 @@ impl Draft {
                 settings::duration(value, MIN_EVENTS_AGE..=MAX_EVENTS_AGE)
             });
         });
+        root.section("history", |section| history(section, &mut config.history));
         root.section("limits", |section| {
             section.value("series_per_host", &mut config.series_per_host, |value| {
                 settings::whole(value, 1..=limits::MAX_SERIES)
@@ -286,6 +294,29 @@ fn http(section: &mut Section<'_, '_>, http: &mut HttpConfig, token_file: &mut O
 const MAX_BUDGET_PER_WEEK: f64 = 168.0;
 /// A month of 30 days.
 const WEEKS_A_MONTH: f64 = 30.0 / 7.0;
+fn history(section: &mut Section<'_, '_>, history: &mut HistoryConfig) {
+    section.value("enabled", &mut history.enabled, truth);
+    for (key, keep) in [
+        ("keep_raw", &mut history.raw),
+        ("keep_1m", &mut history.minute),
+        ("keep_15m", &mut history.quarter),
+    ] {
+        section.value(key, keep, |value| {
+            settings::duration(value, MIN_KEEP..=MAX_KEEP)
+        });
+    }
+    section.value("max_size", &mut history.max_bytes, |value| {
+        settings::bytes(value, 64 << 20..=MAX_SIZE_BYTES)
+    });
+    section.value("memory_per_host", &mut history.memory_per_host, |value| {
+        let bytes = settings::bytes(value, 4 << 10..=16 << 20)?;
+        usize::try_from(bytes).map_err(|error| error.to_string())
+    });
+    section.value("max_points", &mut history.max_points, |value| {
+        let points = settings::whole(value, 10_000..=10_000_000_000)?;
+        Ok(points as u64)
+    });
+}
 
 fn detect(section: &mut Section<'_, '_>, detect: &mut DetectConfig) {
     for (key, ratio) in [

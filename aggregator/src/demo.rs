@@ -23,6 +23,7 @@ use muster_agent::{
     settings,
     simulate::SimulatedHost,
     telemetry::{self, LogConfig, LogLevel},
+    watch::WatchConfig,
 };
 use muster_proto::{
     limits,
@@ -275,7 +276,12 @@ async fn start_agents(
             let _place = places.acquire_owned().await;
             let source: Box<dyn Source> = if number == 0 {
                 let root = HostRoot::at("/");
-                Box::new(LiveHost::new(root, &CollectConfig::default(), &[]))
+                let watch = WatchConfig {
+                    state_dir: Some(state.clone()),
+                    ..WatchConfig::default()
+                };
+                let live = LiveHost::new(root, &CollectConfig::default(), &[]);
+                Box::new(live.watched(&watch, true))
             } else {
                 Box::new(SimulatedHost::new(number))
             };

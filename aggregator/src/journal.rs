@@ -5,6 +5,8 @@
 //! artificial delay, since frames gather while the disk works. A record carries the sample and its
 //! duplicate mark (host, incarnation, number) in one piece.
 //!
+//! What is on disk is offered to the history, which reads the log itself for what it could not take.
+//!
 //! If the disk fails or is full, nothing of the group is acknowledged; the agents are asked to come back
 //! and send it again. The thread goes on and recovers by itself once the disk does.
 
@@ -24,9 +26,12 @@ use muster_proto::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::fleet::{
-    host::{FrameIn, Session},
-    shard::{Credit, Message},
+use crate::{
+    fleet::{
+        host::{FrameIn, Session},
+        shard::{Credit, Message},
+    },
+    history::feed::{Batch, Feed},
 };
 
 /// Kind of all records, in the log's own header. The variants stand in the record.
@@ -138,6 +143,10 @@ pub struct JournalHealth {
     pub disk_bytes: AtomicU64,
     /// Highest record that a checkpoint on disk contains.
     covered: AtomicU64,
+    /// Highest record up to which the history has everything in files; `u64::MAX` without a history.
+    historied: AtomicU64,
+    /// Records that left the log before the history had them.
+    pub unhistoried: AtomicU64,
     /// A failing disk is not waited for any more.
     stopping: AtomicBool,
     problem: std::sync::Mutex<Option<String>>,
@@ -157,6 +166,11 @@ impl JournalHealth {
     /// A checkpoint contains everything up to this record.
     pub fn set_covered(&self, record: u64) {
         self.covered.store(record, Ordering::Release);
+    }
+
+    /// The history has everything up to this record in files.
+    pub fn set_historied(&self, record: u64) {
+        self.historied.store(record, Ordering::Release);
     }
 
     /// The process stops: a disk that fails is given up.
@@ -194,6 +208,7 @@ impl Journal {
         shards: Vec<mpsc::Sender<Message>>,
         keep_bytes: u64,
         covered: u64,
+        history: Option<Feed>,
     ) -> std::io::Result<(Self, thread::JoinHandle<()>)>
     where
         S: Storage + Send + 'static,
@@ -202,6 +217,8 @@ impl Journal {
         let (queue, inbox) = mpsc::channel(QUEUE);
         let health = Arc::new(JournalHealth::default());
         health.covered.store(covered, Ordering::Release);
+        // Until the history says where it is, nothing is let go of that it may need.
+        health.set_historied(if history.is_some() { 0 } else { u64::MAX });
         health.durable.store(log.durable(), Ordering::Release);
         health
             .disk_bytes
@@ -210,6 +227,7 @@ impl Journal {
             log,
             shards,
             keep_bytes,
+            history,
             health: Arc::clone(&health),
         };
         let thread = thread::Builder::new()
@@ -245,20 +263,26 @@ struct Writer<S: Storage> {
     log: Log<S>,
     shards: Vec<mpsc::Sender<Message>>,
     keep_bytes: u64,
+    history: Option<Feed>,
     health: Arc<JournalHealth>,
 }
+
+/// With so many times its bound the log lets go of records that the history does not have: a history whose
+/// disk is full must not fill that of the log.
+const HISTORY_PATIENCE: u64 = 2;
 
 impl<S: Storage> Writer<S> {
     fn run(mut self, mut inbox: mpsc::Receiver<Entry>) {
         let mut group: Vec<(usize, Stored)> = Vec::new();
         let mut credits: Vec<Credit> = Vec::new();
+        let mut stored = Batch::default();
         while let Some(first) = inbox.blocking_recv() {
             let mut bytes = 0;
             let mut next = Some(first);
             while let Some(mut entry) = next {
                 bytes += entry.bytes.len();
                 credits.push(entry.credit.take());
-                self.append(entry, &mut group);
+                self.append(entry, &mut group, &mut stored);
                 next = if bytes < GROUP_BYTES {
                     inbox.try_recv().ok()
                 } else {
@@ -279,6 +303,10 @@ impl<S: Storage> Writer<S> {
             self.tell(&mut group, Message::Stored);
             // After the shards were told: a checkpoint that begins now has all up to here.
             self.health.durable.store(durable, Ordering::Release);
+            let stored = std::mem::take(&mut stored);
+            if let Some(history) = &self.history {
+                history.offer(stored);
+            }
             self.release();
             self.health
                 .disk_bytes
@@ -286,9 +314,14 @@ impl<S: Storage> Writer<S> {
         }
     }
 
-    fn append(&mut self, entry: Entry, group: &mut Vec<(usize, Stored)>) {
+    fn append(&mut self, entry: Entry, group: &mut Vec<(usize, Stored)>, stored: &mut Batch) {
         match self.log.append(RECORD_KIND, &entry.bytes) {
-            Ok(_) => group.extend(entry.key.map(|key| (entry.shard, key))),
+            Ok(number) => {
+                group.extend(entry.key.map(|key| (entry.shard, key)));
+                if self.history.is_some() {
+                    stored.push(number, entry.bytes);
+                }
+            }
             Err(error) => {
                 tracing::error!(error = crate::chain(&error), "record left out of the log");
                 let refused = entry.key.map(|key| (entry.shard, key));
@@ -357,10 +390,31 @@ impl<S: Storage> Writer<S> {
         }
         // What no checkpoint contains yet is needed for the next start, however much it is.
         let covered = self.health.covered.load(Ordering::Acquire) + 1;
+        let historied = self
+            .health
+            .historied
+            .load(Ordering::Acquire)
+            .saturating_add(1);
+        let patient = self.log.bytes_on_disk() <= self.keep_bytes.saturating_mul(HISTORY_PATIENCE);
+        let covered = if patient {
+            covered.min(historied)
+        } else {
+            covered
+        };
         let second = self.log.segments().nth(1).map(|segment| segment.first);
-        if let Some(second) = second.filter(|second| *second <= covered)
-            && let Err(error) = self.log.release_before(second)
-        {
+        let Some(second) = second.filter(|second| *second <= covered) else {
+            return;
+        };
+        if second > historied {
+            let lost = second - historied.max(self.log.first());
+            self.health.unhistoried.fetch_add(lost, Ordering::Relaxed);
+            tracing::error!(
+                records = lost,
+                "the log is twice as large as it may be and lets go of samples that the history could not take; \
+                 is the history's disk full or failing?"
+            );
+        }
+        if let Err(error) = self.log.release_before(second) {
             tracing::warn!(
                 error = crate::chain(&error),
                 "oldest segment of the log not removed"

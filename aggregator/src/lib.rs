@@ -1,6 +1,7 @@
 //! The aggregator: keeps the state of a fleet, detects what is wrong, answers operators.
 
 pub mod admin;
+pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -10,6 +11,7 @@ pub mod directory;
 pub mod enrol;
 pub mod events;
 pub mod fleet;
+pub mod history;
 pub mod http;
 pub mod incident;
 pub mod ingest;

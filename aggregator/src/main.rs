@@ -11,16 +11,17 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use muster_agent::{settings, telemetry};
 use muster_aggregator::{
-    chain,
+    backup, chain,
     cli::audit::head,
     config::{self, Config, DEFAULT_PATH},
     control::{MAX_TOKEN_TTL, MAX_USES, TokenOptions, TokenState},
     demo,
     detect::offline,
+    history,
     pki::Authority,
     say, serve, setup,
 };
-use muster_proto::{limits, spiffe::hex, time::Timestamp};
+use muster_proto::{limits, log::DiskStorage, spiffe::hex, time::Timestamp};
 
 /// The configuration is wrong, which does not get better by trying again (sysexits.h).
 const EX_CONFIG: u8 = 78;
@@ -60,6 +61,19 @@ enum Command {
     /// The audit log, as its database has it; works with and without a running aggregator
     #[command(subcommand)]
     Audit(Audit),
+    /// Read all of the history and say what is damaged; beside a running aggregator too
+    CheckStore,
+    /// Write the whole state to one file, while the aggregator runs: keys of the authority, database, latest values,
+    /// history, and the log behind it. Whoever has the file is this fleet
+    Backup {
+        /// Where to; never replaced. - is standard output
+        file: PathBuf,
+    },
+    /// Make the state of an aggregator from a backup, in an empty state folder
+    Restore {
+        /// The backup; - is standard input
+        file: PathBuf,
+    },
     /// Score recorded hosts with the host score of this aggregator, to measure it or to look at a host's past
     ///
     /// DIR holds manifest.csv and the gzipped tables it names (docs/detection.md has the format). The result
@@ -140,6 +154,27 @@ fn main() -> ExitCode {
         Command::Token(verb) => with_config(file, |config| token(config, verb)),
         Command::Audit(verb) => with_config(file, |config| audit(config, verb)),
         Command::Detect { data, out } => with_config(file, |config| detect(config, &data, &out)),
+        Command::CheckStore => with_config(file, check_store),
+        Command::Backup { file: to } => with_config(file, |config| {
+            let done = backup::backup(&config.state_dir, &to)?;
+            eprintln!(
+                "{} files, {}; keep it like a key",
+                done.files,
+                settings::show_bytes(done.bytes)
+            );
+            Ok(())
+        }),
+        Command::Restore { file: from } => with_config(file, |config| {
+            let done = backup::restore(&from, &config.state_dir)?;
+            setup::hand_over(&config.state_dir)?;
+            eprintln!(
+                "{} files, {}, in {}; the aggregator can be started",
+                done.files,
+                settings::show_bytes(done.bytes),
+                config.state_dir.display()
+            );
+            Ok(())
+        }),
         Command::CheckConfig { file: named } => {
             let file = named.as_deref().or(file);
             let file = file.unwrap_or(Path::new(DEFAULT_PATH));
@@ -264,6 +299,32 @@ fn serve(config: &Config) -> anyhow::Result<()> {
         aggregator.stop().await;
         outcome
     })
+}
+
+fn check_store(config: &Config) -> anyhow::Result<()> {
+    let folder = config.state_dir.join("history");
+    if !folder.exists() {
+        say!("{}: no history yet", folder.display());
+        return Ok(());
+    }
+    let report = history::check::check(&DiskStorage::open_to_read(&folder)?)?;
+    say!(
+        "{}: {} files, {}, {} points",
+        folder.display(),
+        report.files,
+        settings::show_bytes(report.bytes),
+        report.points
+    );
+    for problem in &report.problems {
+        say!("damaged: {problem}");
+    }
+    anyhow::ensure!(
+        report.problems.is_empty(),
+        "{} of the files are damaged; what is in the others is answered. A backup has them as they were, else move \
+         the folder away to begin a new history",
+        report.problems.len()
+    );
+    Ok(())
 }
 
 fn token(config: &Config, verb: Token) -> anyhow::Result<()> {

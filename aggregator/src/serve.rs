@@ -88,6 +88,7 @@ pub struct Aggregator {
     addresses: Addresses,
     authority: Arc<Authority>,
     control: Control,
+    events: Events,
     started: Started,
     readiness: watch::Sender<http::Readiness>,
     /// Doors: stopped first.
@@ -178,6 +179,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         },
         state_dir: config.state_dir.clone(),
         log_max_bytes: config.log_max_bytes,
+        history: config.history.clone(),
         shards: std::thread::available_parallelism().map_or(2, usize::from),
         engine: Arc::new(Engine::new(&config.detect)),
         sink: Arc::new(incidents.clone()),
@@ -211,8 +213,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         directory,
         incidents,
         fleet: started.fleet.clone(),
-        events,
+        events: events.clone(),
         journal: Arc::clone(started.journal.health()),
+        history: started.history.clone(),
         addresses,
         counters: DoorCounters::default(),
         stop: stop_doors.clone(),
@@ -223,6 +226,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         addresses,
         authority,
         control,
+        events,
         started,
         readiness,
         doors,
@@ -276,6 +280,12 @@ impl Aggregator {
         &self.authority
     }
 
+    /// What happened on hosts.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// The control store.
     #[must_use]
     pub fn control(&self) -> &Control {
@@ -286,6 +296,14 @@ impl Aggregator {
     #[must_use]
     pub fn fleet(&self) -> &Fleet {
         &self.started.fleet
+    }
+
+    /// The past; why there is none otherwise.
+    ///
+    /// # Errors
+    /// In words for people.
+    pub fn history(&self) -> Result<&start::History, &str> {
+        self.started.history.as_ref().map_err(String::as_str)
     }
 
     /// Waits until a task ends that should not, and says which and why. Never returns otherwise.
@@ -402,6 +420,7 @@ struct Opening<'a> {
     fleet: Fleet,
     events: Events,
     journal: Arc<JournalHealth>,
+    history: Result<start::History, String>,
     addresses: Addresses,
     counters: DoorCounters,
     stop: CancellationToken,
@@ -519,12 +538,19 @@ impl Opening<'_> {
         let (doors, journal) = (Arc::clone(&self.doors), Arc::clone(&self.journal));
         let events = Arc::clone(self.events.health());
         let http = &self.config.http;
+        // Turned off is no problem.
+        let no_history = self
+            .history
+            .as_ref()
+            .err()
+            .filter(|_| self.config.history.enabled);
+        let no_history = no_history.map(|why| format!("there is no history: {why}"));
         let about = query::About {
             fleet_name: self.config.fleet_name.clone(),
             started: self.clock.now(),
             certificate_not_after: Box::new(move || Some(doors.not_after())),
             problems: Box::new(move || {
-                let problems = [journal.problem(), events.problem()];
+                let problems = [journal.problem(), events.problem(), no_history.clone()];
                 problems.into_iter().flatten().collect()
             }),
             http: query::HttpDoor {
@@ -548,6 +574,13 @@ impl Opening<'_> {
             self.fleet.clone(),
             self.control.clone(),
             about,
+            Arc::clone(&self.clock),
+        );
+        let history = query::HistoryService::new(
+            self.fleet.clone(),
+            self.control.clone(),
+            self.history.clone(),
+            Arc::clone(&self.journal),
             Arc::clone(&self.clock),
         );
         let identity = query::IdentityService::new(
@@ -577,6 +610,7 @@ impl Opening<'_> {
                 .add_service(service.into_server())
                 .add_service(asked.into_server())
                 .add_service(identity.into_server())
+                .add_service(history.into_server())
                 .add_service(checks.into_server())
                 .add_service(paging.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
@@ -597,6 +631,7 @@ impl Opening<'_> {
             fleet: self.fleet.clone(),
             journal: Arc::clone(&self.journal),
             incidents: self.incidents.clone(),
+            history: self.history.as_ref().ok().cloned(),
             doors: self.counters.clone(),
             names: http::live::Names::default(),
         };

@@ -45,7 +45,10 @@ pub fn init(state: &Path, names: &[String]) -> anyhow::Result<Authority> {
 
 /// Gives everything below the state folder to the folder's owner: a package makes the folder for the
 /// service's user, and root, who runs the commands, must leave nothing there that the service cannot read.
-fn hand_over(state: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When an owner cannot be changed.
+pub fn hand_over(state: &Path) -> anyhow::Result<()> {
     let owner = fs::symlink_metadata(state)?;
     let mut folders = vec![state.to_owned()];
     while let Some(folder) = folders.pop() {

@@ -629,7 +629,7 @@ async fn write_on_a_disk_that_fails(fault: Fault, step: u64) {
     let disk = FaultyStorage::new();
     let (log, _) = Log::open(disk.clone(), LogConfig::aggregator()).expect("a log");
     let (shard, mut told) = mpsc::channel(64);
-    let (journal, thread) = Journal::start(log, vec![shard], 1 << 30, 0).expect("a thread");
+    let (journal, thread) = Journal::start(log, vec![shard], 1 << 30, 0, None).expect("a thread");
     disk.fail(step, fault, true);
     let mut seen = BTreeSet::new();
     let mut last = 0;

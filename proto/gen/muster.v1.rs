@@ -112,7 +112,7 @@ pub struct RecordingPart {
     pub from_ms: i64,
     #[prost(int64, tag = "5")]
     pub to_ms: i64,
-    /// In order. The first of each part is a key frame.
+    /// In order; each builds on those before it, over parts too, and the first of all is a key frame.
     #[prost(message, repeated, tag = "6")]
     pub rounds: ::prost::alloc::vec::Vec<RecordedRound>,
     #[prost(message, repeated, tag = "7")]
@@ -6014,6 +6014,661 @@ pub mod paging_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "muster.v1.Paging";
     impl<T> tonic::server::NamedService for PagingServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HistoryLabelMatch {
+    #[prost(string, tag = "1")]
+    pub label: ::prost::alloc::string::String,
+    /// Alternatives; * stands for anything.
+    #[prost(string, repeated, tag = "2")]
+    pub patterns: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Must be none of them.
+    #[prost(bool, tag = "3")]
+    pub negated: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReadHistoryRequest {
+    /// Empty: every metric.
+    #[prost(string, tag = "1")]
+    pub metric: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub labels: ::prost::alloc::vec::Vec<HistoryLabelMatch>,
+    /// Names or patterns of hosts; 32-digit ids find hosts that are removed too. Empty: all hosts.
+    #[prost(string, repeated, tag = "3")]
+    pub names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "4")]
+    pub selector: ::prost::alloc::string::String,
+    /// UTC milliseconds; first, and after the last.
+    #[prost(int64, tag = "5")]
+    pub from_ms: i64,
+    #[prost(int64, tag = "6")]
+    pub to_ms: i64,
+    /// Milliseconds from point to point; 0: as they are kept.
+    #[prost(int64, tag = "7")]
+    pub step_ms: i64,
+    /// Without a step only last, rate and increase mean something.
+    #[prost(enumeration = "HistoryFold", tag = "8")]
+    pub fold: i32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReadHistoryResponse {
+    #[prost(oneof = "read_history_response::Part", tags = "1, 2")]
+    pub part: ::core::option::Option<read_history_response::Part>,
+}
+/// Nested message and enum types in `ReadHistoryResponse`.
+pub mod read_history_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Part {
+        #[prost(message, tag = "1")]
+        Series(super::HistorySeries),
+        #[prost(message, tag = "2")]
+        End(super::HistoryEnd),
+    }
+}
+/// One series of one host. The times are those of the host's ticks, or the begins of steps.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HistorySeries {
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub host_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "3")]
+    pub metric: ::prost::alloc::string::String,
+    /// counter, gauge or untyped.
+    #[prost(string, tag = "4")]
+    pub kind: ::prost::alloc::string::String,
+    /// In the order of the metric's labels.
+    #[prost(string, repeated, tag = "5")]
+    pub label_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "6")]
+    pub label_values: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// UTC milliseconds, each as the difference from the one before.
+    #[prost(sint64, repeated, tag = "7")]
+    pub at_ms: ::prost::alloc::vec::Vec<i64>,
+    /// As many, in base units.
+    #[prost(double, repeated, tag = "8")]
+    pub values: ::prost::alloc::vec::Vec<f64>,
+    /// What was made of the points, in the words of HistoryFold: rate or avg where auto was asked.
+    #[prost(enumeration = "HistoryFold", tag = "9")]
+    pub fold: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HistoryEnd {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    /// Points that were read for the answer.
+    #[prost(uint64, tag = "2")]
+    pub points_read: u64,
+    /// Names without wildcards that no host has.
+    #[prost(string, repeated, tag = "3")]
+    pub unknown_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetHistoryStatusRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HistoryStatus {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    #[prost(message, repeated, tag = "2")]
+    pub tiers: ::prost::alloc::vec::Vec<HistoryTier>,
+    #[prost(uint64, tag = "3")]
+    pub hosts: u64,
+    /// Samples that are in memory only; the log has them too.
+    #[prost(uint64, tag = "4")]
+    pub memory_samples: u64,
+    #[prost(uint64, tag = "5")]
+    pub memory_bytes: u64,
+    /// Bytes on disk at most.
+    #[prost(uint64, tag = "6")]
+    pub limit_bytes: u64,
+    #[prost(uint64, tag = "7")]
+    pub written_bytes: u64,
+    /// Records of the log that wait to be taken.
+    #[prost(uint64, tag = "8")]
+    pub behind_records: u64,
+    /// Since start.
+    #[prost(uint64, tag = "9")]
+    pub frames_taken: u64,
+    #[prost(uint64, tag = "10")]
+    pub frames_undecoded: u64,
+    #[prost(uint64, tag = "11")]
+    pub frames_too_old: u64,
+    #[prost(uint64, tag = "12")]
+    pub records_missing: u64,
+    #[prost(uint64, tag = "13")]
+    pub files_dropped_by_age: u64,
+    #[prost(uint64, tag = "14")]
+    pub files_dropped_by_size: u64,
+    #[prost(uint64, tag = "15")]
+    pub failures: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HistoryTier {
+    /// raw, 1m, 15m
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub files: u64,
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    #[prost(uint64, tag = "4")]
+    pub points: u64,
+    /// 0 without files.
+    #[prost(int64, tag = "5")]
+    pub oldest_ms: i64,
+    #[prost(int64, tag = "6")]
+    pub kept_ms: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetHistoryRequest {
+    /// Name, or 32-digit id for a host that is removed.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetHistoryResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub host_id: ::prost::alloc::vec::Vec<u8>,
+}
+/// What becomes of the points of one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum HistoryFold {
+    /// The last value; of a counter as it stands.
+    Last = 0,
+    Min = 1,
+    Max = 2,
+    Avg = 3,
+    Sum = 4,
+    Count = 5,
+    /// What a counter grew by, per second; resets count as a start at 0.
+    Rate = 6,
+    /// What a counter grew by.
+    Increase = 7,
+    /// Rates of counters, averages of everything else.
+    Auto = 8,
+}
+impl HistoryFold {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Last => "HISTORY_FOLD_LAST",
+            Self::Min => "HISTORY_FOLD_MIN",
+            Self::Max => "HISTORY_FOLD_MAX",
+            Self::Avg => "HISTORY_FOLD_AVG",
+            Self::Sum => "HISTORY_FOLD_SUM",
+            Self::Count => "HISTORY_FOLD_COUNT",
+            Self::Rate => "HISTORY_FOLD_RATE",
+            Self::Increase => "HISTORY_FOLD_INCREASE",
+            Self::Auto => "HISTORY_FOLD_AUTO",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HISTORY_FOLD_LAST" => Some(Self::Last),
+            "HISTORY_FOLD_MIN" => Some(Self::Min),
+            "HISTORY_FOLD_MAX" => Some(Self::Max),
+            "HISTORY_FOLD_AVG" => Some(Self::Avg),
+            "HISTORY_FOLD_SUM" => Some(Self::Sum),
+            "HISTORY_FOLD_COUNT" => Some(Self::Count),
+            "HISTORY_FOLD_RATE" => Some(Self::Rate),
+            "HISTORY_FOLD_INCREASE" => Some(Self::Increase),
+            "HISTORY_FOLD_AUTO" => Some(Self::Auto),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod history_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct HistoryClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> HistoryClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> HistoryClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            HistoryClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// One metric, or all, of the chosen hosts over a range.
+        pub async fn read_history(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReadHistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReadHistoryResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.History/ReadHistory",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.History", "ReadHistory"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// What is kept, how much it takes, and since when.
+        pub async fn get_history_status(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetHistoryStatusRequest>,
+        ) -> std::result::Result<tonic::Response<super::HistoryStatus>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.History/GetHistoryStatus",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.History", "GetHistoryStatus"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes what was recorded of a host up to now.
+        pub async fn forget_history(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ForgetHistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForgetHistoryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.History/ForgetHistory",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.History", "ForgetHistory"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "server")]
+pub mod history_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with HistoryServer.
+    #[async_trait]
+    pub trait History: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the ReadHistory method.
+        type ReadHistoryStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReadHistoryResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// One metric, or all, of the chosen hosts over a range.
+        async fn read_history(
+            &self,
+            request: tonic::Request<super::ReadHistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ReadHistoryStream>,
+            tonic::Status,
+        >;
+        /// What is kept, how much it takes, and since when.
+        async fn get_history_status(
+            &self,
+            request: tonic::Request<super::GetHistoryStatusRequest>,
+        ) -> std::result::Result<tonic::Response<super::HistoryStatus>, tonic::Status>;
+        /// Deletes what was recorded of a host up to now.
+        async fn forget_history(
+            &self,
+            request: tonic::Request<super::ForgetHistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForgetHistoryResponse>,
+            tonic::Status,
+        >;
+    }
+    #[derive(Debug)]
+    pub struct HistoryServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> HistoryServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for HistoryServer<T>
+    where
+        T: History,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/muster.v1.History/ReadHistory" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReadHistorySvc<T: History>(pub Arc<T>);
+                    impl<
+                        T: History,
+                    > tonic::server::ServerStreamingService<super::ReadHistoryRequest>
+                    for ReadHistorySvc<T> {
+                        type Response = super::ReadHistoryResponse;
+                        type ResponseStream = T::ReadHistoryStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReadHistoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as History>::read_history(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReadHistorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.History/GetHistoryStatus" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetHistoryStatusSvc<T: History>(pub Arc<T>);
+                    impl<
+                        T: History,
+                    > tonic::server::UnaryService<super::GetHistoryStatusRequest>
+                    for GetHistoryStatusSvc<T> {
+                        type Response = super::HistoryStatus;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetHistoryStatusRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as History>::get_history_status(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetHistoryStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.History/ForgetHistory" => {
+                    #[allow(non_camel_case_types)]
+                    struct ForgetHistorySvc<T: History>(pub Arc<T>);
+                    impl<
+                        T: History,
+                    > tonic::server::UnaryService<super::ForgetHistoryRequest>
+                    for ForgetHistorySvc<T> {
+                        type Response = super::ForgetHistoryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ForgetHistoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as History>::forget_history(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ForgetHistorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for HistoryServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "muster.v1.History";
+    impl<T> tonic::server::NamedService for HistoryServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

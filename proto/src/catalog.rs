@@ -499,6 +499,22 @@ catalog! {
         "Version of systemd.";
     SYSTEMD_SERVICE_RESTARTS "node_systemd_service_restart_total" Counter One ["name"]
         "Automatic restarts of the service since it was loaded.";
+    SYSTEMD_TIMER_LAST "node_systemd_timer_last_trigger_seconds" Gauge Micro ["name"]
+        "When the timer was last triggered, in seconds since 1970; 0 for never.";
+    SYSTEMD_TIMER_NEXT "muster_host_systemd_timer_next_trigger_seconds" Gauge Micro ["name"]
+        "When the timer is to be triggered next, in seconds since 1970.";
+    SYSTEMD_SOCKET_ACCEPTED "node_systemd_socket_accepted_connections_total" Counter One ["name"]
+        "Connections that the socket accepted; systemd counts those of sockets with Accept=yes.";
+    SYSTEMD_SOCKET_CURRENT "node_systemd_socket_current_connections" Gauge One ["name"]
+        "Connections of the socket that are open.";
+    SYSTEMD_SOCKET_REFUSED "node_systemd_socket_refused_connections_total" Counter One ["name"]
+        "Connections that the socket refused because there were too many.";
+    SYSTEMD_UNIT_RESULT "muster_host_systemd_unit_result" Gauge One ["name" "result"]
+        "1 with the reason why the service last failed: exit-code, signal, timeout, oom-kill, watchdog, start-limit-hit and so on.";
+    SYSTEMD_UNIT_EXIT "muster_host_systemd_unit_exit_status" Gauge One ["name"]
+        "Exit status of the main process of a service that failed, or the signal that ended it.";
+    SYSTEMD_RECENT_RESTARTS "muster_host_systemd_unit_restarts_recent" Gauge One ["name"]
+        "Automatic restarts of the service in the last 10 minutes; absent without any.";
     SYSTEMD_UNITS_UNOBSERVED "muster_host_systemd_units_unobserved" Gauge One []
         "Units that match the patterns but are beyond the bound on their number.";
 

@@ -105,6 +105,55 @@ systemctl reset-failed broken.service
 rm /etc/systemd/system/broken.service
 systemctl daemon-reload
 
+step "telling of units of every kind"
+# unit NAME LINE…: a unit file of these lines.
+unit() {
+    local name=$1
+    shift
+    printf '%s\n' "$@" >"/etc/systemd/system/$name"
+}
+unit crashes.service '[Unit]' 'StartLimitIntervalSec=0' '[Service]' 'ExecStart=/bin/sh -c "exit 3"' 'Restart=always' 'RestartSec=200ms'
+unit slow.service '[Service]' 'Type=notify' 'ExecStart=/bin/sleep 60' 'TimeoutStartSec=1'
+unit 'many@.service' '[Service]' 'ExecStart=/bin/sleep infinity'
+unit ticks.timer '[Timer]' 'OnActiveSec=1s' 'OnUnitActiveSec=1h' 'AccuracySec=100ms'
+unit ticks.service '[Service]' 'Type=oneshot' 'ExecStart=/bin/true'
+unit missed.timer '[Timer]' 'OnCalendar=2001-01-01'
+unit missed.service '[Service]' 'ExecStart=/bin/true'
+unit counts.socket '[Socket]' 'ListenStream=/run/counts.sock' 'Accept=yes'
+unit 'counts@.service' '[Service]' 'ExecStart=/bin/cat' 'StandardInput=socket'
+systemctl daemon-reload
+systemctl mask --quiet hidden.service
+systemctl start --no-block crashes.service slow.service many@one.service
+systemctl start ticks.timer missed.timer counts.socket
+# told SERIES: it stands on the agent's own page of this moment, with the value in the pattern.
+told() { muster-agent sample --collector systemd --format prometheus 2>/dev/null | grep -qE "^$1\$"; }
+name='name="crashes.service"'
+# A restart takes a moment of "activating"; the loop shows in every state.
+eventually 30 "several restarts counted" told "node_systemd_service_restart_total\{$name\} ([3-9]|[0-9]{2,})"
+eventually 30 "the crashing service's exit status" told "muster_host_systemd_unit_exit_status\{$name\} 3"
+holds told "muster_host_systemd_unit_result\{$name,result=\"exit-code\"\} 1"
+eventually 30 "a start that timed out" told 'muster_host_systemd_unit_result\{name="slow.service",result="timeout"\} 1'
+holds told 'node_systemd_unit_state\{name="slow.service",state="failed",type="notify"\} 1'
+holds told 'node_systemd_unit_state\{name="many@one.service",state="active",type="simple"\} 1'
+refuted told 'node_systemd_unit_state\{name="hidden.service".* 1'
+eventually 30 "a timer that ran" told 'node_systemd_timer_last_trigger_seconds\{name="ticks.timer"\} 1[0-9.e+]+'
+holds told 'muster_host_systemd_timer_next_trigger_seconds\{name="ticks.timer"\} 1[0-9.e+]+'
+holds told 'node_systemd_timer_last_trigger_seconds\{name="missed.timer"\} 0'
+refuted told 'muster_host_systemd_timer_next_trigger_seconds\{name="missed.timer"\} .*'
+holds told 'node_systemd_socket_accepted_connections_total\{name="counts.socket"\} 0'
+# And to an operator: the service itself counts the restarts that it saw.
+in_series() { curl -fsS "http://127.0.0.1:7446/metrics/hosts/$HOSTNAME" | grep -qE "^$1"; }
+if command -v curl >/dev/null; then
+    eventually 30 "a crash loop counted" in_series "muster_host_systemd_unit_restarts_recent\{.*$name.*\} [0-9]"
+fi
+eventually 30 "slow.service among the failed services" in_failed slow.service
+systemctl stop crashes.service many@one.service ticks.timer missed.timer counts.socket
+systemctl unmask --quiet hidden.service
+rm /etc/systemd/system/{crashes,slow,many@,ticks,missed,counts@}.service /etc/systemd/system/{ticks,missed}.timer \
+    /etc/systemd/system/counts.socket
+systemctl daemon-reload
+systemctl reset-failed
+
 step "measuring the same under the unit as root does without it"
 # The service's own sandbox round one pass of the collectors.
 sed -e 's|^Type=.*|Type=oneshot|' -e 's|^ExecStart=.*|ExecStart=/usr/bin/muster-agent sample --format prometheus|' \

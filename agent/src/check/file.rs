@@ -57,7 +57,7 @@ fn look(path: &Path) -> io::Result<Seen> {
 
 fn judge(check: &FileCheck, seen: Seen, before: Option<u64>) -> Finding {
     let path = check.path.display();
-    let size = show_bytes(seen.size);
+    let size = shown(seen.size);
     // Whole seconds read better, and nobody sets less.
     let age = show_duration(Duration::from_secs(seen.age.as_secs()));
     if let Some(most) = check.max_age.filter(|most| seen.age > *most) {
@@ -66,20 +66,29 @@ fn judge(check: &FileCheck, seen: Seen, before: Option<u64>) -> Finding {
         return Finding::critical(Cause::Age, message);
     }
     if let Some(least) = check.min_size.filter(|least| seen.size < *least) {
-        let message = format!("{path} has {size}, less than {}", show_bytes(least));
+        let message = format!("{path} has {size}, less than {}", shown(least));
         return Finding::critical(Cause::Size, message);
     }
     if let Some(most) = check.max_size.filter(|most| seen.size > *most) {
-        let message = format!("{path} has {size}, more than {}", show_bytes(most));
+        let message = format!("{path} has {size}, more than {}", shown(most));
         return Finding::critical(Cause::Size, message);
     }
     let grown = seen.size.saturating_sub(before.unwrap_or(seen.size));
     if let Some(most) = check.max_growth.filter(|most| grown > *most) {
-        let (grown, most) = (show_bytes(grown), show_bytes(most));
+        let (grown, most) = (shown(grown), shown(most));
         let message = format!("{path} has grown by {grown} since the last run, more than {most}");
         return Finding::critical(Cause::Growth, message);
     }
     Finding::ok(format!("{path} has {size} and was changed {age} ago"))
+}
+
+/// A size with its unit.
+fn shown(bytes: u64) -> String {
+    let text = show_bytes(bytes);
+    match text.ends_with('B') {
+        true => text,
+        false => format!("{text} B"),
+    }
 }
 
 /// What it means that a file could not be looked at.

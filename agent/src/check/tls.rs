@@ -17,8 +17,10 @@ use rustls::{
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
     },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+    server::ParsedCertificate,
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _};
 use tokio::net::TcpStream;
@@ -52,15 +54,24 @@ pub(super) struct Clients {
 struct Kept {
     path: PathBuf,
     changed: Option<SystemTime>,
+    trusted: Trusted,
+}
+
+/// Who is trusted.
+#[derive(Debug, Clone)]
+struct Trusted {
     roots: Arc<RootCertStore>,
+    /// Certificates that a `ca_file` has: a server that shows one of them is that server, whatever it says about
+    /// itself. `openssl req -x509` makes such, and webpki takes none that calls itself an authority.
+    pinned: Arc<[CertificateDer<'static>]>,
 }
 
 impl Clients {
     /// The issuers that are trusted; read again when their file has changed.
-    async fn roots(&self, run: &Run<'_>, trust: &Trust) -> Result<Arc<RootCertStore>, Finding> {
+    async fn trusted(&self, run: &Run<'_>, trust: &Trust) -> Result<Trusted, Finding> {
         let kept = Arc::clone(&self.kept);
         let wanted = trust.ca_file.clone();
-        run.aside(move || roots(&kept, wanted))
+        run.aside(move || trusted(&kept, wanted))
             .await?
             .map_err(|(path, error)| {
                 Finding::unknown(
@@ -71,10 +82,11 @@ impl Clients {
     }
 }
 
-fn roots(
+fn trusted(
     kept: &Mutex<Vec<Kept>>,
     wanted: Option<PathBuf>,
-) -> Result<Arc<RootCertStore>, (PathBuf, io::Error)> {
+) -> Result<Trusted, (PathBuf, io::Error)> {
+    let is_own = wanted.is_some();
     let path = wanted.unwrap_or_else(|| {
         let there = BUNDLES.iter().map(PathBuf::from).find(|path| path.exists());
         there.unwrap_or_else(|| PathBuf::from(BUNDLES[0]))
@@ -84,10 +96,14 @@ fn roots(
     if let Some(known) = kept.iter().find(|known| known.path == path)
         && known.changed == changed
     {
-        return Ok(Arc::clone(&known.roots));
+        return Ok(known.trusted.clone());
     }
     let mut store = RootCertStore::empty();
     let certificates = certificates(&path).map_err(|error| (path.clone(), error))?;
+    let pinned = match is_own {
+        true => certificates.clone().into(),
+        false => Arc::default(),
+    };
     // One that is not understood, as there always is, is no reason to trust none.
     store.add_parsable_certificates(certificates);
     if store.is_empty() {
@@ -96,14 +112,17 @@ fn roots(
             io::Error::other("no certificate of an issuer is in it"),
         ));
     }
-    let roots = Arc::new(store);
+    let trusted = Trusted {
+        roots: Arc::new(store),
+        pinned,
+    };
     kept.retain(|known| known.path != path);
     kept.push(Kept {
         path,
         changed,
-        roots: Arc::clone(&roots),
+        trusted: trusted.clone(),
     });
-    Ok(roots)
+    Ok(trusted)
 }
 
 /// The certificates of a file in PEM.
@@ -136,12 +155,12 @@ pub(super) async fn handshake(
     let provider = Arc::new(ring::default_provider());
     let judge = match trust.verify {
         true => {
-            let roots = run.tools.tls.roots(run, trust).await?;
+            let Trusted { roots, pinned } = run.tools.tls.trusted(run, trust).await?;
             let built = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
             let built = built.build().map_err(|error| {
                 Finding::unknown(Cause::Error, format!("trusted issuers: {error}"))
             })?;
-            Some(built)
+            Some((built, pinned))
         }
         false => None,
     };
@@ -282,7 +301,7 @@ async fn in_file(run: &Run<'_>, path: &Path, expiry: &Expiry) -> Result<Finding,
 #[derive(Debug)]
 struct Witness {
     /// Judges name and issuer; `None` for not at all.
-    judge: Option<Arc<WebPkiServerVerifier>>,
+    judge: Option<(Arc<WebPkiServerVerifier>, Arc<[CertificateDer<'static>]>)>,
     provider: Arc<CryptoProvider>,
     objection: Mutex<Option<Error>>,
 }
@@ -296,9 +315,17 @@ impl ServerCertVerifier for Witness {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if let Some(judge) = &self.judge
-            && let Err(error) = judge.verify_server_cert(leaf, intermediates, name, ocsp, now)
-        {
+        let judged = match &self.judge {
+            // Issuer and purpose are beyond doubt; when it expires is judged later in any case.
+            Some((_, pinned)) if pinned.contains(leaf) => {
+                ParsedCertificate::try_from(leaf).and_then(|leaf| verify_server_name(&leaf, name))
+            }
+            Some((judge, _)) => judge
+                .verify_server_cert(leaf, intermediates, name, ocsp, now)
+                .map(drop),
+            None => Ok(()),
+        };
+        if let Err(error) = judged {
             let mut objection = self
                 .objection
                 .lock()

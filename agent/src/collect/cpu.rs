@@ -51,7 +51,7 @@ struct Shown {
 impl Default for Cpu {
     fn default() -> Self {
         Self {
-            file: KeptFile::new(PATH),
+            file: KeptFile::whole(PATH),
             shown: Vec::new(),
         }
     }

@@ -57,7 +57,7 @@ impl Diskstats {
     #[must_use]
     pub fn new(config: &DiskConfig) -> Self {
         Self {
-            file: KeptFile::new(PATH),
+            file: KeptFile::lines(PATH),
             exclude: glob::Filter::new(&config.devices_exclude),
         }
     }

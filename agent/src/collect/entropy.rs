@@ -28,8 +28,8 @@ pub struct Entropy {
 impl Default for Entropy {
     fn default() -> Self {
         Self {
-            available: KeptFile::new(AVAILABLE),
-            pool_size: KeptFile::new(POOL_SIZE),
+            available: KeptFile::whole(AVAILABLE),
+            pool_size: KeptFile::whole(POOL_SIZE),
         }
     }
 }

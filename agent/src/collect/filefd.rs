@@ -26,7 +26,7 @@ pub struct Filefd {
 impl Default for Filefd {
     fn default() -> Self {
         Self {
-            file: KeptFile::new(PATH),
+            file: KeptFile::whole(PATH),
         }
     }
 }

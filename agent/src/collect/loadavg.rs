@@ -26,7 +26,7 @@ pub struct Loadavg {
 impl Default for Loadavg {
     fn default() -> Self {
         Self {
-            file: KeptFile::new(PATH),
+            file: KeptFile::whole(PATH),
         }
     }
 }

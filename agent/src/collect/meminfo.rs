@@ -45,7 +45,7 @@ struct Known {
 impl Default for Meminfo {
     fn default() -> Self {
         Self {
-            file: KeptFile::new(PATH),
+            file: KeptFile::whole(PATH),
             known: Vec::new(),
         }
     }

@@ -48,6 +48,7 @@ pub mod softnet;
 pub mod sysfs;
 pub mod systemd;
 mod systemd_bus;
+mod systemd_kinds;
 pub mod tcpstat;
 #[cfg(test)]
 mod testing;

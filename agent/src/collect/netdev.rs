@@ -49,7 +49,7 @@ impl Netdev {
     #[must_use]
     pub fn new(config: &NetworkConfig) -> Self {
         Self {
-            file: KeptFile::new(PATH),
+            file: KeptFile::lines(PATH),
             exclude: glob::Filter::new(&config.devices_exclude),
         }
     }

@@ -92,9 +92,9 @@ struct Columns {
 impl Default for Netstat {
     fn default() -> Self {
         Self {
-            netstat: KeptFile::new(NETSTAT),
-            snmp: KeptFile::new(SNMP),
-            snmp6: KeptFile::new(SNMP6),
+            netstat: KeptFile::whole(NETSTAT),
+            snmp: KeptFile::whole(SNMP),
+            snmp6: KeptFile::whole(SNMP6),
             columns: [Vec::new(), Vec::new()],
             lines6: Memo::default(),
         }

@@ -61,7 +61,7 @@ pub struct Pressure {
 impl Default for Pressure {
     fn default() -> Self {
         Self {
-            files: RESOURCES.map(|(path, _, _)| KeptFile::new(path)),
+            files: RESOURCES.map(|(path, _, _)| KeptFile::whole(path)),
             missing: [None; RESOURCES.len()],
         }
     }

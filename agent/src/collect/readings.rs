@@ -20,6 +20,8 @@ use muster_proto::{
     v1,
 };
 
+use crate::watch::left_out_event;
+
 /// Places of series that are gone are kept up to as many as there are series, and this many more: giving
 /// a place away costs a key frame on the wire.
 const SPARE_PLACES: usize = 256;
@@ -58,6 +60,8 @@ pub struct Readings {
     series_bytes: usize,
     refused: u64,
     events: Vec<v1::Event>,
+    /// Events that had no room since the last were taken.
+    events_left_out: u64,
     tick: Timestamp,
 }
 
@@ -108,6 +112,7 @@ impl Readings {
             series_bytes: 0,
             refused: 0,
             events: Vec::new(),
+            events_left_out: 0,
             tick: Timestamp::default(),
         }
     }
@@ -194,7 +199,7 @@ impl Readings {
         fields: Vec<v1::EventField>,
     ) {
         if self.events.len() >= MAX_EVENTS {
-            tracing::debug!(subject, "event left out: {MAX_EVENTS} wait to be sent");
+            self.events_left_out += 1;
             return;
         }
         let mut subject = printable(subject).into_owned();
@@ -207,10 +212,22 @@ impl Readings {
         });
     }
 
-    /// Takes the oldest events, at most as many as a frame may carry; the rest wait for the next.
+    /// Counts events that were not even put here.
+    pub fn leave_out_events(&mut self, count: u64) {
+        self.events_left_out += count;
+    }
+
+    /// Takes the oldest events, at most as many as a frame may carry; the rest wait for the next. How many had no
+    /// room at all is told by the last of them.
     pub fn take_events(&mut self) -> Vec<v1::Event> {
-        let count = self.events.len().min(limits::MAX_EVENTS_PER_FRAME);
-        self.events.drain(..count).collect()
+        let left_out = std::mem::take(&mut self.events_left_out);
+        let most = limits::MAX_EVENTS_PER_FRAME - usize::from(left_out > 0);
+        let count = self.events.len().min(most);
+        let mut events: Vec<v1::Event> = self.events.drain(..count).collect();
+        if left_out > 0 {
+            events.push(left_out_event(self.tick, left_out));
+        }
+        events
     }
 
     /// The family of a name that the kernel makes; made if it is new. `None` if the name is no metric name,
@@ -745,9 +762,11 @@ mod tests {
         assert!(first[0].subject.starts_with("0\u{fffd}ü"));
         assert!(first[0].subject.len() <= limits::MAX_EVENT_SUBJECT_BYTES);
         let rest = std::iter::from_fn(|| Some(readings.take_events()).filter(|e| !e.is_empty()));
+        let left_out = first.last().map(muster_proto::event::words);
+        assert_eq!(left_out.as_deref(), Some("1024 events were left out"));
         assert_eq!(
             rest.map(|events| events.len()).sum::<usize>(),
-            MAX_EVENTS - first.len()
+            MAX_EVENTS - (first.len() - 1)
         );
     }
 

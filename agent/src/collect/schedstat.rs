@@ -32,7 +32,7 @@ pub struct Schedstat {
 impl Default for Schedstat {
     fn default() -> Self {
         Self {
-            file: KeptFile::new(PATH),
+            file: KeptFile::lines(PATH),
         }
     }
 }

@@ -43,7 +43,7 @@ struct Families {
 impl Default for Sockstat {
     fn default() -> Self {
         Self {
-            files: PATHS.map(KeptFile::new),
+            files: PATHS.map(KeptFile::whole),
             known: [Memo::default(), Memo::default()],
             page_bytes: rustix::param::page_size() as u64,
         }

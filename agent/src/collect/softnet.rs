@@ -44,7 +44,7 @@ pub struct Softnet {
 impl Default for Softnet {
     fn default() -> Self {
         Self {
-            file: KeptFile::new(PATH),
+            file: KeptFile::lines(PATH),
         }
     }
 }

@@ -18,7 +18,9 @@ use muster_proto::{
 use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{
-    About, CollectError, Collector, Outcome, Readings, SystemdConfig, glob, systemd_bus, word,
+    About, CollectError, Collector, Outcome, Readings, SystemdConfig, glob, systemd_bus,
+    systemd_kinds::{Known, ServiceFacts, SocketFacts, TimerFacts},
+    word,
 };
 use crate::host::HostRoot;
 
@@ -43,7 +45,7 @@ static ABOUT: About = About {
     every: Duration::ZERO,
     reads: "the system bus: org.freedesktop.systemd1",
     needs: "systemd, and a user that may talk to the system bus (not DynamicUser)",
-    what: "state of each unit, restarts of services, changes of state as events",
+    what: "state of each unit, results and restarts of services, timers, sockets, changes of state as events",
 };
 
 /// See the module.
@@ -142,14 +144,6 @@ pub(super) struct Listed {
     pub(super) active_state: String,
 }
 
-/// What is only known of services.
-#[derive(Debug, Clone, Default)]
-pub(super) struct ServiceFacts {
-    pub(super) kind: Option<String>,
-    pub(super) result: Option<String>,
-    pub(super) restarts: Option<u32>,
-}
-
 /// All units, and what has happened to them since the last round. Pure: no bus, no waiting.
 pub(super) struct Units {
     config: SystemdConfig,
@@ -170,10 +164,33 @@ pub(super) struct Units {
     /// Units of which a signal came since the last question was sent: its answer may be older.
     signalled: HashSet<String>,
     changes: Vec<Change>,
+    /// Changes that had no room among those.
+    changes_left_out: u64,
     /// Whether what was put last no longer holds.
     changed: bool,
     /// Whether everything was listed since the last round.
     fresh: bool,
+    /// Whether there are restarts that will be forgotten.
+    some_restarted: bool,
+}
+
+/// Units of which more is known than their state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sort {
+    Service,
+    Timer,
+    Socket,
+}
+
+impl Sort {
+    fn of(name: &str) -> Option<Self> {
+        match name.rsplit_once('.')?.1 {
+            "service" => Some(Self::Service),
+            "timer" => Some(Self::Timer),
+            "socket" => Some(Self::Socket),
+            _ => None,
+        }
+    }
 }
 
 enum Bus {
@@ -188,7 +205,7 @@ enum Bus {
 #[derive(Debug, Default)]
 struct Unit {
     state: String,
-    service: ServiceFacts,
+    known: Known,
     watched: bool,
     /// Matches the patterns, but is beyond the bound.
     beyond: bool,
@@ -230,8 +247,10 @@ impl Units {
             system_stale: true,
             signalled: HashSet::new(),
             changes: Vec::new(),
+            changes_left_out: 0,
             changed: false,
             fresh: false,
+            some_restarted: false,
         }
     }
 
@@ -321,13 +340,28 @@ impl Units {
         self.running = running;
     }
 
-    /// Watched services whose type is not known yet.
-    pub(super) fn unknown_services(&self) -> Vec<String> {
-        let unknown = |(name, unit): &(&String, &Unit)| {
-            unit.watched && unit.service.kind.is_none() && name.ends_with(".service")
+    /// Watched services, timers and sockets of which nothing but the state is known yet.
+    pub(super) fn unknown(&self) -> Vec<(String, Sort)> {
+        let unknown = |(name, unit): (&String, &Unit)| {
+            let sort = Sort::of(name)?;
+            let known = match sort {
+                Sort::Service => unit.known.service.kind.is_some(),
+                Sort::Timer => unit.known.timer.is_some(),
+                Sort::Socket => unit.known.socket.is_some(),
+            };
+            (unit.watched && !known).then(|| (name.clone(), sort))
         };
-        let unknown = self.all.iter().filter(unknown);
-        unknown.map(|(name, _)| name.clone()).collect()
+        self.all.iter().filter_map(unknown).collect()
+    }
+
+    /// Watched sockets whose connections systemd counts; it sends no signal when one comes.
+    pub(super) fn counting_sockets(&self) -> Vec<String> {
+        let counts = |unit: &Unit| unit.known.socket.is_some_and(|socket| socket.accepts);
+        let counting = self
+            .all
+            .iter()
+            .filter(|(_, unit)| unit.watched && counts(unit));
+        counting.map(|(name, _)| name.clone()).collect()
     }
 
     /// What is known of a service; `None` leaves it as it was.
@@ -335,16 +369,38 @@ impl Units {
         let Some(unit) = self.all.get_mut(name) else {
             return;
         };
-        if let Some(kind) = facts.kind {
-            self.changed |= unit.service.kind.as_ref() != Some(&kind);
-            unit.service.kind = Some(bounded(&kind));
+        let facts = ServiceFacts {
+            kind: facts.kind.map(|kind| bounded(&kind)),
+            result: facts.result.map(|result| bounded(&result)),
+            ..facts
+        };
+        self.changed |= unit.known.set_service(facts, SystemClock.now());
+        self.some_restarted |= unit.known.has_restarted();
+    }
+
+    /// What is known of a timer; `None` leaves it as it was.
+    pub(super) fn set_timer(&mut self, name: &str, facts: TimerFacts) {
+        if let Some(unit) = self.all.get_mut(name) {
+            self.changed |= unit.known.set_timer(facts);
         }
-        if let Some(result) = facts.result {
-            unit.service.result = Some(bounded(&result));
+    }
+
+    /// What is known of a socket.
+    pub(super) fn set_socket(&mut self, name: &str, facts: SocketFacts) {
+        if let Some(unit) = self.all.get_mut(name) {
+            self.changed |= unit.known.socket.replace(facts) != Some(facts);
         }
-        if facts.restarts.is_some() {
-            self.changed |= unit.service.restarts != facts.restarts;
-            unit.service.restarts = facts.restarts;
+    }
+
+    /// Forgets restarts that are long past.
+    fn forget_restarts(&mut self, now: Timestamp) {
+        if !self.some_restarted {
+            return;
+        }
+        self.some_restarted = false;
+        for unit in self.all.values_mut() {
+            self.changed |= unit.known.forget(now);
+            self.some_restarted |= unit.known.has_restarted();
         }
     }
 
@@ -426,12 +482,14 @@ impl Units {
             }
             self.changed = true;
             let from = std::mem::replace(&mut unit.state, state.clone());
-            if unit.watched && self.changes.len() < MAX_CHANGES {
+            if unit.watched && self.changes.len() >= MAX_CHANGES {
+                self.changes_left_out += 1;
+            } else if unit.watched {
                 self.changes.push(Change {
                     name: name.to_owned(),
                     from,
                     to: state,
-                    result: unit.service.result.clone().unwrap_or_default(),
+                    result: unit.known.service.result.clone().unwrap_or_default(),
                     at: SystemClock.now(),
                 });
             }
@@ -460,6 +518,8 @@ impl Units {
     /// Puts what has changed since the last round.
     fn put(&mut self, out: &mut Readings) -> Result<Outcome, CollectError> {
         self.fresh = false;
+        self.forget_restarts(SystemClock.now());
+        out.leave_out_events(std::mem::take(&mut self.changes_left_out));
         for change in self.changes.drain(..) {
             let mut fields = vec![
                 word(EventFieldKey::From, &change.from),
@@ -486,8 +546,8 @@ impl Units {
             }
             beyond += u64::from(unit.beyond);
             // Until its type is known, a service would stand there as another series.
-            let known = unit.service.kind.is_some() || !name.ends_with(".service");
-            if unit.watched && known && out.admits_object(STATES.len() + 1) {
+            let known = unit.known.service.kind.is_some() || !name.ends_with(".service");
+            if unit.watched && known && out.admits_object(STATES.len() + unit.known.series()) {
                 put_unit(name, unit, out);
             }
         }
@@ -506,14 +566,12 @@ impl Units {
 }
 
 fn put_unit(name: &str, unit: &Unit, out: &mut Readings) {
-    let kind = unit.service.kind.as_deref().unwrap_or_default();
+    let kind = unit.known.service.kind.as_deref().unwrap_or_default();
     for state in STATES {
         let is = i64::from(state == unit.state);
         out.int(catalog::SYSTEMD_UNIT_STATE, &[name, state, kind], is);
     }
-    if let Some(restarts) = unit.service.restarts {
-        out.int(catalog::SYSTEMD_SERVICE_RESTARTS, &[name], restarts.into());
-    }
+    unit.known.put(name, out);
 }
 
 /// "252.36-1~deb12u1" is 252.36.
@@ -578,6 +636,7 @@ mod tests {
             kind: Some("notify".to_owned()),
             result: Some("exit-code".to_owned()),
             restarts: Some(3),
+            exit: Some(1),
         };
         fixed.0.set_service("a.service", facts);
         fixed.0.set_system_state("degraded");
@@ -599,7 +658,11 @@ mod tests {
             values[r#"node_systemd_version{version="252.36-1~deb12u1"}"#],
             252.36
         );
-        assert_eq!(values.len(), 2 * 5 + 1 + 5 + 1 + 1 + 1);
+        assert_eq!(
+            values[r#"muster_host_systemd_unit_result{name="a.service",result="exit-code"}"#],
+            1.0
+        );
+        assert_eq!(values.len(), 2 * 5 + 3 + 5 + 1 + 1 + 1);
         assert_eq!(host.run(&mut fixed).ok(), Some(Outcome::Unchanged));
     }
 

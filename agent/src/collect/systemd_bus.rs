@@ -13,13 +13,18 @@ use zbus::{
     fdo::DBusProxy, message, names::OwnedUniqueName,
 };
 
-use super::systemd::{Listed, Question, ServiceFacts, Shared};
+use super::{
+    systemd::{Listed, Question, Shared, Sort},
+    systemd_kinds::{ServiceFacts, SocketFacts, TimerFacts},
+};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
+const TIMER: &str = "org.freedesktop.systemd1.Timer";
+const SOCKET: &str = "org.freedesktop.systemd1.Socket";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const UNIT_PATHS: &str = "/org/freedesktop/systemd1/unit";
 
@@ -33,6 +38,9 @@ const METHOD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Units come in crowds (a login, a reload): they are asked for together.
 const GATHER: Duration = Duration::from_millis(50);
+
+/// How often sockets with Accept=yes are asked: of their connections systemd sends no signal.
+const ASK_SOCKETS: Duration = Duration::from_secs(60);
 
 /// Most units that are named in one question.
 const MAX_NAMED: usize = 200;
@@ -196,8 +204,21 @@ fn apply(message: &Message, shared: &Shared) -> Option<()> {
                     restarts: values
                         .remove("NRestarts")
                         .and_then(|value| u32::try_from(value).ok()),
+                    exit: values
+                        .remove("ExecMainStatus")
+                        .and_then(|value| i32::try_from(value).ok()),
                 };
                 units.set_service(&name, facts);
+            } else if interface == TIMER {
+                let mut moment = |key| u64::try_from(values.remove(key)?).ok();
+                let facts = TimerFacts {
+                    last: moment("LastTriggerUSec"),
+                    next: next_of(
+                        moment("NextElapseUSecRealtime"),
+                        moment("NextElapseUSecMonotonic"),
+                    ),
+                };
+                units.set_timer(&name, facts);
             }
         }
         _ => {}
@@ -207,11 +228,21 @@ fn apply(message: &Message, shared: &Shared) -> Option<()> {
 
 /// Asks for what signals do not tell, for ever.
 async fn answer(connection: &Connection, shared: &Shared) -> zbus::Result<()> {
+    let mut ask_sockets = time::Instant::now() + ASK_SOCKETS;
     loop {
         let question = shared.lock().question();
         let Some(question) = question else {
-            shared.work.notified().await;
-            time::sleep(GATHER).await;
+            tokio::select! {
+                () = shared.work.notified() => time::sleep(GATHER).await,
+                () = time::sleep_until(ask_sockets) => {
+                    ask_sockets = time::Instant::now() + ASK_SOCKETS;
+                    let counting = shared.lock().counting_sockets();
+                    for name in counting {
+                        let facts = socket(connection, &name).await?;
+                        shared.lock().set_socket(&name, facts);
+                    }
+                }
+            }
             continue;
         };
         match question {
@@ -233,10 +264,22 @@ async fn answer(connection: &Connection, shared: &Shared) -> zbus::Result<()> {
             }
             Question::System => {}
         }
-        let unknown = shared.lock().unknown_services();
-        for name in unknown {
-            let facts = service(connection, &name).await?;
-            shared.lock().set_service(&name, facts);
+        let unknown = shared.lock().unknown();
+        for (name, sort) in unknown {
+            match sort {
+                Sort::Service => {
+                    let facts = service(connection, &name).await?;
+                    shared.lock().set_service(&name, facts);
+                }
+                Sort::Timer => {
+                    let facts = timer(connection, &name).await?;
+                    shared.lock().set_timer(&name, facts);
+                }
+                Sort::Socket => {
+                    let facts = socket(connection, &name).await?;
+                    shared.lock().set_socket(&name, facts);
+                }
+            }
         }
         let state: String = property(connection, MANAGER_PATH, MANAGER, "SystemState").await?;
         shared.lock().set_system_state(&state);
@@ -261,7 +304,57 @@ async fn service(connection: &Connection, name: &str) -> zbus::Result<ServiceFac
         kind: Some(kind),
         result: optional(property(connection, &path, SERVICE, "Result").await)?,
         restarts: optional(property(connection, &path, SERVICE, "NRestarts").await)?,
+        exit: optional(property(connection, &path, SERVICE, "ExecMainStatus").await)?,
     })
+}
+
+async fn timer(connection: &Connection, name: &str) -> zbus::Result<TimerFacts> {
+    let path = unit_path(name);
+    let moment = async |key| optional(property::<u64>(connection, &path, TIMER, key).await);
+    let last = moment("LastTriggerUSec").await?;
+    let wall = moment("NextElapseUSecRealtime").await?;
+    let boot = moment("NextElapseUSecMonotonic").await?;
+    Ok(TimerFacts {
+        last,
+        next: next_of(wall, boot),
+    })
+}
+
+async fn socket(connection: &Connection, name: &str) -> zbus::Result<SocketFacts> {
+    let path = unit_path(name);
+    let accepts = optional(property::<bool>(connection, &path, SOCKET, "Accept").await)?;
+    if accepts != Some(true) {
+        return Ok(SocketFacts::default());
+    }
+    let count = async |key| {
+        let count = optional(property::<u32>(connection, &path, SOCKET, key).await)?;
+        Ok::<_, zbus::Error>(count.unwrap_or(0))
+    };
+    Ok(SocketFacts {
+        accepts: true,
+        accepted: count("NAccepted").await?,
+        connections: count("NConnections").await?,
+        // Not before systemd 239.
+        refused: count("NRefused").await?,
+    })
+}
+
+/// When a timer elapses next by the wall clock: it may be set by that or by the time since boot. All ones, and
+/// nothing, stand for never; `None` where neither was told.
+fn next_of(wall: Option<u64>, boot: Option<u64>) -> Option<u64> {
+    let real = |usec: &u64| !matches!(*usec, 0 | u64::MAX);
+    let since_boot = boot.filter(real).map(|usec| {
+        let clock = |id| {
+            let now = rustix::time::clock_gettime(id);
+            let micros = now.tv_sec.saturating_mul(1_000_000) + now.tv_nsec / 1_000;
+            micros.unsigned_abs()
+        };
+        let now = clock(rustix::time::ClockId::Realtime);
+        let left = i128::from(usec) - i128::from(clock(rustix::time::ClockId::Monotonic));
+        u64::try_from(i128::from(now) + left).unwrap_or(0)
+    });
+    let soonest = wall.filter(real).into_iter().chain(since_boot).min();
+    soonest.or_else(|| wall.or(boot).map(|_| 0))
 }
 
 /// A property that old versions of systemd do not have.
@@ -436,6 +529,31 @@ mod tests {
         fn restarts(&self) -> u32 {
             2
         }
+
+        #[zbus(property)]
+        fn exec_main_status(&self) -> i32 {
+            0
+        }
+    }
+
+    struct Timer;
+
+    #[interface(name = "org.freedesktop.systemd1.Timer")]
+    impl Timer {
+        #[zbus(property, name = "LastTriggerUSec")]
+        fn last(&self) -> u64 {
+            7_500_000
+        }
+
+        #[zbus(property, name = "NextElapseUSecRealtime")]
+        fn next(&self) -> u64 {
+            9_000_000
+        }
+
+        #[zbus(property, name = "NextElapseUSecMonotonic")]
+        fn next_since_boot(&self) -> u64 {
+            u64::MAX
+        }
     }
 
     async fn pair() -> (Connection, Connection) {
@@ -445,7 +563,8 @@ mod tests {
             .p2p()
             .serve_at(MANAGER_PATH, Manager)
             .serve_at(unit_path("web-1.service"), Service)
-            .serve_at(unit_path("new.service"), Service);
+            .serve_at(unit_path("new.service"), Service)
+            .serve_at(unit_path("a.timer"), Timer);
         let client = Builder::unix_stream(ours).p2p();
         let (server, client) = tokio::join!(server.build(), client.build());
         (server.expect("a server"), client.expect("a client"))
@@ -507,6 +626,12 @@ mod tests {
             .await;
             let values = host.values();
             assert_eq!(values[&state("a.timer", "active", "")], 1.0);
+            for (family, seconds) in [
+                ("node_systemd_timer_last_trigger_seconds", 7.5),
+                ("muster_host_systemd_timer_next_trigger_seconds", 9.0),
+            ] {
+                assert_eq!(values[&format!("{family}{{name=\"a.timer\"}}")], seconds);
+            }
             assert_eq!(
                 values[r#"node_systemd_service_restart_total{name="web-1.service"}"#],
                 2.0
@@ -562,6 +687,23 @@ mod tests {
         time::timeout(Duration::from_secs(60), test)
             .await
             .expect("in time");
+    }
+
+    #[test]
+    fn the_next_time_of_a_timer_is_the_sooner_of_two() {
+        const NEVER: u64 = u64::MAX;
+        for (wall, boot, next) in [
+            (None, None, None),
+            (Some(5), None, Some(5)),
+            (Some(5), Some(NEVER), Some(5)),
+            (Some(0), Some(NEVER), Some(0)),
+            (Some(NEVER), None, Some(0)),
+        ] {
+            assert_eq!(next_of(wall, boot), next, "{wall:?} {boot:?}");
+        }
+        // Told since boot, and so by two clocks that go on meanwhile.
+        let later = next_of(Some(NEVER), Some(u64::MAX / 4)).expect("some time");
+        assert!(later > u64::MAX / 4);
     }
 
     #[test]

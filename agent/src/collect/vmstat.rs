@@ -39,7 +39,7 @@ pub struct Vmstat {
 impl Default for Vmstat {
     fn default() -> Self {
         Self {
-            file: KeptFile::new(PATH),
+            file: KeptFile::lines(PATH),
         }
     }
 }

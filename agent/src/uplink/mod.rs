@@ -113,6 +113,10 @@ pub(crate) struct Common {
     rounds: Mutex<RoundStats>,
     schedule: watch::Sender<Schedule>,
     fin_reason: AtomicI32,
+    /// What the aggregator recalls of the flight recorder, until it is answered.
+    recall: Mutex<Option<v1::Recall>>,
+    /// Something was recalled.
+    pub(crate) recalled: Notify,
     /// A frame was appended.
     pub(crate) appended: Notify,
     pub(crate) clock: Arc<dyn HostClock>,
@@ -137,6 +141,8 @@ impl Common {
             rounds: Mutex::new(RoundStats::default()),
             schedule: watch::Sender::new(Schedule::new(&*clock, interval)),
             fin_reason: AtomicI32::new(v1::FinReason::Stopped.into()),
+            recall: Mutex::default(),
+            recalled: Notify::new(),
             appended: Notify::new(),
             clock,
             facts,
@@ -166,6 +172,17 @@ impl Common {
             // A gap is to be announced.
             self.appended.notify_one();
         }
+    }
+
+    /// The aggregator asks for what the flight recorder holds. Only its newest wish counts.
+    pub(crate) fn set_recall(&self, recall: v1::Recall) {
+        *self.recall.lock().unwrap_or_else(PoisonError::into_inner) = Some(recall);
+        self.recalled.notify_one();
+    }
+
+    pub(crate) fn take_recall(&self) -> Option<v1::Recall> {
+        let mut recall = self.recall.lock().unwrap_or_else(PoisonError::into_inner);
+        recall.take()
     }
 
     pub(crate) fn link(&self) -> MutexGuard<'_, Link> {

@@ -468,8 +468,6 @@ impl<'a> Session<'a> {
 
     fn receive(&mut self, message: Down) -> Option<End> {
         match message {
-            // For a flight recorder, which this agent has not got yet.
-            Down::Recall(_) => None,
             Down::Ack(ack) if ack.durable.len() > limits::MAX_ACK_RANGES => {
                 Some(Fault::Protocol("too many ranges in an acknowledgement").into())
             }
@@ -489,6 +487,10 @@ impl<'a> Session<'a> {
                     server = %super::fault::harmless(&redirect.server_id),
                     "redirect refused: this agent holds no server list signed by its authority"
                 );
+                None
+            }
+            Down::Recall(recall) => {
+                self.common.set_recall(recall);
                 None
             }
             Down::Welcome(_) => Some(Fault::Protocol("a second welcome").into()),

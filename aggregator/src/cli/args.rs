@@ -164,6 +164,10 @@ pub enum Command {
     },
     /// Show who did what, newest first
     Audit(super::audit::Args),
+    /// Show numbers over time
+    History(super::history::History),
+    /// Draw a metric over time
+    Plot(super::plot::Plot),
     /// Show the hosts that use most of something, redrawn on a terminal
     Top(Top),
     /// List units over all hosts, failing first
@@ -494,6 +498,8 @@ pub enum Export {
     },
     /// The root certificates that the context trusts, PEM
     Ca,
+    /// Samples over time, as OpenMetrics text or CSV
+    Metrics(super::export_metrics::Metrics),
 }
 
 /// Shells with completion.

@@ -15,13 +15,17 @@ pub mod context;
 pub mod doctor;
 pub mod events;
 pub mod export;
+pub mod export_metrics;
 pub mod failure;
+pub mod history;
+pub mod history_status;
 pub mod host;
 pub mod hosts;
 pub mod incidents;
 pub mod login;
 pub mod moment;
 pub mod output;
+pub mod plot;
 pub mod quiet;
 pub mod removal;
 pub mod renew;
@@ -33,6 +37,7 @@ pub mod table;
 pub mod text;
 pub mod units;
 pub mod user;
+pub mod when;
 
 #[cfg(test)]
 mod tests;
@@ -256,6 +261,8 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         }
         Command::Checks(args) => checks::answer(session, args).await,
         Command::Audit(args) => audit::answer(session, args).await,
+        Command::History(args) => history::run(session, args).await,
+        Command::Plot(args) => plot::run(session, args).await,
         Command::Events(args) => events::list(session, args)
             .await
             .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are")),
@@ -442,6 +449,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             Ok(Rendered::text(scrape.yaml()))
         }
         Command::Rules(command) => rules::run(command).map(Rendered::text),
+        Command::Export(Export::Metrics(args)) => export_metrics::run(session, args).await,
         Command::Export(Export::Ca) => session.roots().map(Rendered::text),
         Command::Completion { shell } => {
             let shell = match shell {

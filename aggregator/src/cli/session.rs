@@ -93,6 +93,18 @@ impl Session {
         matches!(self.options.format, Format::Table | Format::Wide)
     }
 
+    /// Where the operator is, for times.
+    #[must_use]
+    pub fn zone(&self) -> &TimeZone {
+        &self.zone
+    }
+
+    /// Columns of the terminal, if it is one.
+    #[must_use]
+    pub fn width(&self) -> Option<usize> {
+        self.width
+    }
+
     /// The standpoint of an answer; the machine's own clock without one.
     #[must_use]
     pub fn view(&self, meta: Option<&v1::AnswerMeta>) -> View {

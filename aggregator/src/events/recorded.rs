@@ -17,16 +17,22 @@ use crate::fleet::{
 };
 
 /// The seconds of a recording whose parts are in order. Rounds that build on a part that is missing are left
-/// out: each part begins with a key frame.
+/// out, up to the next key frame.
 #[must_use]
 pub fn seconds(parts: &[v1::RecordingPart]) -> Vec<v1::RecordedSecond> {
     let mut seconds = Vec::new();
     let mut names = Names::default();
     let mut reel = Reel::default();
+    let mut seq = 0;
+    let mut expected = 0;
     for part in parts {
-        // Numbers of a chain of their own; the first payload is a key frame and resets them.
-        reel.decoder.reset();
-        for (seq, round) in (1..).zip(&part.rounds) {
+        if part.number != expected {
+            // What follows does not build on what was read last.
+            reel.decoder.reset();
+        }
+        expected = part.number + 1;
+        for round in &part.rounds {
+            seq += 1;
             seconds.extend(reel.second(seq, round, &mut names));
         }
     }

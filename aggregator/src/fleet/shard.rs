@@ -34,7 +34,7 @@ use super::{
     silence::{Ended, Refused},
 };
 use crate::{
-    detect::{Engine, Opening, Transition},
+    detect::{Change, Engine, Opening, Severity, Transition},
     events::Events,
     journal::{Entry, Journal, Record, Stored},
 };
@@ -183,6 +183,7 @@ pub struct Shard {
     transitions: Vec<Transition>,
     /// Set once the aggregator is stopping.
     draining: Option<v1::Drain>,
+    recalls: Recalls,
 }
 
 /// What all shards of a fleet share.
@@ -231,6 +232,7 @@ impl Shard {
             listening_since: Instant::now(),
             transitions: Vec::new(),
             draining: None,
+            recalls: Recalls::default(),
         }
     }
 
@@ -853,6 +855,9 @@ impl Shard {
             return;
         }
         let transitions = std::mem::take(&mut self.transitions);
+        if transitions.iter().any(begins_incident) {
+            self.recall(id);
+        }
         if let Some(host) = self.hosts.get(&id) {
             self.sink.report(id, host.name(), transitions);
         }
@@ -866,6 +871,75 @@ fn stood_still(before: (Instant, Timestamp), now: (Instant, Timestamp)) -> Optio
     let jumped = now.1.millis_since(before.1).unsigned_abs();
     let jumped = Duration::from_millis(jumped).abs_diff(passed);
     Some(passed.max(jumped)).filter(|away| *away > STALL)
+}
+
+impl Shard {
+    /// Something begins on a host: what its flight recorder holds of the minutes before is evidence. The agent
+    /// sends it beside its next samples, if it wants to.
+    fn recall(&mut self, id: HostId) {
+        let Some(stream) = self.streams.get(&id) else {
+            return;
+        };
+        if !self.recalls.admits(id, Instant::now()) {
+            return;
+        }
+        let now = self.clock.now();
+        let recall = v1::Recall {
+            from_ms: now.minus(limits::MAX_RECORDING).as_millis(),
+            to_ms: now.as_millis(),
+        };
+        send(
+            &stream.to_agent,
+            v1::aggregator_message::Message::Recall(recall),
+        );
+    }
+}
+
+/// Whether an incident begins that is worth a recording.
+fn begins_incident(transition: &Transition) -> bool {
+    let opened = matches!(transition.change, Change::Opened { .. });
+    opened && matches!(transition.severity, Severity::Critical | Severity::Warning)
+}
+
+/// How often recordings are asked for: a storm of incidents must not become a storm of recordings, of up to
+/// 2 MiB each, in the log.
+#[derive(Debug)]
+struct Recalls {
+    /// Hosts that were asked, and when.
+    asked: HashMap<HostId, Instant>,
+    tokens: f64,
+    as_of: Option<Instant>,
+}
+
+/// A host is asked again after what its recorder holds.
+const RECALL_EVERY: Duration = limits::MAX_RECORDING;
+/// Recordings of a shard's hosts at once, and a second over time.
+const RECALL_BURST: f64 = 10.0;
+const RECALLS_PER_SECOND: f64 = 1.0 / 30.0;
+
+impl Default for Recalls {
+    fn default() -> Self {
+        Self {
+            asked: HashMap::new(),
+            tokens: RECALL_BURST,
+            as_of: None,
+        }
+    }
+}
+
+impl Recalls {
+    fn admits(&mut self, host: HostId, now: Instant) -> bool {
+        let as_of = self.as_of.replace(now).unwrap_or(now);
+        let earned = (now - as_of).as_secs_f64() * RECALLS_PER_SECOND;
+        self.tokens = (self.tokens + earned).min(RECALL_BURST);
+        self.asked.retain(|_, at| now - *at < RECALL_EVERY);
+        if self.tokens < 1.0 || self.asked.contains_key(&host) {
+            return false;
+        }
+        self.tokens -= 1.0;
+        self.asked.insert(host, now);
+        true
+    }
 }
 
 fn send(to_agent: &ToAgent, message: v1::aggregator_message::Message) {
@@ -898,5 +972,21 @@ mod tests {
             let away = stood_still((start, wall(0)), (mono(mono_ms), wall(wall_ms)));
             assert_eq!(away.is_some(), stalled, "{mono_ms} {wall_ms}");
         }
+    }
+
+    #[test]
+    fn recordings_are_asked_for_seldom_of_a_host_and_of_a_fleet() {
+        let mut recalls = Recalls::default();
+        let began = Instant::now();
+        let host = |number: u8| HostId::from_bytes([number; 16]);
+        let after = |seconds| began + Duration::from_secs(seconds);
+        assert!(recalls.admits(host(0), began));
+        assert!(!recalls.admits(host(0), after(599)));
+        assert!(recalls.admits(host(0), after(601)));
+        let storm = (1..=100).filter(|number| recalls.admits(host(*number), after(602)));
+        assert_eq!(storm.count(), 9, "what is left of ten");
+        assert!(!recalls.admits(host(200), after(610)));
+        assert!(recalls.admits(host(200), after(640)));
+        assert!(recalls.asked.len() <= 21, "forgotten when it is over");
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use muster_proto::{
     id::HostId,
-    log::{DiskStorage, FolderError, Log, LogConfig, LogError, Storage},
+    log::{DiskStorage, FolderError, Follower, Log, LogConfig, LogError, Storage},
     time::Clock,
 };
 use tokio::{
@@ -29,6 +29,10 @@ use super::{
 use crate::{
     detect::{Engine, Opening},
     events::Events,
+    history::{
+        self, EmbeddedStore, HistoryConfig,
+        feed::{self, Feed, FeedHealth},
+    },
     journal::{Journal, Record},
 };
 
@@ -58,10 +62,21 @@ pub struct Parts {
     pub sink: Arc<dyn TransitionSink>,
     /// What is open on a host in the store, for detectors that lost their memory of it.
     pub open: Box<dyn Fn(HostId) -> Vec<Opening> + Send>,
+    /// What is kept of the past.
+    pub history: HistoryConfig,
     /// Dates.
     pub clock: Arc<dyn Clock>,
     /// Keeps what stands beside the samples.
     pub events: Events,
+}
+
+/// The past of the fleet, for readers.
+#[derive(Clone)]
+pub struct History {
+    /// Samples.
+    pub store: Arc<EmbeddedStore<DiskStorage>>,
+    /// How they come in.
+    pub health: Arc<FeedHealth>,
 }
 
 /// Why a fleet does not start.
@@ -97,6 +112,9 @@ pub struct Started {
     /// The log.
     pub journal: Journal,
     events: Events,
+    /// The past; why there is none otherwise.
+    pub history: Result<History, String>,
+    history_threads: Option<feed::Running>,
     checkpoint_path: PathBuf,
     tasks: JoinSet<()>,
     journal_thread: thread::JoinHandle<()>,
@@ -117,8 +135,11 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
     })?;
     let checkpoint_path = parts.state_dir.join("checkpoint");
     let kept = read_checkpoint(&checkpoint_path)?;
+    let opened = open_history(&parts);
+    // Numbers that history has seen must not come again for something else, should the log be lost.
+    let seen = opened.as_ref().map_or(0, |(store, _)| store.highest());
     let mut log_config = LogConfig::aggregator();
-    log_config.next_at_least = kept.covers + 1;
+    log_config.next_at_least = kept.covers.max(seen) + 1;
     let (log, recovery) = Log::open(DiskStorage::open(log_folder)?, log_config)?;
     for damaged in &recovery.quarantined {
         tracing::error!(
@@ -164,9 +185,30 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
     );
 
     let (senders, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(INBOX)).unzip();
+    let follower = Follower::new(log.storage().clone(), log_config.stream);
+    let (offered, inbox) = Feed::new();
+    let feed = opened.is_ok().then_some(offered);
     let (journal, journal_thread) =
-        Journal::start(log, senders.clone(), parts.log_max_bytes, kept.covers)
+        Journal::start(log, senders.clone(), parts.log_max_bytes, kept.covers, feed)
             .map_err(StartError::Thread)?;
+    let mut history_threads = None;
+    let history = match opened {
+        Ok((store, opened)) => {
+            let store = Arc::new(store);
+            let parts = feed::Parts {
+                store: Arc::clone(&store),
+                opened,
+                log: follower,
+                journal: Arc::clone(journal.health()),
+                clock: Arc::clone(&parts.clock),
+            };
+            let running = feed::start(inbox, parts).map_err(StartError::Thread)?;
+            let health = Arc::clone(running.health());
+            history_threads = Some(running);
+            Ok(History { store, health })
+        }
+        Err(why) => Err(why),
+    };
     let fleet = Fleet::new(senders, counters);
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
@@ -185,6 +227,8 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
         fleet,
         journal,
         events: parts.events,
+        history,
+        history_threads,
         checkpoint_path,
         tasks,
         journal_thread,
@@ -202,6 +246,9 @@ impl Started {
                 _ = look.tick() => {
                     if self.journal_thread.is_finished() {
                         return "the log's thread";
+                    }
+                    if self.history_threads.as_ref().is_some_and(feed::Running::failed) {
+                        return "a thread of the history";
                     }
                 }
             }
@@ -232,8 +279,39 @@ impl Started {
         let joined = tokio::task::spawn_blocking(move || thread.join());
         if time::timeout(STOP_PATIENCE, joined).await.is_err() {
             tracing::warn!("the disk does not answer; what it did not take was not acknowledged");
+            return;
+        }
+        if let Some(threads) = self.history_threads {
+            let joined = tokio::task::spawn_blocking(move || threads.join());
+            if time::timeout(STOP_PATIENCE, joined).await.is_err() {
+                tracing::warn!(
+                    "history is not written to its end; the next start reads it from the log"
+                );
+            }
         }
     }
+}
+
+/// Opens the history. One that cannot be used stops nothing but itself: who is paged needs the latest values.
+fn open_history(
+    parts: &Parts,
+) -> Result<(EmbeddedStore<DiskStorage>, history::store::Opened), String> {
+    if !parts.history.enabled {
+        return Err("history is turned off ([history] enabled)".to_owned());
+    }
+    let now = parts.clock.now().as_millis();
+    let opened = DiskStorage::open(parts.state_dir.join("history"))
+        .map_err(|error| crate::chain(&error))
+        .and_then(|storage| {
+            EmbeddedStore::open(storage, parts.history.clone(), now)
+                .map_err(|error| crate::chain(&error))
+        });
+    opened.inspect_err(|error| {
+        tracing::error!(
+            error,
+            "there is no history: nothing is recorded until this is mended; everything else works"
+        );
+    })
 }
 
 fn read_checkpoint(path: &Path) -> Result<Checkpoint, StartError> {

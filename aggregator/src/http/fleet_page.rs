@@ -83,6 +83,9 @@ pub(super) fn render(
     page.own(&BUILD).sample([("version", version)], 1.0);
     process.write(&mut page);
     ingest(&mut page, totals);
+    if let Some(history) = &totals.history {
+        history.write(&mut page);
+    }
     let mut family = page.own(&REQUESTS);
     for ((handler, code), count) in requests {
         let code = code.to_string();

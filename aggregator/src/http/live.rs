@@ -12,12 +12,13 @@ use muster_proto::{
     v1::{HostFacts, HostState as State, RejectReason as Reason, SilenceCause},
 };
 
+use super::history_page::HistoryTotals;
 use super::source::{
     FleetRead, Gathered, HostView, IngestTotals, OpenIncidents, Ratios, Reading, UnitView,
 };
 use crate::{
     detect::Severity,
-    fleet::{Fleet, HostState, Liveness, ReadContext},
+    fleet::{Fleet, HostState, Liveness, ReadContext, start::History},
     incident::Incidents,
     journal::JournalHealth,
     listen::DoorCounters,
@@ -36,6 +37,8 @@ pub struct LiveFleet {
     pub incidents: Incidents,
     /// What the accept loops did.
     pub doors: DoorCounters,
+    /// The past, if it is kept.
+    pub history: Option<History>,
     /// Hosts by name, as far as they were asked for.
     pub names: Names,
 }
@@ -117,6 +120,7 @@ impl FleetRead for LiveFleet {
             log_failures: self.journal.failures.load(Ordering::Relaxed),
             incident_changes_waiting: self.incidents.totals().waiting,
             connections: self.doors.connections(),
+            history: self.history.as_ref().map(HistoryTotals::of),
         }
     }
 
@@ -334,6 +338,7 @@ mod tests {
             ),
             journal: Arc::default(),
             incidents: Incidents::default(),
+            history: None,
             doors: DoorCounters::default(),
             names: Names::default(),
         };

@@ -9,6 +9,7 @@
 
 pub mod connection;
 mod fleet_page;
+pub mod history_page;
 pub mod live;
 pub mod negotiate;
 pub mod page;

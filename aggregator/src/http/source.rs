@@ -12,6 +12,7 @@ use muster_proto::{
     v1::{HostFacts, HostState, SilenceCause},
 };
 
+use super::history_page::HistoryTotals;
 use crate::selector::Selector;
 
 /// One series of a host with its value now.
@@ -131,6 +132,8 @@ pub struct IngestTotals {
     pub incident_changes_waiting: u64,
     /// Connections by door and outcome, both closed sets.
     pub connections: Vec<(&'static str, &'static str, u64)>,
+    /// History, if there is one.
+    pub history: Option<HistoryTotals>,
 }
 
 /// Answers of all shards together.

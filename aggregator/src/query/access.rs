@@ -67,6 +67,10 @@ pub const ACCESS: &[Rule] = &[
     rule("AddQuiet", OperatorRole::Operator, 600),
     rule("ListQuiets", OperatorRole::Viewer, 600),
     rule("EndQuiet", OperatorRole::Operator, 600),
+    // The service History: what one question may cost is bounded by itself.
+    rule("ReadHistory", OperatorRole::Viewer, 600),
+    rule("GetHistoryStatus", OperatorRole::Viewer, 600),
+    rule("ForgetHistory", OperatorRole::Admin, 60),
 ];
 
 /// Oldest certificate with which what needs [`OperatorRole::Admin`] can be done (design/threats.md, T22): the program

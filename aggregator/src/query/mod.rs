@@ -7,6 +7,7 @@
 pub mod access;
 pub mod checks;
 pub mod events;
+pub mod history;
 pub mod identity;
 pub mod order;
 pub mod paging;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use checks::ChecksService;
 pub use events::EventsService;
+pub use history::HistoryService;
 pub use identity::IdentityService;
 pub use paging::PagingService;
 pub use service::{About, HttpDoor, OperatorService};

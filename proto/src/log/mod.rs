@@ -63,6 +63,7 @@
 
 #[cfg(any(test, feature = "testing"))]
 mod faulty;
+mod follow;
 pub mod format;
 mod read;
 mod recover;
@@ -77,6 +78,7 @@ use crate::time::{Clock as _, SystemClock, Timestamp};
 
 #[cfg(any(test, feature = "testing"))]
 pub use faulty::{Fault, FaultyStorage};
+pub use follow::Follower;
 pub use format::MAX_PAYLOAD_BYTES;
 pub use read::{Gap, Reader, Record};
 pub use recover::{MAX_SET_ASIDE, Quarantined, Recovery};

@@ -93,7 +93,7 @@ struct Inner {
     path: PathBuf,
     folder: File,
     /// Held, never read: closing it gives the lock back.
-    _lock: File,
+    _lock: Option<File>,
 }
 
 impl DiskStorage {
@@ -109,13 +109,37 @@ impl DiskStorage {
                 inner: Arc::new(Inner {
                     path,
                     folder,
-                    _lock: lock,
+                    _lock: Some(lock),
                 }),
             }),
             Ok(None) => Err(FolderError::Locked { folder: path }),
             Err(source) => Err(FolderError::Unusable {
                 folder: path,
                 source,
+            }),
+        }
+    }
+
+    /// Opens `folder` for reading beside whoever has it open, without its lock and without making it. Nothing may
+    /// be written through it; what is read may be removed meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`FolderError::Unusable`], naming the folder.
+    pub fn open_to_read(folder: impl Into<PathBuf>) -> Result<Self, FolderError> {
+        let path = folder.into();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(folder) => Ok(Self {
+                inner: Arc::new(Inner {
+                    path,
+                    folder: File::from(folder),
+                    _lock: None,
+                }),
+            }),
+            Err(error) => Err(FolderError::Unusable {
+                folder: path,
+                source: error.into(),
             }),
         }
     }

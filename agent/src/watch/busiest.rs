@@ -1,0 +1,443 @@
+//! Who uses most of the host: processes by CPU, memory and I/O, and units by their cgroups, every ten seconds
+//! into a ring of ten minutes.
+//!
+//! Only names leave the kernel: a process's name as `/proc/<pid>/stat` has it, at most 15 bytes, never arguments
+//! or environment. The ring stays on the host; it goes along when a recording is asked for.
+//!
+//! A scan is bounded: so many processes, so much time. What it did not reach is counted. What processes read
+//! and write, only root may see; of units the kernel tells everyone, where I/O is accounted for.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs,
+    time::{Duration, Instant},
+};
+
+use muster_proto::{event, time::Timestamp, v1};
+
+use super::cgroups;
+use crate::{collect::text, host::HostRoot};
+
+/// Between two scans.
+pub const EVERY: Duration = Duration::from_secs(10);
+
+/// Scans in the ring: ten minutes.
+const KEPT: usize = 60;
+
+/// Longest scan of processes; about 10,000 on an idle machine.
+const DEADLINE: Duration = Duration::from_millis(250);
+
+/// Longest name of a process: `TASK_COMM_LEN` without its end.
+const MAX_COMM_BYTES: usize = 15;
+
+/// Longest name of a unit that is kept.
+const MAX_UNIT_BYTES: usize = 128;
+
+/// How many are kept by CPU, by memory and by I/O.
+const TOP: usize = 5;
+
+/// Processes of which I/O is asked: those that used most CPU, since reading and writing takes some.
+const ASKED_FOR_IO: usize = 48;
+
+/// How it is found out who uses most.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BusiestConfig {
+    /// Whether it is.
+    pub enabled: bool,
+    /// Most processes looked at in a scan.
+    pub max_processes: usize,
+}
+
+impl Default for BusiestConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            max_processes: 4_096,
+        }
+    }
+}
+
+/// What a process or unit had used at the scan before.
+#[derive(Debug, Clone, Copy, Default)]
+struct Used {
+    /// When a process began, in ticks since the boot: a pid that came again is another process.
+    began: u64,
+    cpu_ns: u64,
+    io_bytes: Option<u64>,
+}
+
+/// One of those that use most, and what it used.
+#[derive(Debug, Clone, Default)]
+struct User {
+    name: String,
+    pid: u32,
+    cpu_ns: u64,
+    /// Since the scan before.
+    cpu_new_ns: u64,
+    memory_bytes: u64,
+    io_bytes: Option<u64>,
+    io_new_bytes: Option<u64>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Busiest {
+    max_processes: usize,
+    processes: HashMap<u32, Used>,
+    units: HashMap<String, Used>,
+    last: Option<Instant>,
+    ring: VecDeque<v1::Busiest>,
+    tick_ns: u64,
+    page_bytes: u64,
+}
+
+impl Busiest {
+    /// Nothing was looked at yet.
+    #[must_use]
+    pub fn new(config: &BusiestConfig) -> Self {
+        let hertz = rustix::param::clock_ticks_per_second().max(1);
+        Self {
+            max_processes: config.max_processes,
+            processes: HashMap::new(),
+            units: HashMap::new(),
+            last: None,
+            ring: VecDeque::new(),
+            tick_ns: 1_000_000_000 / hertz,
+            page_bytes: rustix::param::page_size() as u64,
+        }
+    }
+
+    /// The last ten minutes, oldest first.
+    #[must_use]
+    pub fn ring(&self) -> Vec<v1::Busiest> {
+        self.ring.iter().cloned().collect()
+    }
+
+    /// One scan.
+    pub fn look(&mut self, host: &HostRoot, at: Timestamp) {
+        let now = Instant::now();
+        let over = self.last.replace(now).map(|last| now - last);
+        let (processes, left_out) = self.processes(host, now + DEADLINE);
+        let units = self.units(host);
+        // The first scan has nothing to compare with.
+        let Some(over) = over.filter(|over| !over.is_zero()) else {
+            return;
+        };
+        if self.ring.len() == KEPT {
+            self.ring.pop_front();
+        }
+        self.ring.push_back(v1::Busiest {
+            at_ms: at.as_millis(),
+            over_ms: u32::try_from(over.as_millis()).unwrap_or(u32::MAX),
+            processes: top(processes, over),
+            units: top(units, over),
+            left_out,
+        });
+    }
+
+    /// All processes that could be looked at, and how many could not.
+    fn processes(&mut self, host: &HostRoot, until: Instant) -> (Vec<User>, u32) {
+        let (mut users, mut left_out) = (Vec::new(), 0u32);
+        let before = std::mem::take(&mut self.processes);
+        for pid in pids(host) {
+            if users.len() >= self.max_processes || Instant::now() > until {
+                left_out = left_out.saturating_add(1);
+                // Its counters are still those of the scan before.
+                if let Some(used) = before.get(&pid) {
+                    self.processes.insert(pid, *used);
+                }
+                continue;
+            }
+            let Some(mut user) = self.process(host, pid) else {
+                // It ended in between.
+                continue;
+            };
+            let old = before.get(&pid).filter(|old| old.began == user.1);
+            // One that began since has used all it used since.
+            user.0.cpu_new_ns = user
+                .0
+                .cpu_ns
+                .saturating_sub(old.map_or(0, |old| old.cpu_ns));
+            let used = Used {
+                began: user.1,
+                cpu_ns: user.0.cpu_ns,
+                io_bytes: None,
+            };
+            self.processes.insert(pid, used);
+            users.push(user.0);
+        }
+        users.sort_unstable_by_key(|user| std::cmp::Reverse(user.cpu_new_ns));
+        for user in users.iter_mut().take(ASKED_FOR_IO) {
+            let Ok(io) = host.read(format!("proc/{}/io", user.pid)) else {
+                continue;
+            };
+            user.io_bytes = sum_of(&io, &[b"read_bytes:", b"write_bytes:"]);
+            let old = before.get(&user.pid).and_then(|old| old.io_bytes);
+            user.io_new_bytes = new_since(user.io_bytes, old);
+            if let Some(used) = self.processes.get_mut(&user.pid) {
+                used.io_bytes = user.io_bytes;
+            }
+        }
+        (users, left_out)
+    }
+
+    /// A process, and when it began.
+    fn process(&self, host: &HostRoot, pid: u32) -> Option<(User, u64)> {
+        let stat = host.read(format!("proc/{pid}/stat")).ok()?;
+        // The name is in parentheses and may hold some itself.
+        let open = stat.iter().position(|&byte| byte == b'(')?;
+        let close = stat.iter().rposition(|&byte| byte == b')')?;
+        let name = stat.get(open + 1..close)?;
+        let fields: Vec<&[u8]> = text::fields(stat.get(close + 1..)?).collect();
+        // proc_pid_stat(5) numbers from the pid; the state, number 3, is the first here.
+        let number = |field: usize| text::unsigned(fields.get(field - 3)?);
+        let ticks = number(14)?.saturating_add(number(15)?);
+        let user = User {
+            name: event::printable(&text::lossy(name), MAX_COMM_BYTES),
+            pid,
+            cpu_ns: ticks.saturating_mul(self.tick_ns),
+            memory_bytes: number(24)?.saturating_mul(self.page_bytes),
+            ..User::default()
+        };
+        Some((user, number(22)?))
+    }
+
+    fn units(&mut self, host: &HostRoot) -> Vec<User> {
+        let before = std::mem::take(&mut self.units);
+        let mut users = Vec::new();
+        for unit in cgroups::units(host) {
+            let file = |name: &str| host.read(unit.path.join(name)).ok();
+            let Some(cpu) = file("cpu.stat").and_then(|stat| sum_of(&stat, &[b"usage_usec"]))
+            else {
+                continue;
+            };
+            let memory =
+                file("memory.current").and_then(|bytes| text::unsigned(bytes.trim_ascii()));
+            let name = event::printable(&unit.name, MAX_UNIT_BYTES);
+            let old = before.get(&name);
+            let cpu_ns = cpu.saturating_mul(1_000);
+            let io_bytes = file("io.stat").map(|stat| unit_io(&stat));
+            let used = Used {
+                began: 0,
+                cpu_ns,
+                io_bytes,
+            };
+            self.units.insert(name.clone(), used);
+            users.push(User {
+                pid: 0,
+                cpu_ns,
+                cpu_new_ns: cpu_ns.saturating_sub(old.map_or(0, |old| old.cpu_ns)),
+                memory_bytes: memory.unwrap_or(0),
+                io_bytes,
+                io_new_bytes: new_since(io_bytes, old.and_then(|old| old.io_bytes)),
+                name,
+            });
+        }
+        users
+    }
+}
+
+fn new_since(now: Option<u64>, before: Option<u64>) -> Option<u64> {
+    Some(now?.saturating_sub(before?))
+}
+
+fn pids(host: &HostRoot) -> Vec<u32> {
+    let Ok(folder) = fs::read_dir(host.join("proc")) else {
+        return Vec::new();
+    };
+    let pid = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+    folder.flatten().filter_map(pid).collect()
+}
+
+/// The sum of the numbers after these words, one a line; `None` if not one of them stands there.
+fn sum_of(file: &[u8], keys: &[&[u8]]) -> Option<u64> {
+    let mut sum: Option<u64> = None;
+    for line in text::lines(file) {
+        let mut fields = text::fields(line);
+        if fields.next().is_some_and(|key| keys.contains(&key))
+            && let Some(number) = fields.next().and_then(text::unsigned)
+        {
+            sum = Some(sum.unwrap_or(0).saturating_add(number));
+        }
+    }
+    sum
+}
+
+/// `8:0 rbytes=1 wbytes=2 rios=3 …` of each disk.
+fn unit_io(stat: &[u8]) -> u64 {
+    let numbers = text::lines(stat)
+        .flat_map(text::fields)
+        .filter_map(|field| {
+            let number = field
+                .strip_prefix(b"rbytes=")
+                .or_else(|| field.strip_prefix(b"wbytes="))?;
+            text::unsigned(number)
+        });
+    numbers.fold(0, u64::saturating_add)
+}
+
+/// Those that stand out by CPU, memory or I/O, by CPU first.
+fn top(mut users: Vec<User>, over: Duration) -> Vec<v1::Busy> {
+    let mut chosen: Vec<User> = Vec::new();
+    let by: [fn(&User) -> u64; 3] = [
+        |user| user.cpu_new_ns,
+        |user| user.memory_bytes,
+        |user| user.io_new_bytes.unwrap_or(0),
+    ];
+    for measure in by {
+        users.sort_unstable_by_key(|user| std::cmp::Reverse(measure(user)));
+        for user in users.iter().take(TOP).filter(|user| measure(user) > 0) {
+            let known = |one: &User| one.pid == user.pid && one.name == user.name;
+            if !chosen.iter().any(known) {
+                chosen.push(user.clone());
+            }
+        }
+    }
+    chosen.sort_by_key(|user| std::cmp::Reverse(user.cpu_new_ns));
+    chosen.into_iter().map(|user| busy(user, over)).collect()
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "seven digits do for people"
+)]
+fn busy(user: User, over: Duration) -> v1::Busy {
+    let seconds = over.as_secs_f64();
+    v1::Busy {
+        name: user.name,
+        pid: user.pid,
+        cpus: (user.cpu_new_ns as f64 / 1e9 / seconds) as f32,
+        memory_bytes: user.memory_bytes,
+        io_bytes_per_second: user
+            .io_new_bytes
+            .map(|bytes| (bytes as f64 / seconds) as f32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{Tree, at},
+        *,
+    };
+
+    fn stat(pid: u32, name: &str, ticks: u64, began: u64, pages: u64) -> String {
+        format!(
+            "{pid} ({name}) S 1 1 1 0 -1 4194560 9 9 9 9 {ticks} 0 9 9 20 0 1 0 {began} 9 {pages} 9\n"
+        )
+    }
+
+    fn busiest(max_processes: usize) -> Busiest {
+        Busiest {
+            tick_ns: 10_000_000,
+            page_bytes: 4096,
+            ..Busiest::new(&BusiestConfig {
+                enabled: true,
+                max_processes,
+            })
+        }
+    }
+
+    /// As if a scan ten seconds ago.
+    fn again(busiest: &mut Busiest, tree: &Tree) -> v1::Busiest {
+        busiest.last = Instant::now().checked_sub(Duration::from_secs(10));
+        busiest.look(&tree.host(), at(10));
+        busiest.ring().pop().expect("a scan")
+    }
+
+    #[test]
+    fn processes_and_units_by_what_they_used_since() {
+        let tree = Tree::new(&[
+            ("proc/10/stat", &stat(10, "odd) name (x", 5_000, 7, 100)),
+            ("proc/11/stat", &stat(11, "idle", 90_000, 7, 50_000)),
+            (
+                "proc/11/io",
+                "rchar: 9\nread_bytes: 1000\nwrite_bytes: 500\ncancelled_write_bytes: 9\n",
+            ),
+            ("proc/12/stat", "12 (cut"),
+            ("proc/self/stat", &stat(1, "not a pid", 1, 1, 1)),
+            (
+                "sys/fs/cgroup/system.slice/db.service/cpu.stat",
+                "usage_usec 1000000\nuser_usec 9\n",
+            ),
+            (
+                "sys/fs/cgroup/system.slice/db.service/memory.current",
+                "8192\n",
+            ),
+            (
+                "sys/fs/cgroup/system.slice/db.service/io.stat",
+                "8:0 rbytes=10 wbytes=20 rios=1\n8:16 rbytes=5 wbytes=0 rios=1\n",
+            ),
+        ]);
+        let mut busiest = busiest(100);
+        busiest.look(&tree.host(), at(0));
+        assert!(busiest.ring().is_empty(), "nothing to compare with");
+        tree.write("proc/10/stat", &stat(10, "odd) name (x", 5_500, 7, 100));
+        tree.write("proc/11/io", "read_bytes: 2000\nwrite_bytes: 10500\n");
+        tree.write(
+            "sys/fs/cgroup/system.slice/db.service/cpu.stat",
+            "usage_usec 21000000\n",
+        );
+        tree.write(
+            "sys/fs/cgroup/system.slice/db.service/io.stat",
+            "8:0 rbytes=1010 wbytes=20\n8:16 rbytes=5\n",
+        );
+        let scan = again(&mut busiest, &tree);
+        let names: Vec<&str> = scan
+            .processes
+            .iter()
+            .map(|busy| busy.name.as_str())
+            .collect();
+        assert_eq!(names, ["odd) name (x", "idle"]);
+        let [odd, idle] = &scan.processes[..] else {
+            unreachable!("two")
+        };
+        assert!(
+            (odd.cpus - 0.5).abs() < 0.01 && odd.io_bytes_per_second.is_none(),
+            "{odd:?}"
+        );
+        assert_eq!((idle.cpus, idle.memory_bytes), (0.0, 50_000 * 4096));
+        assert!(
+            idle.io_bytes_per_second
+                .is_some_and(|rate| (rate - 1_100.0).abs() < 10.0),
+            "{idle:?}"
+        );
+        let unit = &scan.units[0];
+        assert!(
+            (unit.cpus - 2.0).abs() < 0.01 && unit.memory_bytes == 8192,
+            "{unit:?}"
+        );
+        assert!(
+            unit.io_bytes_per_second
+                .is_some_and(|rate| (rate - 100.0).abs() < 1.0),
+            "{unit:?}"
+        );
+    }
+
+    #[test]
+    fn a_pid_that_came_again_is_another_process() {
+        let tree = Tree::new(&[("proc/10/stat", &stat(10, "old", 90_000, 7, 1))]);
+        let mut busiest = busiest(100);
+        busiest.look(&tree.host(), at(0));
+        tree.write("proc/10/stat", &stat(10, "new", 100, 9_000, 1));
+        let scan = again(&mut busiest, &tree);
+        assert!((scan.processes[0].cpus - 0.1).abs() < 0.01, "{scan:?}");
+    }
+
+    #[test]
+    fn a_scan_is_bounded_in_processes_and_the_ring_in_scans() {
+        let tree = Tree::new(&[]);
+        for pid in 1..=50 {
+            tree.write(&format!("proc/{pid}/stat"), &stat(pid, "x", 100, 1, 1));
+        }
+        let mut busiest = busiest(20);
+        busiest.look(&tree.host(), at(0));
+        for _ in 0..KEPT + 5 {
+            let scan = again(&mut busiest, &tree);
+            assert_eq!(scan.left_out, 30);
+            assert!(scan.processes.len() <= 3 * TOP);
+        }
+        assert_eq!(busiest.ring().len(), KEPT);
+    }
+}

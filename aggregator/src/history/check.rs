@@ -1,0 +1,79 @@
+//! Reads everything there is of a store and says what is damaged. Changes nothing, also beside a running
+//! aggregator.
+
+use muster_proto::log::Storage;
+
+use super::{HistoryError, block::Block, manifest, store::name_order};
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Files of samples that were read.
+    pub files: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Points in them.
+    pub points: u64,
+    /// What is wrong, in words for people.
+    pub problems: Vec<String>,
+}
+
+/// Reads every file that the manifest names, to the last page.
+///
+/// # Errors
+/// When the manifest itself does not read.
+pub fn check<S: Storage>(storage: &S) -> Result<Report, HistoryError> {
+    let mut report = Report::default();
+    let Some(known) = manifest::read(storage)? else {
+        return Ok(report);
+    };
+    for group in known.groups.iter().flatten() {
+        if let Err(error) = manifest::read_group(storage, &group.file) {
+            problem(storage, &group.file, &error, &mut report);
+        }
+    }
+    for file in &known.files {
+        match points(storage, &file.name) {
+            Ok(points) => {
+                report.files += 1;
+                report.bytes += file.bytes;
+                report.points += points;
+                if points != file.points {
+                    let (name, said) = (&file.name, file.points);
+                    let text = format!("{name} has {points} points, the manifest says {said}");
+                    report.problems.push(text);
+                }
+            }
+            Err(error) => problem(storage, &file.name, &error, &mut report),
+        }
+    }
+    Ok(report)
+}
+
+/// Notes what is wrong, unless the file has been replaced meanwhile by a running aggregator.
+fn problem<S: Storage>(storage: &S, name: &str, error: &HistoryError, report: &mut Report) {
+    let still = manifest::read(storage);
+    if matches!(still, Ok(Some(now)) if !now.names(name)) {
+        return;
+    }
+    report.problems.push(crate::chain(error));
+}
+
+fn points<S: Storage>(storage: &S, name: &str) -> Result<u64, HistoryError> {
+    let block = Block::open(storage, name)?;
+    if !block.series().is_sorted_by(name_order) {
+        return Err(HistoryError::Damaged {
+            name: name.to_owned(),
+            what: "its series are not in order",
+        });
+    }
+    let mut points = 0;
+    for index in 0..block.series().len() {
+        block.chunks(
+            index,
+            |_| true,
+            |_, chunk| points += chunk.cells.len() as u64,
+        )?;
+    }
+    Ok(points)
+}

@@ -1,0 +1,632 @@
+//! What every store of samples must do, written against the trait, and run on those there are.
+//!
+//! Chance is seeded; the plain store is the model that the embedded one is compared with, through flushes,
+//! packing, restarts and crashes.
+
+use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc, time::Duration};
+
+use fastrand::Rng;
+use muster_proto::{
+    codec::Intern as _,
+    id::HostId,
+    log::{Fault, FaultyStorage},
+    series::{Family, Kind, Raw, Scale},
+};
+
+use super::{
+    EmbeddedStore, HistoryConfig, HistoryError, HostSeries, LabelMatch, PlainStore, Point,
+    SampleQuery, SampleStore, SeriesKey, Tier, Token,
+    config::RAW_WINDOW_MS,
+    fold::{self, Fold},
+};
+use crate::fleet::names::Names;
+
+const START: i64 = 1_767_225_600_000; // 2026-01-01, the begin of a window of every tier but the longest.
+const HOUR: i64 = 3_600_000;
+
+fn host(number: u8) -> HostId {
+    HostId::from_bytes([number; 16])
+}
+
+fn family(name: &str, kind: Kind, scale: Scale, labels: &[&str]) -> Family {
+    Family {
+        name: name.into(),
+        kind,
+        scale,
+        labels: labels.iter().map(|label| (*label).into()).collect(),
+    }
+}
+
+/// The series of the made-up hosts.
+struct World {
+    keys: Vec<Arc<SeriesKey>>,
+    raws: BTreeMap<HostId, Vec<Raw>>,
+    random: Rng,
+    token: Token,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut names = Names::default();
+        let mut keys = Vec::new();
+        for device in ["eth0", "eth1"] {
+            let bytes = family("x_bytes_total", Kind::Counter, Scale::One, &["device"]);
+            keys.push(names.series(&bytes, &[device.into()]));
+        }
+        keys.push(names.series(&family("load", Kind::Gauge, Scale::Centi, &[]), &[]));
+        keys.push(names.series(&family("ratio", Kind::Gauge, Scale::Float, &[]), &[]));
+        keys.push(names.series(&family("constant", Kind::Gauge, Scale::Kibi, &[]), &[]));
+        keys.push(names.series(
+            &family("seconds_total", Kind::Counter, Scale::Float, &[]),
+            &[],
+        ));
+        Self {
+            keys,
+            raws: BTreeMap::new(),
+            random: Rng::with_seed(seed),
+            token: 0,
+        }
+    }
+
+    /// The host's next values; some are absent, counters are reset now and then.
+    fn next(&mut self, host: HostId) -> Vec<(Arc<SeriesKey>, Raw)> {
+        let random = &mut self.random;
+        let raws = self.raws.entry(host).or_insert_with(|| vec![Raw(0); 6]);
+        let reset = random.u8(..40) == 0;
+        for raw in &mut raws[..2] {
+            let last = if reset { 0 } else { raw.as_int() };
+            *raw = Raw::int(last + random.i64(0..1000));
+        }
+        raws[2] = Raw::int(random.i64(0..400));
+        raws[3] = Raw::float(random.f64());
+        raws[4] = Raw::int(77);
+        let last = if reset {
+            0.0
+        } else {
+            f64::from_bits(raws[5].0)
+        };
+        raws[5] = Raw::float(last + random.f64());
+        let mut values: Vec<_> = self
+            .keys
+            .iter()
+            .cloned()
+            .zip(raws.iter().copied())
+            .collect();
+        if random.u8(..8) == 0 {
+            values.remove(random.usize(..values.len()));
+        }
+        if random.u8(..16) == 0 {
+            values.reverse();
+        }
+        values
+    }
+
+    fn append(&mut self, stores: &[&dyn SampleStore], host: HostId, tick: i64) {
+        let values = self.next(host);
+        self.token += 1;
+        for store in stores {
+            let mut iter = values.iter().map(|(key, raw)| (key, *raw));
+            store
+                .append(self.token, host, tick, &mut iter)
+                .expect("there is room");
+        }
+    }
+}
+
+fn query(from: i64, to: i64) -> SampleQuery {
+    SampleQuery {
+        hosts: (0..10).map(host).collect(),
+        metric: None,
+        labels: Vec::new(),
+        from,
+        to,
+        step_ms: 0,
+        max_points: 10_000_000,
+    }
+}
+
+fn all(store: &dyn SampleStore, query: &SampleQuery) -> Vec<HostSeries> {
+    let mut found = Vec::new();
+    let report = store
+        .read(query, &mut |series| {
+            found.push(series);
+            ControlFlow::Continue(())
+        })
+        .expect("not too much");
+    assert_eq!(report.missing, [""; 0]);
+    let key = |series: &HostSeries| {
+        let name = &series.name;
+        (name.family.name.clone(), name.labels.clone(), series.host)
+    };
+    found.sort_by_key(key);
+    found
+}
+
+fn same(one: &dyn SampleStore, other: &dyn SampleStore, query: &SampleQuery) {
+    let (one, other) = (all(one, query), all(other, query));
+    assert_eq!(
+        one.len(),
+        other.len(),
+        "series in {}..{}",
+        query.from,
+        query.to
+    );
+    for (one, other) in one.iter().zip(&other) {
+        assert_eq!((one.host, &one.name), (other.host, &other.name));
+        assert_eq!(
+            one.points, other.points,
+            "{} of {}",
+            one.name.family.name, one.host
+        );
+    }
+}
+
+fn small() -> HistoryConfig {
+    HistoryConfig {
+        group_hosts: 3,
+        memory_per_host: 4 << 10,
+        memory_floor: 8 << 10,
+        ..HistoryConfig::default()
+    }
+}
+
+fn embedded(storage: &FaultyStorage) -> EmbeddedStore<FaultyStorage> {
+    let (store, opened) =
+        EmbeddedStore::open(storage.clone(), small(), START).expect("the store opens");
+    assert_eq!(opened.problems, [""; 0]);
+    store
+}
+
+/// The suite. Any store passes it, new and empty.
+fn conforms(store: &dyn SampleStore) {
+    let caps = store.caps();
+    let model = PlainStore::default();
+    let mut world = World::new(5);
+    let both: [&dyn SampleStore; 2] = [store, &model];
+    for step in 0..200 {
+        for number in 0..4 {
+            world.append(
+                &both,
+                host(number),
+                START + step * 10_000 + i64::from(number),
+            );
+        }
+    }
+    if caps.reads_own_writes {
+        for (from, to) in [
+            (START, START + HOUR),
+            (START + 15_000, START + 16_000),
+            (START + 500_000, START + 900_001),
+            (0, i64::MAX),
+            (START - HOUR, START),
+        ] {
+            same(store, &model, &query(from, to));
+        }
+        let mut asked = query(START, START + HOUR);
+        asked.metric = Some("x_bytes_total".into());
+        asked.labels = vec![LabelMatch {
+            label: "device".into(),
+            patterns: vec!["*1".into()],
+            negated: false,
+        }];
+        asked.hosts = vec![host(1), host(9)];
+        assert_eq!(all(store, &asked).len(), 1);
+        same(store, &model, &asked);
+    }
+    if caps.takes_late {
+        for step in 0..20 {
+            world.append(&both, host(1), START - 5 * HOUR + step * 7_000);
+            world.append(&both, host(2), START + 10_000 * step + 5_000);
+        }
+        same(store, &model, &query(0, i64::MAX));
+    }
+    if caps.deduplicates {
+        for step in 0..10 {
+            world.append(&both, host(0), START + step * 10_000);
+        }
+        same(store, &model, &query(0, i64::MAX));
+    }
+    let mut bounded = query(0, i64::MAX);
+    bounded.max_points = 10;
+    let refused = store.read(&bounded, &mut |_| ControlFlow::Continue(()));
+    assert!(
+        matches!(refused, Err(HistoryError::TooMuch { limit: 10 })),
+        "{refused:?}"
+    );
+    let mut given = 0;
+    let broken_off = store.read(&query(0, i64::MAX), &mut |_| {
+        given += 1;
+        ControlFlow::Break(())
+    });
+    assert!(broken_off.is_ok() && given == 1);
+    if caps.forgets {
+        for store in both {
+            store.forget(host(3)).expect("forgotten");
+            store.forget(host(200)).expect("a host that nobody knows");
+        }
+        same(store, &model, &query(0, i64::MAX));
+    }
+}
+
+#[test]
+fn the_plain_store_conforms() {
+    conforms(&PlainStore::default());
+}
+
+#[test]
+fn the_embedded_store_conforms() {
+    conforms(&embedded(&FaultyStorage::new()));
+}
+
+/// Flushes and packs all that is due, without anything kept aside.
+fn settle(store: &EmbeddedStore<FaultyStorage>, token: Token, now: i64) {
+    for group in store.unsaved() {
+        store
+            .flush(group, token, now, |_| Vec::new())
+            .expect("the disk is well");
+    }
+    while store.maintain(now).expect("the disk is well") {}
+}
+
+#[test]
+fn whatever_is_flushed_and_packed_reads_the_same() {
+    let storage = FaultyStorage::new();
+    let mut store = embedded(&storage);
+    let model = PlainStore::default();
+    let mut world = World::new(7);
+    let mut random = Rng::with_seed(9);
+    let mut now = START;
+    for round in 0..600i64 {
+        now = START + round * 60_000;
+        for number in 0..7 {
+            let late = if random.u8(..20) == 0 {
+                random.i64(0..3 * HOUR)
+            } else {
+                0
+            };
+            world.append(&[&store, &model], host(number), now - late);
+        }
+        if random.u8(..30) == 0 {
+            settle(&store, world.token, now);
+        }
+        if random.u8(..60) == 0 {
+            settle(&store, world.token, now);
+            store = embedded(&storage);
+        }
+    }
+    same(&store, &model, &query(0, i64::MAX));
+    settle(&store, world.token, now + RAW_WINDOW_MS + HOUR);
+    same(&store, &model, &query(0, i64::MAX));
+    same(&store, &model, &query(START + HOUR, START + 5 * HOUR));
+    let stats = store.stats();
+    let packed = store.files();
+    let raw: Vec<_> = packed
+        .iter()
+        .filter(|file| file.tier == Tier::Raw)
+        .collect();
+    assert!(raw.iter().all(|file| file.packed));
+    assert_eq!(stats.head_samples, 0);
+    for file in &raw {
+        let others = raw
+            .iter()
+            .filter(|other| (other.group, other.start) == (file.group, file.start));
+        assert_eq!(others.count(), 1, "one file a window");
+    }
+}
+
+/// What a roll-up must say, from the samples of the model.
+fn rolled(model: &PlainStore, step: i64) -> Vec<HostSeries> {
+    let mut series = all(model, &query(0, i64::MAX));
+    for series in &mut series {
+        let counter = series.name.family.kind == Kind::Counter;
+        let mut out: Vec<Point> = Vec::new();
+        let mut before: Option<f64> = None;
+        for point in &series.points {
+            let at = point.at - point.at.rem_euclid(step);
+            let dropped = before.filter(|before| point.last < *before).unwrap_or(0.0);
+            before = Some(point.last);
+            match out.last_mut().filter(|last| last.at == at) {
+                Some(last) => {
+                    last.last = point.last;
+                    last.min = last.min.min(point.last);
+                    last.max = last.max.max(point.last);
+                    last.sum += point.last;
+                    last.count += 1;
+                    last.dropped += dropped;
+                }
+                None => out.push(Point {
+                    at,
+                    dropped,
+                    ..*point
+                }),
+            }
+        }
+        for point in &mut out {
+            if counter {
+                (point.min, point.max, point.sum) = (f64::NAN, f64::NAN, f64::NAN);
+            } else {
+                point.dropped = 0.0;
+            }
+        }
+        series.points = out;
+    }
+    series
+}
+
+#[test]
+fn roll_ups_say_what_the_samples_said() {
+    let near =
+        |a: f64, b: f64| (a.is_nan() && b.is_nan()) || (a - b).abs() <= 1e-6 * a.abs().max(1.0);
+    let storage = FaultyStorage::new();
+    let store = embedded(&storage);
+    let model = PlainStore::default();
+    let mut world = World::new(11);
+    let hours = 26;
+    for step in 0..hours * 120 {
+        for number in 0..2 {
+            world.append(&[&store, &model], host(number), START + step * 30_000);
+        }
+        if step % 500 == 0 {
+            settle(&store, world.token, START + step * 30_000);
+        }
+    }
+    settle(&store, world.token, START + 40 * 24 * HOUR);
+    let stats = store.stats();
+    assert_eq!(stats.files[0], 0, "samples are older than they are kept");
+    assert_eq!(stats.files[1], 0, "and so are minutes");
+    let quarters = all(&store, &query(0, i64::MAX));
+    let expected = rolled(&model, 900_000);
+    assert_eq!(quarters.len(), expected.len());
+    for (found, expected) in quarters.iter().zip(&expected) {
+        assert_eq!(
+            found.points.len(),
+            expected.points.len(),
+            "{}",
+            found.name.family.name
+        );
+        for (a, b) in found.points.iter().zip(&expected.points) {
+            let pairs = [
+                (a.last, b.last),
+                (a.min, b.min),
+                (a.max, b.max),
+                (a.sum, b.sum),
+                (a.dropped, b.dropped),
+            ];
+            assert!(a.at == b.at && a.count == b.count, "{a:?} {b:?}");
+            assert!(
+                pairs.into_iter().all(|(a, b)| near(a, b)),
+                "{} {a:?} {b:?}",
+                found.name.family.name
+            );
+        }
+    }
+    // The increase over everything is that of the samples, whatever it is made of.
+    let whole = all(&model, &query(0, i64::MAX));
+    for (rolled, samples) in quarters.iter().zip(&whole) {
+        if samples.name.family.kind == Kind::Counter {
+            let of = |points: &[Point]| {
+                let grown = fold::fold(points, Fold::Increase, 1 << 50, 0);
+                grown.iter().map(|(_, value)| value).sum::<f64>()
+            };
+            // Quarters begin at their last sample, so the first quarter's own growth is not in them.
+            let first = samples
+                .points
+                .iter()
+                .rposition(|point| point.at < START + 900_000);
+            let rest = &samples.points[first.expect("the first quarter has samples")..];
+            assert!(
+                near(of(&rolled.points), of(rest)),
+                "{}",
+                samples.name.family.name
+            );
+        }
+    }
+}
+
+#[test]
+fn replayed_samples_give_the_same_bytes() {
+    let files = |pieces: i64| {
+        let storage = FaultyStorage::new();
+        let store = embedded(&storage);
+        let mut world = World::new(3);
+        for step in 0..240 {
+            world.append(&[&store], host(1), START + step * 30_000);
+            if step % pieces == 0 {
+                for group in store.unsaved() {
+                    let token = world.token;
+                    store
+                        .flush(group, token, START, |_| Vec::new())
+                        .expect("written");
+                }
+            }
+        }
+        settle(&store, world.token, START + 4 * HOUR);
+        let files = store.files();
+        let bytes = storage.files();
+        let mut contents: Vec<(Tier, Vec<u8>)> = files
+            .iter()
+            // All but the header, which says which change made the file.
+            .map(|file| (file.tier, bytes[&file.name][64..].to_vec()))
+            .collect();
+        contents.sort();
+        contents
+    };
+    let whole = files(1000);
+    assert_eq!(whole.len(), 3);
+    assert_eq!(whole, files(17));
+}
+
+#[test]
+fn every_crash_leaves_all_that_was_flushed() {
+    let run =
+        |storage: &FaultyStorage,
+         until: &mut dyn FnMut(&EmbeddedStore<FaultyStorage>, &PlainStore, Token)| {
+            let Ok((store, _)) = EmbeddedStore::open(storage.clone(), small(), START) else {
+                return;
+            };
+            let model = PlainStore::default();
+            let mut world = World::new(21);
+            for step in 0..60 {
+                for number in 0..4 {
+                    world.append(&[&store, &model], host(number), START + step * 300_000);
+                }
+                if step % 9 == 8 {
+                    let now = START + step * 300_000;
+                    for group in store.unsaved() {
+                        // After a fault everything stays readable; nothing is durable that was not said to be.
+                        let _ = store.flush(group, world.token, now, |_| vec![1, 2, 3]);
+                    }
+                    let _ = store.maintain(now);
+                    until(&store, &model, world.token);
+                }
+            }
+        };
+    let healthy = FaultyStorage::new();
+    run(&healthy, &mut |_, _, _| {});
+    let operations = healthy.operations();
+    assert!(operations > 100, "{operations}");
+    for seed in 0..operations {
+        for fault in [Fault::InputOutput, Fault::TornWrite, Fault::NoSpace] {
+            let storage = FaultyStorage::new();
+            storage.fail(seed, fault, seed % 3 == 0);
+            let mut durable: BTreeMap<HostId, Token> = BTreeMap::new();
+            let mut whole = Vec::new();
+            run(&storage, &mut |store, model, _| {
+                for number in 0..4 {
+                    durable.insert(host(number), store.covered(host(number)));
+                }
+                whole = all(model, &query(0, i64::MAX));
+                let everything = query(0, i64::MAX);
+                let mut found = Vec::new();
+                let report = store.read(&everything, &mut |series| {
+                    found.push(series);
+                    ControlFlow::Continue(())
+                });
+                // What is in memory is never missing; a file may not read while the disk is ill.
+                if report.is_ok_and(|report| report.missing.is_empty()) {
+                    let points =
+                        |all: &[HostSeries]| all.iter().map(|s| s.points.len()).sum::<usize>();
+                    assert_eq!(
+                        points(&found),
+                        points(&whole),
+                        "operation {seed}, {fault:?}"
+                    );
+                }
+            });
+            storage.heal();
+            storage.crash(seed);
+            let opened = EmbeddedStore::open(storage.clone(), small(), START);
+            let why = opened.as_ref().err().map(ToString::to_string);
+            assert_eq!(why, None, "operation {seed}, {fault:?}");
+            let (store, opened) = opened.expect("no error");
+            assert_eq!(opened.problems, [""; 0], "operation {seed}");
+            let kept = all(&store, &query(0, i64::MAX));
+            for series in &whole {
+                // Each host has a sample a round, four tokens apart.
+                let token = durable[&series.host];
+                let until = i64::try_from(token / 4).expect("small") * 300_000 + START;
+                let expected = series.points.iter().filter(|point| point.at < until);
+                let found = kept
+                    .iter()
+                    .find(|kept| kept.host == series.host && kept.name == series.name);
+                for point in expected {
+                    let there = found.is_some_and(|found| {
+                        found
+                            .points
+                            .iter()
+                            .any(|kept| (kept.at, kept.last) == (point.at, point.last))
+                    });
+                    assert!(
+                        there,
+                        "operation {seed}, {fault:?}: {} of {}",
+                        point.at, series.host
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn old_files_go_and_a_full_store_drops_its_oldest_samples_first() {
+    let storage = FaultyStorage::new();
+    let config = HistoryConfig {
+        raw: Duration::from_secs(6 * 3600),
+        ..small()
+    };
+    let (store, _) = EmbeddedStore::open(storage.clone(), config, START).expect("opens");
+    let mut world = World::new(2);
+    for step in 0..24 * 60 {
+        world.append(&[&store], host(1), START + step * 60_000);
+    }
+    settle(&store, world.token, START + 24 * HOUR + 11 * 60_000);
+    let oldest = store.stats().oldest_ms;
+    assert_eq!(
+        oldest[0],
+        START + 18 * HOUR,
+        "raw files of the last six hours"
+    );
+    assert_eq!(oldest[1], START);
+    assert_eq!(store.stats().dropped_by_age, 9);
+    drop(store);
+    let config = HistoryConfig {
+        max_bytes: 1,
+        ..small()
+    };
+    let (store, _) = EmbeddedStore::open(storage, config, START).expect("opens");
+    settle(&store, world.token, START + 24 * HOUR + 11 * 60_000);
+    let stats = store.stats();
+    assert_eq!(stats.files, [0, 0, 0]);
+    assert!(stats.dropped_by_size >= 4);
+    let now = START + 24 * HOUR + 11 * 60_000;
+    world.append(&[&store], host(1), now);
+    settle(&store, world.token, now);
+    assert_eq!(
+        store.stats().files,
+        [1, 0, 0],
+        "what covers the present stays"
+    );
+}
+
+#[test]
+fn damage_is_named_and_the_rest_is_read() {
+    let storage = FaultyStorage::new();
+    let store = embedded(&storage);
+    let mut world = World::new(2);
+    for step in 0..6 * 60 {
+        world.append(&[&store], host(1), START + step * 60_000);
+    }
+    settle(&store, world.token, START + 9 * HOUR);
+    let files = store.files();
+    let raw: Vec<_> = files.iter().filter(|file| file.tier == Tier::Raw).collect();
+    assert_eq!(raw.len(), 3);
+    let whole = all(&store, &query(0, i64::MAX));
+    let len = storage.files()[&raw[0].name].len();
+    for at in (0..len).step_by(97) {
+        let before = storage.files()[&raw[0].name].clone();
+        storage.edit(&raw[0].name, |bytes| bytes[at] ^= 0x10);
+        let (store, _) = EmbeddedStore::open(storage.clone(), small(), START).expect("opens");
+        let mut found = Vec::new();
+        let report = store
+            .read(&query(0, i64::MAX), &mut |series| {
+                found.push(series);
+                ControlFlow::Continue(())
+            })
+            .expect("not too much");
+        // Every byte is under some checksum, but for what nothing reads.
+        if report.missing.is_empty() {
+            assert_eq!(found.len(), whole.len(), "byte {at}");
+        } else {
+            assert!(
+                report.missing[0].contains(&raw[0].name),
+                "{:?}",
+                report.missing
+            );
+            assert!(
+                found.iter().all(|series| series.points.len() >= 200),
+                "the other windows"
+            );
+        }
+        storage.edit(&raw[0].name, |bytes| *bytes = before);
+    }
+}

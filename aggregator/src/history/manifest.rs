@@ -1,0 +1,220 @@
+//! What belongs to the store: the one file whose replacement makes a change happen.
+//!
+//! ```text
+//! manifest                   magic "MUSTHMAN" | version u32 | crc32c u32 of the body | body: postcard of Manifest
+//! group-<number>-<gen>.mhg   magic "MUSTHGRP" | the same | body: deflated postcard of GroupState
+//! ```
+//! Little endian. Files are written and synced under names that were never used, then the manifest that names
+//! them is written beside the one at hand, synced, renamed over it, and the folder synced. Whatever the manifest
+//! does not name is what a crash or an earlier change left, and is removed.
+
+use std::io;
+
+use muster_proto::{id::HostId, log::Storage};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{
+    HistoryError, Tier, Token,
+    block::{io_error, read_exact},
+};
+
+/// Name of the manifest.
+pub const MANIFEST: &str = "manifest";
+const TEMPORARY: &str = "manifest.tmp";
+const MANIFEST_MAGIC: &[u8; 8] = b"MUSTHMAN";
+const GROUP_MAGIC: &[u8; 8] = b"MUSTHGRP";
+const VERSION: u32 = 1;
+const HEADER_BYTES: u64 = 16;
+
+/// A file of samples.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Its name.
+    pub name: String,
+    /// How fine.
+    pub tier: Tier,
+    /// Which hosts.
+    pub group: u32,
+    /// First millisecond of its window.
+    pub start: i64,
+    /// The millisecond after the last.
+    pub end: i64,
+    /// Which change made it.
+    pub generation: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// Samples or roll-ups in it.
+    pub points: u64,
+    /// Whether it was made from all there was of its window.
+    pub packed: bool,
+}
+
+/// What is known of a group of hosts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupEntry {
+    /// Everything up to this record of the log is in files.
+    pub covered: Token,
+    /// The file with its hosts.
+    pub file: String,
+}
+
+/// All that belongs to the store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Number of the change that made it.
+    pub generation: u64,
+    /// Everything up to this record of the log is in files.
+    pub upto: Token,
+    /// By number; `None` for one that has nothing on disk yet.
+    pub groups: Vec<Option<GroupEntry>>,
+    /// Files of samples, in no order.
+    pub files: Vec<FileEntry>,
+    /// Hosts whose samples count no more in files up to this generation.
+    pub forgotten: Vec<(HostId, u64)>,
+}
+
+/// The hosts of a group, and what its feeder keeps with them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupState {
+    /// By place.
+    pub hosts: Vec<HostId>,
+    /// As it was given.
+    pub aside: Vec<u8>,
+}
+
+impl Manifest {
+    /// Whether a file of this name belongs to the store.
+    #[must_use]
+    pub fn names(&self, name: &str) -> bool {
+        name == MANIFEST
+            || self.files.iter().any(|file| file.name == name)
+            || self.groups.iter().flatten().any(|group| group.file == name)
+    }
+}
+
+/// Reads the manifest; `None` if there is none.
+///
+/// # Errors
+/// When it cannot be read, is damaged, or of a newer program.
+pub fn read<S: Storage>(storage: &S) -> Result<Option<Manifest>, HistoryError> {
+    match read_sealed(storage, MANIFEST, MANIFEST_MAGIC) {
+        Ok(body) => parse(MANIFEST, &body).map(Some),
+        Err(HistoryError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Replaces the manifest. After an error either the old one or this one counts at the next start.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn write<S: Storage>(storage: &S, manifest: &Manifest) -> Result<u64, HistoryError> {
+    let body = postcard::to_stdvec(manifest).map_err(|_| unwritable(MANIFEST))?;
+    let written = write_sealed(storage, TEMPORARY, MANIFEST_MAGIC, &body)?;
+    storage
+        .rename(TEMPORARY, MANIFEST)
+        .and_then(|()| storage.sync_folder())
+        .map_err(|error| io_error("replace", MANIFEST, error))?;
+    Ok(written)
+}
+
+/// Reads a group's file.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_group<S: Storage>(storage: &S, name: &str) -> Result<GroupState, HistoryError> {
+    parse(name, &read_sealed(storage, name, GROUP_MAGIC)?)
+}
+
+/// Writes a group's file under a name that was never used.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn write_group<S: Storage>(
+    storage: &S,
+    name: &str,
+    state: &GroupState,
+) -> Result<u64, HistoryError> {
+    let body = postcard::to_stdvec(state).map_err(|_| unwritable(name))?;
+    write_sealed(storage, name, GROUP_MAGIC, &body)
+}
+
+fn unwritable(name: &str) -> HistoryError {
+    io_error("encode", name, io::ErrorKind::InvalidData.into())
+}
+
+fn parse<T: DeserializeOwned>(name: &str, body: &[u8]) -> Result<T, HistoryError> {
+    postcard::from_bytes(body).map_err(|_| damaged(name))
+}
+
+fn damaged(name: &str) -> HistoryError {
+    HistoryError::Damaged {
+        name: name.to_owned(),
+        what: "its checksum does not hold",
+    }
+}
+
+fn write_sealed<S: Storage>(
+    storage: &S,
+    name: &str,
+    magic: &[u8; 8],
+    body: &[u8],
+) -> Result<u64, HistoryError> {
+    match storage.remove(name) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error("remove", name, error));
+        }
+        _ => {}
+    }
+    let mut bytes = Vec::with_capacity(body.len() + 16);
+    bytes.extend_from_slice(magic);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
+    bytes.extend_from_slice(body);
+    let failed = |error| io_error("write", name, error);
+    let mut file = storage.create(name).map_err(failed)?;
+    let mut rest = &bytes[..];
+    while !rest.is_empty() {
+        match storage.append(&mut file, rest).map_err(failed)? {
+            0 => return Err(failed(io::ErrorKind::WriteZero.into())),
+            written => rest = &rest[written.min(rest.len())..],
+        }
+    }
+    storage.sync(&mut file).map_err(failed)?;
+    Ok(bytes.len() as u64)
+}
+
+fn read_sealed<S: Storage>(
+    storage: &S,
+    name: &str,
+    magic: &[u8; 8],
+) -> Result<Vec<u8>, HistoryError> {
+    let failed = |error| io_error("read", name, error);
+    let file = storage.open(name).map_err(failed)?;
+    let len = storage.len(&file).map_err(failed)?;
+    let head = read_exact(storage, &file, name, 0, HEADER_BYTES)?;
+    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    if &head[..8] != magic {
+        return Err(damaged(name));
+    }
+    if word(8) > VERSION {
+        return Err(HistoryError::NewerVersion {
+            name: name.to_owned(),
+            version: u16::try_from(word(8)).unwrap_or(u16::MAX),
+            supported: u16::try_from(VERSION).unwrap_or(u16::MAX),
+        });
+    }
+    let body = read_exact(
+        storage,
+        &file,
+        name,
+        HEADER_BYTES,
+        len.saturating_sub(HEADER_BYTES),
+    )?;
+    if crc32c::crc32c(&body) != word(12) {
+        return Err(damaged(name));
+    }
+    Ok(body)
+}
