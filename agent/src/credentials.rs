@@ -46,6 +46,9 @@ impl Credentials {
     #[must_use]
     pub fn on_disk(state: &Path, address: String) -> Self {
         let time = TrustedTime::default();
+        if let Some(last) = identity::load_time(state) {
+            time.remembered(last);
+        }
         let (folder, judged_by) = (state.to_owned(), time.clone());
         let choice = Arc::new(Choice::default());
         let made = Arc::clone(&choice);
@@ -69,6 +72,44 @@ impl Credentials {
             }),
         }
     }
+}
+
+/// Most roots of a bundle: one in use, one to come, and some that were forgotten.
+const MAX_ROOTS: usize = 8;
+
+/// Why a trust bundle is not taken.
+#[derive(Debug, thiserror::Error)]
+enum BundleError {
+    #[error("a trust bundle has 1 to {MAX_ROOTS} roots, this one has {0}")]
+    Count(usize),
+    #[error("a root of the trust bundle is no certificate of an authority that is valid now")]
+    Root,
+    /// It would cut this host off.
+    #[error("with the new trust bundle this host would not accept the aggregator that sent it")]
+    CutsOff(#[source] muster_proto::tls::TlsFault),
+}
+
+/// Looks at a bundle before it takes the place of the one that works. It came over a connection to an aggregator that a
+/// root held here vouches for; with the new bundle that aggregator must still be accepted.
+fn check_bundle(bundle: &v1::TrustBundle, time: &TrustedTime) -> Result<(), BundleError> {
+    if !(1..=MAX_ROOTS).contains(&bundle.roots.len()) {
+        return Err(BundleError::Count(bundle.roots.len()));
+    }
+    let now = time.now();
+    for root in &bundle.roots {
+        let (rest, parsed) = X509Certificate::from_der(root).map_err(|_| BundleError::Root)?;
+        let alive = life(root).is_some_and(|life| now <= life.not_after);
+        let own_signature = parsed.subject() == parsed.issuer();
+        if !rest.is_empty() || !parsed.is_ca() || !alive || !own_signature {
+            return Err(BundleError::Root);
+        }
+    }
+    let roots: Vec<CertificateDer<'static>> = bundle
+        .roots
+        .iter()
+        .map(|root| CertificateDer::from(root.clone()))
+        .collect();
+    time.would_accept(&roots).map_err(BundleError::CutsOff)
 }
 
 /// Life of a certificate; `None` if it cannot be read.
@@ -111,6 +152,7 @@ struct OnDisk {
 impl OnDisk {
     fn store_bundle(&self, bundle: &v1::TrustBundle) -> io::Result<()> {
         if bundle.version > self.bundle_version() {
+            check_bundle(bundle, &self.time).map_err(io::Error::other)?;
             identity::store_bundle(&self.state, bundle).map_err(io::Error::other)?;
             tracing::info!(version = bundle.version, "new trust bundle stored");
         }
@@ -154,6 +196,7 @@ impl Memory for OnDisk {
         self.time
             .seen(Timestamp::from_millis(welcome.server_wall_ms));
         identity::store_ratchet(&self.state, &welcome.ratchet).map_err(io::Error::other)?;
+        identity::store_time(&self.state, self.time.last()).map_err(io::Error::other)?;
         match &welcome.bundle {
             Some(bundle) => self.store_bundle(bundle),
             None => Ok(()),

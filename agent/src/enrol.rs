@@ -17,9 +17,9 @@ use hyper_util::rt::TokioIo;
 use muster_proto::{
     id::HostId,
     limits::MAX_DOWNLINK_MESSAGE_BYTES,
-    spiffe::{TrustDomain, peer_id},
+    spiffe::{TrustDomain, hex, peer_id},
     tls::{TlsFault, client_config_enrolment, fault, server_name},
-    token::{Token, TokenError},
+    token::{Token, TokenError, pin_of},
     v1::{self, enrolment_client::EnrolmentClient},
 };
 use rcgen::{CertificateParams, KeyPair};
@@ -45,6 +45,13 @@ pub const TOKEN_VARIABLE: &str = "MUSTER_TOKEN";
 /// How long a closed door is knocked at, and how often.
 const DOOR_OPENS: Duration = Duration::from_secs(3);
 const DOOR_KNOCK: Duration = Duration::from_millis(200);
+
+/// Bounds on what the aggregator may ask a host to wait.
+const WAIT_FROM: Duration = Duration::from_millis(500);
+const WAIT_TO: Duration = Duration::from_secs(30);
+
+/// Characters of a key's fingerprint that people compare: 64 bits.
+const SHOWN_KEY: usize = 16;
 
 /// Bound on connecting, and again on the answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -134,16 +141,48 @@ pub struct AddressError {
     wrong: &'static str,
 }
 
-/// Joins the aggregator at `address` (host, or host:port) and stores the identity under `state`.
+/// What happens while a host waits to be let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// A person must approve it; told once.
+    Waiting {
+        /// Under which number the aggregator lists it.
+        number: u32,
+        /// Begin of the fingerprint of its key, as the aggregator lists it.
+        key: String,
+    },
+    /// The aggregator has too much to do and is asked again.
+    Busy,
+    /// The aggregator does not answer while the host waits; it is asked again. Told when the cause changes.
+    Unanswered(String),
+}
+
+/// [`enrol_telling`] without a word.
 ///
 /// # Errors
-/// When the host has joined before, the aggregator cannot be reached, is another than the token's, refuses, or the
-/// identity cannot be stored.
+/// As [`enrol_telling`].
 pub async fn enrol(
     address: &str,
     token: &Token,
     facts: v1::HostFacts,
     state: &Path,
+) -> Result<Joined, EnrolError> {
+    enrol_telling(address, token, facts, state, |_| {}).await
+}
+
+/// Joins the aggregator at `address` (host, or host:port) and stores the identity under `state`. Where a person must
+/// approve the host first this takes until then, over restarts of the aggregator; what happens meanwhile is `told`.
+/// Broken off and called again with the same token, it goes on where it was.
+///
+/// # Errors
+/// When the host has joined before, the aggregator cannot be reached, is another than the token's, refuses, or the
+/// identity cannot be stored.
+pub async fn enrol_telling(
+    address: &str,
+    token: &Token,
+    facts: v1::HostFacts,
+    state: &Path,
+    mut told: impl FnMut(Progress),
 ) -> Result<Joined, EnrolError> {
     let (host, port) = split_address(address)?;
     let joining = Joining::begin(state)?;
@@ -160,15 +199,25 @@ pub async fn enrol(
         .map_err(EnrolError::Key)?;
 
     let dialled = format!("{host}:{port}");
-    let stream = connect(&dialled, token).await?;
-    let trust_domain = domain_of(&stream)?;
+    let machine = facts.machine_id_hash.clone();
     let request = v1::EnrolRequest {
         token_id: token.id().to_owned(),
         token_secret: token.secret().to_owned(),
         csr: csr.der().to_vec(),
         facts: Some(facts),
     };
-    let answer = ask(stream, request).await?;
+    let mut waiting = Waiting {
+        key: shown_key(&key),
+        number: None,
+        unanswered: None,
+    };
+    let (trust_domain, answer) = loop {
+        let asked = ask_once(&dialled, token, request.clone()).await;
+        match waiting.next(asked, &mut told)? {
+            Next::Answer(trust_domain, answer) => break (trust_domain, *answer),
+            Next::After(pause) => sleep(pause).await,
+        }
+    };
 
     let host_id = HostId::from_slice(&answer.host_id)
         .map_err(|_| EnrolError::Answer("it carries no host id"))?;
@@ -192,8 +241,85 @@ pub async fn enrol(
         trust_domain: trust_domain.clone(),
         uplink_address: uplink_address.clone(),
     };
-    joining.finish(host_id, trust_domain, uplink_address, &chain, &bundle)?;
+    joining.finish(
+        host_id,
+        trust_domain,
+        uplink_address,
+        &chain,
+        &bundle,
+        &machine,
+    )?;
     Ok(joined)
+}
+
+/// Begin of the fingerprint of a key, as people compare it.
+fn shown_key(key: &KeyPair) -> String {
+    let fingerprint = pin_of(&rcgen::PublicKeyData::subject_public_key_info(key));
+    hex(&fingerprint).chars().take(SHOWN_KEY).collect()
+}
+
+async fn ask_once(
+    address: &str,
+    token: &Token,
+    request: v1::EnrolRequest,
+) -> Result<(TrustDomain, v1::EnrolResponse), EnrolError> {
+    let stream = connect(address, token).await?;
+    let trust_domain = domain_of(&stream)?;
+    Ok((trust_domain, ask(stream, request).await?))
+}
+
+/// A host that may have to wait.
+struct Waiting {
+    key: String,
+    /// Told.
+    number: Option<u32>,
+    /// Told.
+    unanswered: Option<String>,
+}
+
+enum Next {
+    Answer(TrustDomain, Box<v1::EnrolResponse>),
+    After(Duration),
+}
+
+impl Waiting {
+    fn next(
+        &mut self,
+        asked: Result<(TrustDomain, v1::EnrolResponse), EnrolError>,
+        told: &mut impl FnMut(Progress),
+    ) -> Result<Next, EnrolError> {
+        let answer = match asked {
+            Ok((trust_domain, answer)) if answer.wait_ms == 0 => {
+                return Ok(Next::Answer(trust_domain, Box::new(answer)));
+            }
+            Ok((_, answer)) => answer,
+            // Once it was heard that the token is good, an aggregator that is gone comes back.
+            Err(
+                error @ (EnrolError::Unreachable { .. }
+                | EnrolError::Handshake { .. }
+                | EnrolError::NoAnswer(_)),
+            ) if self.number.is_some() => {
+                let cause = error.to_string();
+                if self.unanswered.as_ref() != Some(&cause) {
+                    told(Progress::Unanswered(cause.clone()));
+                    self.unanswered = Some(cause);
+                }
+                return Ok(Next::After(WAIT_TO));
+            }
+            Err(error) => return Err(error),
+        };
+        self.unanswered = None;
+        if answer.waiting_number == 0 {
+            told(Progress::Busy);
+        } else if self.number.replace(answer.waiting_number) != Some(answer.waiting_number) {
+            told(Progress::Waiting {
+                number: answer.waiting_number,
+                key: self.key.clone(),
+            });
+        }
+        let pause = Duration::from_millis(answer.wait_ms.into());
+        Ok(Next::After(pause.clamp(WAIT_FROM, WAIT_TO)))
+    }
 }
 
 /// Says whether [`enrol`] could dial this address.
@@ -490,6 +616,56 @@ mod tests {
         assert!(matches!(plain, EnrolError::WrongDoor { .. }));
         let other = distrusted("agg:7444", TlsFault::WrongIssuer);
         assert!(matches!(other, EnrolError::Untrusted { .. }));
+    }
+
+    #[test]
+    fn a_host_waits_politely_and_says_each_thing_once() {
+        let domain: TrustDomain = "m-abcdefghij".parse().expect("a trust domain");
+        let answer = |wait_ms, waiting_number| {
+            let answer = v1::EnrolResponse {
+                wait_ms,
+                waiting_number,
+                ..v1::EnrolResponse::default()
+            };
+            Ok((domain.clone(), answer))
+        };
+        let gone = || {
+            Err(EnrolError::Unreachable {
+                address: "agg:7444".to_owned(),
+                source: io::ErrorKind::ConnectionRefused.into(),
+            })
+        };
+        let mut waiting = Waiting {
+            key: "ab".to_owned(),
+            number: None,
+            unanswered: None,
+        };
+        let mut said = Vec::new();
+        let mut step = |asked| match waiting.next(asked, &mut |progress| said.push(progress)) {
+            Ok(Next::After(pause)) => Some(pause.as_millis()),
+            Ok(Next::Answer(..)) => None,
+            Err(_) => Some(0),
+        };
+        assert_eq!(step(gone()), Some(0), "nobody was ever there");
+        assert_eq!(step(answer(1, 0)), Some(500), "no faster than this");
+        assert_eq!(step(answer(5_000, 3)), Some(5_000));
+        assert_eq!(step(answer(5_000, 3)), Some(5_000));
+        assert_eq!(step(gone()), Some(30_000));
+        assert_eq!(step(gone()), Some(30_000));
+        assert_eq!(
+            step(answer(u32::MAX, 3)),
+            Some(30_000),
+            "no longer than this"
+        );
+        assert_eq!(step(Err(EnrolError::Refused("denied".to_owned()))), Some(0));
+        assert_eq!(step(answer(0, 0)), None);
+        let number = |progress: &Progress| matches!(progress, Progress::Waiting { number: 3, .. });
+        assert_eq!(said[0], Progress::Busy);
+        assert!(
+            number(&said[1]) && matches!(said[2], Progress::Unanswered(_)),
+            "{said:?}"
+        );
+        assert_eq!(said.len(), 3, "{said:?}");
     }
 
     #[test]

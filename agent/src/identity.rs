@@ -9,6 +9,8 @@
 //! <state>/identity/identity.toml   host id, trust domain, uplink address
 //! <state>/identity/session         the last session number set aside
 //! <state>/identity/ratchet         the value of the last Welcome
+//! <state>/identity/time            the aggregator's time at the last Welcome, milliseconds
+//! <state>/identity/machine         which machine this is ([`crate::machine`])
 //! <state>/enrolling/               the same while joining; takes its final name when complete
 //! ```
 //!
@@ -24,10 +26,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::machine;
 use muster_proto::{
     id::HostId,
     owner,
     spiffe::TrustDomain,
+    time::Timestamp,
     tls::{Credentials, TlsConfigError, Trust, TrustedTime, client_config},
     v1::TrustBundle,
 };
@@ -45,6 +49,9 @@ const BUNDLE: &str = "bundle.pem";
 const SETTINGS: &str = "identity.toml";
 const SESSION: &str = "session";
 const RATCHET: &str = "ratchet";
+const TIME: &str = "time";
+/// Folders that make this machine the host it is, samples that wait included.
+pub(crate) const OF_THE_HOST: [&str; 3] = [FOLDER, JOINING, "spool"];
 
 /// Longest ratchet value kept: the aggregator's are 16 bytes.
 const MAX_RATCHET: usize = 64;
@@ -260,6 +267,27 @@ pub fn store_ratchet(state: &Path, value: &[u8]) -> Result<(), IdentityError> {
     replace(&folder, RATCHET, value, 0o600)
 }
 
+/// The aggregator's time at the last Welcome, if it was kept: a machine whose clock fell back knows that it is later.
+#[must_use]
+pub fn load_time(state: &Path) -> Option<Timestamp> {
+    let text = fs::read_to_string(state.join(FOLDER).join(TIME)).ok()?;
+    text.trim().parse().ok().map(Timestamp::from_millis)
+}
+
+/// Keeps the aggregator's time.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn store_time(state: &Path, time: Timestamp) -> Result<(), IdentityError> {
+    let text = format!("{}\n", time.as_millis());
+    replace(&state.join(FOLDER), TIME, text.as_bytes(), 0o600)
+}
+
+/// Where the identity is.
+pub(crate) fn folder(state: &Path) -> PathBuf {
+    state.join(FOLDER)
+}
+
 // ---- renewing ----------------------------------------------------------------------------------------
 
 /// Whether a renewed certificate waits to be accepted.
@@ -404,6 +432,7 @@ impl Joining {
         uplink_address: String,
         chain: &[CertificateDer<'_>],
         bundle: &TrustBundle,
+        machine_id_hash: &[u8],
     ) -> Result<(), IdentityError> {
         let settings = Settings {
             host_id: HostIdText(host_id),
@@ -414,6 +443,7 @@ impl Joining {
         let chain: String = chain.iter().map(|certificate| pem(certificate)).collect();
         replace(&self.folder, CHAIN, chain.as_bytes(), 0o644)?;
         write_bundle(&self.folder, bundle)?;
+        machine::mark(&self.folder, machine_id_hash)?;
         replace(&self.folder, SETTINGS, text.as_bytes(), 0o644)?;
         let parent = self.place.parent().unwrap_or(Path::new("."));
         fs::rename(&self.folder, &self.place)
@@ -491,7 +521,12 @@ fn load_bundle(path: &Path) -> Result<(u64, Vec<CertificateDer<'static>>), Ident
 }
 
 /// Replaces a file whole: the old content or the new, never a part.
-fn replace(folder: &Path, name: &str, content: &[u8], mode: u32) -> Result<(), IdentityError> {
+pub(crate) fn replace(
+    folder: &Path,
+    name: &str,
+    content: &[u8],
+    mode: u32,
+) -> Result<(), IdentityError> {
     let (path, beside) = (folder.join(name), folder.join(format!("{name}.new")));
     let written = match fs::remove_file(&beside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -562,7 +597,7 @@ mod tests {
         let domain = "m-abcdefghij".parse().expect("a domain");
         let id = HostId::from_bytes([9; 16]);
         joining
-            .finish(id, domain, "agg:7443".to_owned(), &chain, &bundle)
+            .finish(id, domain, "agg:7443".to_owned(), &chain, &bundle, &[1; 32])
             .expect("finished");
         state
     }

@@ -18,6 +18,7 @@ pub mod host;
 pub mod identity;
 mod live;
 pub mod lock;
+pub mod machine;
 pub mod page;
 pub mod recorder;
 pub mod renewal;

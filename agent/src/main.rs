@@ -16,11 +16,12 @@ use muster_agent::{
     check,
     collect::{self, Collection},
     config::{Config, DEFAULT_PATH},
-    enrol::{self, TokenSource},
+    enrol::{self, Progress, TokenSource},
     goodbye,
     host::{self, HostRoot},
     identity::{Identity, IdentityError},
     lock::{self, LockError},
+    machine::{self, MachineError},
     sample, sandbox,
     settings::Faults,
     status::{self, StatusError},
@@ -76,6 +77,15 @@ enum Command {
     },
     /// Join this host to an aggregator
     Enrol(Enrol),
+    /// Forget whose host this is: after cloning a machine, before it enrols under its own identity
+    ResetIdentity {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+        /// It is the same host, whose machine id was changed on purpose: keep the identity
+        #[arg(long)]
+        same_host: bool,
+    },
     /// Take samples and print them; needs no aggregator and no root
     #[command(alias = "once")]
     Sample(Sample),
@@ -175,6 +185,9 @@ fn main() -> ExitCode {
         Command::Check { name, output } => return run_checks(cli.config.as_deref(), &name, output),
         Command::CheckConfig { file } => check_config(file.or(cli.config).as_deref()),
         Command::Enrol(flags) => enrol(cli.config.as_deref(), flags),
+        Command::ResetIdentity { yes, same_host } => {
+            reset_identity(cli.config.as_deref(), yes, same_host)
+        }
         Command::Sample(flags) => take_samples(cli.config.as_deref(), &flags),
         Command::Capture(flags) => capture_host(cli.config.as_deref(), &flags),
         Command::Status { output } => print_status(cli.config.as_deref(), output),
@@ -278,6 +291,18 @@ fn run(path: Option<&Path>, log_format: Option<LogShape>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let facts = host::facts(&HostRoot::at("/"), &[]);
+    if let Err(error) = machine::check(&config.state_dir, identity.host_id, &facts.machine_id_hash)
+    {
+        let is_copy = matches!(error, MachineError::Copy { .. });
+        complain(&anyhow::Error::new(error).context(Hint(
+            "muster-agent reset-identity, then muster-agent enrol; or, if the machine id of this host was changed on purpose, muster-agent reset-identity --same-host",
+        )));
+        return match is_copy {
+            true => ExitCode::from(EXIT_NOT_ENROLLED),
+            false => ExitCode::FAILURE,
+        };
+    }
     match serve(path, config, &identity) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -468,13 +493,59 @@ fn enrol(path: Option<&Path>, flags: Enrol) -> anyhow::Result<bool> {
     let token = enrol::read_token(&source)?;
     let labels: Vec<_> = config.labels.into_iter().collect();
     let facts = host::facts(&HostRoot::at("/"), &labels);
-    let joining = enrol::enrol(&flags.address, &token, facts, &config.state_dir);
+    let joining = enrol::enrol_telling(
+        &flags.address,
+        &token,
+        facts,
+        &config.state_dir,
+        tell_progress,
+    );
     let joined = runtime()?.block_on(joining)?;
     let text = format!(
         "enrolled as {} in {}\nuplink {}\nnext: systemctl enable --now muster-agent\n",
         joined.host_id, joined.trust_domain, joined.uplink_address
     );
     print(text.as_bytes())
+}
+
+fn reset_identity(path: Option<&Path>, yes: bool, same_host: bool) -> anyhow::Result<bool> {
+    let state = load(path)?.state_dir;
+    // An agent that runs would go on with what it has read.
+    let _lock = lock::take(&state).context(Hint("stop it first: systemctl stop muster-agent"))?;
+    let identity = Identity::load(&state);
+    let who = identity.as_ref().map_or_else(
+        |_| "no usable identity".to_owned(),
+        |identity| format!("the identity of host {}", identity.host_id),
+    );
+    let here = state.display();
+    if !yes {
+        anyhow::bail!("{here} holds {who}; nothing was done without --yes");
+    }
+    if same_host {
+        let identity = identity?;
+        let facts = host::facts(&HostRoot::at("/"), &[]);
+        machine::mark(&state.join("identity"), &facts.machine_id_hash)?;
+        let text = format!("this machine is host {} from now on\n", identity.host_id);
+        return print(text.as_bytes());
+    }
+    machine::reset(&state)?;
+    let text = format!(
+        "{here} held {who}; it is removed, and the samples that waited to be sent with it\nnext: muster-agent enrol HOST with a new token\n"
+    );
+    print(text.as_bytes())
+}
+
+/// To standard error: what is printed is the end.
+fn tell_progress(progress: Progress) {
+    match progress {
+        Progress::Waiting { number, key } => eprintln!(
+            "waiting for an operator to approve this host: number {number}, key {key}\n  there: muster enrol pending, then muster enrol approve {number}\n  Ctrl-C and the same command again is no harm"
+        ),
+        Progress::Busy => eprintln!("many hosts join at the moment; asking again"),
+        Progress::Unanswered(cause) => {
+            eprintln!("still waiting, the aggregator does not answer: {cause}");
+        }
+    }
 }
 
 fn take_samples(path: Option<&Path>, flags: &Sample) -> anyhow::Result<bool> {

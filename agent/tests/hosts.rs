@@ -15,8 +15,11 @@ use muster_agent::{
 use muster_proto::time::Timestamp;
 
 /// Metrics that differ from run to run.
-const LEFT_OUT: [&str; 3] = [
+const LEFT_OUT: [&str; 5] = [
     "muster_agent_",
+    // When the repository was checked out.
+    "node_textfile_mtime_seconds",
+    "muster_host_textfile_stale",
     "node_scrape_collector_duration_seconds",
     "node_exporter_build_info",
 ];
@@ -89,4 +92,91 @@ fn a_second_round_differs_in_the_clock_only() {
         assert_eq!(first, second, "{}", host.display());
         assert_eq!(collection.table().generation, generation);
     }
+}
+
+/// More of everything than a host has: as a test of bounds, made here because nobody wants 30,000 files.
+fn crowded(root: &Path) {
+    let write = |path: &str, content: &str| {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().expect("below the root")).expect("made");
+        fs::write(path, content).expect("written");
+    };
+    let lines =
+        |count: usize, line: &dyn Fn(usize) -> String| -> String { (0..count).map(line).collect() };
+    write(
+        "proc/1/mountinfo",
+        &lines(4_000, &|n| {
+            format!("{} 1 8:{n} / /mnt/{n} rw - ext4 /dev/sd{n} rw\n", n + 30)
+        }),
+    );
+    write(
+        "proc/diskstats",
+        &lines(2_000, &|n| {
+            format!("253 {n} dm-{n} 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17\n")
+        }),
+    );
+    let numbers = " 1".repeat(16);
+    let interfaces = lines(1_000, &|n| format!("veth{n}:{numbers}\n"));
+    write("proc/net/dev", &format!("a|b\nc|d\n{interfaces}"));
+    for n in 0..1_000 {
+        write(&format!("sys/class/net/veth{n}/flags"), "0x1003\n");
+        write(&format!("sys/class/net/veth{n}/mtu"), "1500\n");
+    }
+    write(
+        "proc/stat",
+        &lines(256, &|n| format!("cpu{} 1 1 1 1 1 1 1 1 1 1\n", n * 2)),
+    );
+    write("proc/meminfo", "MemTotal: 1 kB\n");
+    write("proc/loadavg", "0.10 0.20 0.30 1/2 3\n");
+    let neighbours = lines(10_000, &|n| format!("0 0x1 0x2 0 * veth{n}\n"));
+    write("proc/net/arp", &format!("headings\n{neighbours}"));
+    let sockets = lines(20_000, &|n| format!("{n}: 0:0 0:0 01 00000001:00000000\n"));
+    write("proc/net/tcp", &format!("headings\n{sockets}"));
+    write(
+        "../statvfs.txt",
+        &lines(4_000, &|n| format!("/mnt/{n} 4096 9 8 7 6 5\n")),
+    );
+    write(
+        "var/lib/prometheus/node-exporter/many.prom",
+        &lines(20_000, &|n| format!("many{{n=\"{n}\"}} 1\n")),
+    );
+}
+
+#[test]
+fn a_crowded_host_stays_within_bounds_and_says_what_is_left_out() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let root = folder.path().join("root");
+    crowded(&root);
+    let config = CollectConfig::default();
+    let mut collection = Collection::new(HostRoot::at(root), &config);
+    let first = page(&mut collection, TICK);
+    let present = collection.table().present_count();
+    assert!(present <= config.max_series, "{present}");
+    let cut: Vec<String> = collection
+        .faults()
+        .into_iter()
+        .filter(|fault| !fault.failed)
+        .map(|fault| fault.collector)
+        .collect();
+    for collector in ["diskstats", "filesystem"] {
+        assert!(
+            cut.iter().any(|name| name == collector),
+            "{collector}: {cut:?}"
+        );
+    }
+    // What is about the host as a whole has its place, whatever else there is.
+    for series in ["node_load1 ", "node_memory_MemTotal_bytes "] {
+        assert!(first.contains(series), "{series}");
+    }
+    let generation = collection.table().generation;
+    page(
+        &mut collection,
+        TICK.plus(std::time::Duration::from_secs(61)),
+    );
+    assert_eq!(collection.table().present_count(), present);
+    assert_eq!(
+        collection.table().generation,
+        generation,
+        "the same objects are shown"
+    );
 }

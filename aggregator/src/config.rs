@@ -25,6 +25,7 @@ use crate::{
     },
     events::EventLimits,
     history::HistoryConfig,
+    notify::NotifyConfig,
     pki::is_name,
 };
 
@@ -79,6 +80,8 @@ pub struct Config {
     pub exempt_loopback: bool,
     /// Thresholds of the detectors.
     pub detect: DetectConfig,
+    /// Whom to tell.
+    pub notify: NotifyConfig,
     /// The aggregator's own log.
     pub log: LogConfig,
 }
@@ -118,6 +121,7 @@ impl Default for Config {
             credit_bytes: 1 << 20,
             exempt_loopback: false,
             detect: DetectConfig::default(),
+            notify: NotifyConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -195,6 +199,7 @@ impl Draft {
         });
         root.section("detect", |section| detect(section, &mut config.detect));
         root.tables("rules", |section| rule(section, &mut config.detect.rules));
+        config.notify.keys(root);
         root.section("log", |log| config.log.keys(log));
     }
 
@@ -218,6 +223,7 @@ impl Draft {
         if let Err(error) = Overrides::new(&self.config.detect.rules) {
             reader.fault("rules", error);
         }
+        self.config.notify.check(reader);
         let detect = &self.config.detect;
         if detect.filesystem_warning_ratio > detect.filesystem_critical_ratio {
             reader.fault(

@@ -20,7 +20,7 @@ use muster_proto::{
         enrolment_server::{Enrolment, EnrolmentServer},
     },
 };
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{net::TcpListener, sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport::Server};
 
@@ -36,6 +36,15 @@ const MAX_FAILURES: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(60);
 /// Addresses remembered; when there are more, the oldest windows are over long before.
 const MAX_ADDRESSES: usize = 10_000;
+
+/// Hosts that are let in within a second once [`JOIN_BURST`] have been: each costs a signature and a write.
+const JOINS_PER_SECOND: f64 = 100.0;
+/// Hosts that may come at once.
+const JOIN_BURST: f64 = 100.0;
+/// A host beyond that asks again after this and as much again by chance.
+const COME_BACK: Duration = Duration::from_secs(2);
+/// How often a host that waits for a person asks again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// How often to look whether a token was made or ended; another process may have done it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -126,6 +135,7 @@ impl EnrolDoor {
         let service = EnrolmentServer::new(Service {
             door: self,
             failures: Mutex::default(),
+            room: Mutex::new(Room::full(Instant::now())),
         })
         .max_decoding_message_size(MAX_ENROLMENT_MESSAGE_BYTES);
         let served = Server::builder()
@@ -154,6 +164,45 @@ async fn finished(mut task: tokio::task::JoinHandle<()>) {
 struct Service {
     door: EnrolDoor,
     failures: Mutex<HashMap<IpAddr, Failures>>,
+    room: Mutex<Room>,
+}
+
+/// Room for hosts that join: a bucket that fills again.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    places: f64,
+    at: Instant,
+}
+
+impl Room {
+    fn full(now: Instant) -> Self {
+        Self {
+            places: JOIN_BURST,
+            at: now,
+        }
+    }
+
+    /// Takes a place, if there is one.
+    fn take(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.places = (self.places + passed * JOINS_PER_SECOND).min(JOIN_BURST);
+        self.at = now;
+        let free = self.places >= 1.0;
+        if free {
+            self.places -= 1.0;
+        }
+        free
+    }
+}
+
+/// The host is to ask again.
+fn wait(after: Duration, number: u32, now: Timestamp) -> v1::EnrolResponse {
+    v1::EnrolResponse {
+        wait_ms: u32::try_from(after.as_millis()).unwrap_or(u32::MAX),
+        waiting_number: number,
+        server_wall_ms: now.as_millis(),
+        ..v1::EnrolResponse::default()
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -197,6 +246,14 @@ impl Service {
         address: IpAddr,
         now: Timestamp,
     ) -> Result<v1::EnrolResponse, Status> {
+        let has_room = self
+            .room
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take(Instant::now());
+        if !has_room {
+            return Ok(wait(COME_BACK + COME_BACK.mul_f64(fastrand::f64()), 0, now));
+        }
         let csr = pki::Request::check(&request.csr).map_err(|error| {
             Status::invalid_argument(format!(
                 "the certificate request is not acceptable: {error}"
@@ -228,8 +285,11 @@ impl Service {
             .map_err(|error| {
                 tracing::error!(error = crate::chain(&error), "a host could not join");
                 Status::unavailable("the aggregator cannot record new hosts now; its log says why")
-            })?
-            .map_err(|refusal| refused(refusal, address))?;
+            })?;
+        if let Err(EnrolRefusal::Waiting(number)) = &enrolled {
+            return Ok(wait(ASK_AGAIN, *number, now));
+        }
+        let enrolled = enrolled.map_err(|refusal| refused(refusal, address))?;
         tracing::info!(host = %enrolled.host_id, name = enrolled.name, %address, again = enrolled.again, "host joined");
         let _ = self.door.joined.try_send(enrolled.host_id);
         Ok(v1::EnrolResponse {
@@ -243,6 +303,8 @@ impl Service {
             host_id: enrolled.host_id.as_bytes().to_vec(),
             uplink_address: self.door.uplink_address.clone(),
             server_wall_ms: now.as_millis(),
+            wait_ms: 0,
+            waiting_number: 0,
         })
     }
 }
@@ -279,5 +341,24 @@ impl Enrolment for Service {
             self.failed(address, now);
         }
         joined.map(Response::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hundred_at_once_and_a_hundred_a_second() {
+        let begin = Instant::now();
+        let mut room = Room::full(begin);
+        let mut taken = |after_ms: u64| {
+            let now = begin + Duration::from_millis(after_ms);
+            (0..1000).filter(|_| room.take(now)).count()
+        };
+        assert_eq!(taken(0), 100);
+        assert_eq!(taken(0), 0);
+        assert_eq!(taken(500), 50);
+        assert_eq!(taken(60_000), 100);
     }
 }

@@ -5,15 +5,18 @@
 //! What the shard answers goes straight to the agent. A breach of the contract ends the stream with a
 //! Deny; a slow shard slows the stream down, since nothing is read while its inbox is full.
 //!
+//! Two machines with one identity are found here: while one is connected the other is turned away, and what each Hello
+//! says is held against what the host said before ([`crate::control::Greeting`]).
+//!
 //! A connection whose certificate has expired may renew it and nothing else; a stream ends with the life of
 //! its certificate.
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -36,12 +39,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    control::{CertificateRefusal, Control, Presented},
+    control::{COPY_SIGNS, COPY_WINDOW, CertificateRefusal, Control, Greeted, Greeting, Presented},
+    detect::{Change, Severity, Transition},
     directory::{Admitted, Directory, Known},
     fleet::{
         Fleet,
         host::{FrameIn, Lane, Session},
-        shard::{Connection, Credit, Message, ToAgent},
+        shard::{Connection, Credit, Message, ToAgent, TransitionSink},
         silence::{Ended, Refused},
     },
     listen::{Ending, Peer},
@@ -79,6 +83,32 @@ struct Inner {
     connections: AtomicU64,
     /// Begin of each host's window, and what it asked for in it. Bounded by the hosts that have a certificate.
     renewals: Mutex<HashMap<HostId, (Instant, u32)>>,
+    /// Who is connected. Bounded as well.
+    live: Mutex<HashMap<HostId, Live>>,
+}
+
+/// A machine that is connected.
+#[derive(Debug, Clone)]
+struct Live {
+    connection: Connection,
+    boot_id: Vec<u8>,
+    address: SocketAddr,
+}
+
+/// Name of the rule that a host in quarantine has an incident of.
+pub const COPY_RULE: &str = "identity_copied";
+
+/// What the incident of a host in quarantine says, or its end.
+#[must_use]
+pub fn copy_transition(since: Timestamp, at: Timestamp, change: Change) -> Transition {
+    Transition {
+        rule: COPY_RULE,
+        subject: String::new(),
+        severity: Severity::Warning,
+        since,
+        at,
+        change,
+    }
 }
 
 /// What every Welcome says.
@@ -88,16 +118,18 @@ pub struct WelcomeTerms {
     pub credit_bytes: u64,
     /// See [`crate::fleet::FleetConfig`].
     pub epoch: u64,
-    /// The roots agents should trust.
-    pub bundle: v1::TrustBundle,
 }
 
-/// What a renewal needs.
+/// What is decided about identities with.
 pub struct Renewing {
     /// Which certificate is in use, and the audit log.
     pub control: Control,
     /// Signs.
     pub authority: Arc<Authority>,
+    /// What certificates are judged by.
+    pub clock: Arc<dyn Clock>,
+    /// Told of hosts that come into quarantine.
+    pub sink: Arc<dyn TransitionSink>,
 }
 
 impl UplinkService {
@@ -118,6 +150,7 @@ impl UplinkService {
             welcome,
             connections: AtomicU64::new(1),
             renewals: Mutex::default(),
+            live: Mutex::default(),
         }))
     }
 }
@@ -126,7 +159,8 @@ impl Inner {
     /// What every Welcome says; what is stored here is added by the shard.
     fn welcome(&self, hello: &v1::Hello) -> v1::Welcome {
         let millis = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
-        let newer = hello.bundle_version < self.welcome.bundle.version;
+        let bundle = self.renewing.authority.bundle();
+        let newer = hello.bundle_version < bundle.version;
         v1::Welcome {
             server_wall_ms: self.clock.now().as_millis(),
             ratchet: Vec::new(),
@@ -136,7 +170,7 @@ impl Inner {
             min_interval_ms: millis(limits::MIN_INTERVAL),
             max_interval_ms: millis(limits::MAX_INTERVAL),
             heartbeat_ms: 0,
-            bundle: newer.then(|| self.welcome.bundle.clone()),
+            bundle: newer.then_some(bundle),
             servers: None,
             fleet_hint: u32::try_from(self.fleet.totals().hosts).unwrap_or(u32::MAX),
         }
@@ -172,10 +206,100 @@ impl Inner {
         Ok((session, holds))
     }
 
+    fn live(&self) -> MutexGuard<'_, HashMap<HostId, Live>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another boot of this host that is connected, as far as is known: it may be gone without a word.
+    fn other_machine(&self, host: HostId, boot_id: &[u8]) -> Option<Live> {
+        let live = self.live();
+        live.get(&host)
+            .filter(|other| other.boot_id != boot_id)
+            .cloned()
+    }
+
+    /// Holds a Hello against what the host said before; the ratchet value of the Welcome.
+    async fn meet(
+        &self,
+        host: HostId,
+        hello: &v1::Hello,
+        other: Option<&Live>,
+    ) -> Result<Vec<u8>, v1::DenyReason> {
+        let (control, now) = (&self.renewing.control, self.clock.now());
+        if other.is_some() {
+            // The shard knows whether that one is still heard; until then nothing is moved on.
+            return match control.is_heard(host, &hello.boot_id).await {
+                Ok(false) => Err(v1::DenyReason::StaleCopy),
+                _ => Ok(hello.ratchet.clone()),
+            };
+        }
+        let greeting = Greeting {
+            session: hello.session,
+            boot_id: hello.boot_id.clone(),
+            ratchet: hello.ratchet.clone(),
+            bundle_version: hello.bundle_version,
+        };
+        match control.greet(host, greeting, now).await {
+            Ok(greeted) => {
+                self.tell_copy(host, &greeted, now);
+                if greeted.heard {
+                    return Ok(greeted.ratchet);
+                }
+                Err(v1::DenyReason::StaleCopy)
+            }
+            Err(error) => {
+                tracing::warn!(%host, error = crate::chain(&error), "whether this host is a copy cannot be looked up");
+                Ok(hello.ratchet.clone())
+            }
+        }
+    }
+
+    fn tell_copy(&self, host: HostId, greeted: &Greeted, now: Timestamp) {
+        if let Some(sign) = greeted.sign {
+            tracing::warn!(%host, sign, "this may be a copy of the host, or a snapshot of it that was restored");
+        }
+        let Some(since) = greeted.quarantined.filter(|_| greeted.newly) else {
+            return;
+        };
+        tracing::error!(%host, "two machines speak with this host's identity: only the one that is connected is listened to from now on");
+        let change = Change::Opened {
+            summary: "two machines speak with this host's identity".to_owned(),
+            evidence: format!(
+                "{COPY_SIGNS} signs of a copy within {} minutes; muster audit --on {host} lists them with boot ids. Only one boot is listened to until an operator decides: give the copy an identity of its own (muster-agent reset-identity there, then enrol), then muster host {host} release --yes",
+                COPY_WINDOW.as_secs() / 60
+            ),
+        };
+        let transition = copy_transition(since, now, change);
+        self.renewing
+            .sink
+            .report(host, &host.to_string(), vec![transition]);
+    }
+
+    /// What a second machine is told, which is not let in.
+    async fn turn_away(&self, host: HostId, boot_id: &[u8], reason: v1::DenyReason) -> Refusal {
+        let other = self.other_machine(host, boot_id);
+        let (v1::DenyReason::AlreadyConnected, Some(other)) = (reason, other) else {
+            return Refusal::Deny(reason);
+        };
+        let now = self.clock.now();
+        match self
+            .renewing
+            .control
+            .second_machine(host, boot_id, now)
+            .await
+        {
+            Ok(greeted) => self.tell_copy(host, &greeted, now),
+            Err(error) => {
+                tracing::warn!(%host, error = crate::chain(&error), "a second machine was not put on record");
+            }
+        }
+        Refusal::Occupied(other)
+    }
+
     async fn open(
         &self,
         presented: &Presented,
-        address: IpAddr,
+        address: SocketAddr,
         inbound: &mut Streaming<v1::AgentMessage>,
         to_agent: &ToAgent,
     ) -> Result<Opened, Refusal> {
@@ -207,7 +331,7 @@ impl Inner {
             Admitted::No(refusal) => return Err(Refusal::Deny(denied(refusal))),
             // Known hosts stay connected while the store is sick; who expired does not.
             Admitted::Unavailable => {
-                if presented.not_after < self.clock.now() {
+                if presented.not_after < self.renewing.clock.now() {
                     return Err(Refusal::Deny(v1::DenyReason::Expired));
                 }
             }
@@ -226,27 +350,42 @@ impl Inner {
             // The fleet knows the hosts that were there at its start.
             Known::Unavailable => {}
         }
+        let other = self.other_machine(host, &hello.boot_id);
+        let ratchet = self
+            .meet(host, &hello, other.as_ref())
+            .await
+            .map_err(Refusal::Deny)?;
         let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let close = CancellationToken::new();
         let (reply, answer) = oneshot::channel();
+        let welcome = v1::Welcome {
+            ratchet,
+            ..self.welcome(&hello)
+        };
+        let gave_bundle = welcome.bundle.as_ref().map(|bundle| bundle.version);
         let attach = Message::Attach {
             host,
             connection,
-            address,
+            address: address.ip(),
             session,
             holds,
             to_agent: to_agent.clone(),
             close: close.clone(),
-            welcome: Box::new(self.welcome(&hello)),
+            welcome: Box::new(welcome),
             reply,
         };
         if !self.fleet.tell(host, attach).await {
             return Err(stopping());
         }
-        answer
-            .await
-            .map_err(|_| stopping())?
-            .map_err(Refusal::Deny)?;
+        if let Err(reason) = answer.await.map_err(|_| stopping())? {
+            return Err(self.turn_away(host, &hello.boot_id, reason).await);
+        }
+        let live = Live {
+            connection,
+            boot_id: hello.boot_id,
+            address,
+        };
+        self.live().insert(host, live);
         // Removed between the first look and now: then the fleet was told before it was told of this stream.
         if matches!(self.directory.host(host).await, Known::No) {
             self.fleet.forget(host).await;
@@ -256,9 +395,10 @@ impl Inner {
             host,
             connection,
             idle: (interval * IDLE_INTERVALS).max(IDLE_FLOOR),
-            until: Instant::now() + presented.not_after.since(self.clock.now()),
+            until: Instant::now() + presented.not_after.since(self.renewing.clock.now()),
             close,
             credit: Arc::new(Semaphore::new(self.credit())),
+            gave_bundle,
         })
     }
 }
@@ -274,11 +414,15 @@ struct Opened {
     close: CancellationToken,
     /// Bytes that may still be on their way to the disk; beyond, nothing is read.
     credit: Arc<Semaphore>,
+    /// Version of the trust bundle in the Welcome, if there was one.
+    gave_bundle: Option<u64>,
 }
 
 /// Why a stream is not opened, or ends.
 enum Refusal {
     Deny(v1::DenyReason),
+    /// This one is connected.
+    Occupied(Live),
     Status(Status),
 }
 
@@ -306,8 +450,10 @@ impl Uplink for UplinkService {
         let (to_agent, outbound) = mpsc::channel(TO_AGENT);
         let service = Arc::clone(&self.0);
         tokio::spawn(async move {
-            let opened = service.open(&presented, address, &mut inbound, &to_agent);
-            let opened = match opened.await {
+            let opened = service
+                .open(&presented, address, &mut inbound, &to_agent)
+                .await;
+            let opened = match opened {
                 Ok(opened) => opened,
                 Err(refusal) => {
                     if let Some(why) = of_note(&refusal) {
@@ -320,6 +466,13 @@ impl Uplink for UplinkService {
                     return;
                 }
             };
+            let first = inbound.next().await;
+            // It keeps the bundle of the Welcome before it goes on.
+            if let (Some(version), Some(Ok(_))) = (opened.gave_bundle, &first)
+                && let Err(error) = service.renewing.control.bundle_taken(host, version).await
+            {
+                tracing::warn!(%host, error = crate::chain(&error), "that the host holds the new trust bundle was not noted");
+            }
             let ended = service.receive(&opened, &mut inbound, &to_agent).await;
             let mut how = ending.seen();
             if let Err(refusal) = ended {
@@ -332,6 +485,7 @@ impl Uplink for UplinkService {
                 }
                 refuse(host, refusal, &to_agent);
             }
+            service.gone(host, opened.connection);
             let detach = Message::Detach {
                 host,
                 connection: opened.connection,
@@ -355,9 +509,9 @@ impl Uplink for UplinkService {
 }
 
 /// Where a connection comes from, and how it will have ended.
-fn connection<T>(request: &Request<T>) -> Result<(IpAddr, Ending), Status> {
+fn connection<T>(request: &Request<T>) -> Result<(SocketAddr, Ending), Status> {
     let peer = request.extensions().get::<Peer>();
-    peer.map(|peer| (peer.addr.ip(), peer.ending.clone()))
+    peer.map(|peer| (peer.addr, peer.ending.clone()))
         .ok_or_else(|| Status::internal("a connection without a peer"))
 }
 
@@ -367,7 +521,7 @@ fn of_note(refusal: &Refusal) -> Option<Refused> {
         Refusal::Deny(v1::DenyReason::Expired) => Some(Refused::Expired),
         Refusal::Deny(v1::DenyReason::StaleCopy) => Some(Refused::Superseded),
         Refusal::Deny(v1::DenyReason::Protocol) => Some(Refused::Protocol),
-        Refusal::Deny(_) | Refusal::Status(_) => None,
+        _ => None,
     }
 }
 
@@ -389,12 +543,24 @@ fn denied(refusal: CertificateRefusal) -> v1::DenyReason {
     match refusal {
         CertificateRefusal::Removed => v1::DenyReason::Removed,
         CertificateRefusal::Superseded => v1::DenyReason::StaleCopy,
-        CertificateRefusal::Expired => v1::DenyReason::Expired,
+        // It cannot be renewed either; the agent says that the host must enrol again.
+        CertificateRefusal::Expired | CertificateRefusal::Untrusted => v1::DenyReason::Expired,
         CertificateRefusal::OldKey => v1::DenyReason::ProtocolViolation,
     }
 }
 
 impl Inner {
+    /// A stream has ended.
+    fn gone(&self, host: HostId, connection: Connection) {
+        let mut live = self.live();
+        if live
+            .get(&host)
+            .is_some_and(|one| one.connection == connection)
+        {
+            live.remove(&host);
+        }
+    }
+
     fn may_ask(&self, host: HostId) -> bool {
         let now = Instant::now();
         let mut renewals = self.renewals.lock().unwrap_or_else(PoisonError::into_inner);
@@ -407,7 +573,7 @@ impl Inner {
     }
 
     async fn renew(&self, presented: Presented, csr: &[u8]) -> Result<v1::RenewResponse, Status> {
-        let (host, now) = (presented.host_id, self.clock.now());
+        let (host, now) = (presented.host_id, self.renewing.clock.now());
         if !self.may_ask(host) {
             return Err(Status::resource_exhausted(
                 "this host asked for too many certificates within an hour",
@@ -548,8 +714,19 @@ fn refuse(host: HostId, refusal: Refusal, to_agent: &ToAgent) {
             tracing::warn!(%host, reason = words::denied(reason), "agent denied");
             let deny = v1::Deny {
                 reason: reason.into(),
+                ..v1::Deny::default()
             };
             // The agent may be gone already, or not read; then the end of the stream must do.
+            let _ = to_agent.try_send(message(aggregator_message::Message::Deny(deny)));
+        }
+        Refusal::Occupied(other) => {
+            tracing::warn!(%host, connected_from = %other.address, "a second machine with this host's identity was turned away");
+            let deny = v1::Deny {
+                reason: v1::DenyReason::AlreadyConnected.into(),
+                other_address: other.address.ip().to_canonical().to_string(),
+                other_boot_id: other.boot_id,
+            };
+            // As above.
             let _ = to_agent.try_send(message(aggregator_message::Message::Deny(deny)));
         }
         Refusal::Status(status) => {

@@ -17,11 +17,13 @@ pub mod incident;
 pub mod ingest;
 pub mod journal;
 pub mod listen;
+pub mod notify;
 pub mod pki;
 pub mod query;
 pub mod selector;
 pub mod serve;
 pub mod setup;
+pub mod time_guard;
 
 /// An error and its causes in one line, as logs and operators get it.
 #[must_use]

@@ -14,7 +14,7 @@ use muster_aggregator::{
     backup, chain,
     cli::audit::head,
     config::{self, Config, DEFAULT_PATH},
-    control::{MAX_TOKEN_TTL, MAX_USES, TokenOptions, TokenState},
+    control::{MAX_TOKEN_TTL, MAX_USES, Network, TokenOptions},
     demo,
     detect::offline,
     history,
@@ -58,6 +58,9 @@ enum Command {
     /// Join tokens; works with and without a running aggregator
     #[command(subcommand)]
     Token(Token),
+    /// The clock that certificates are judged by
+    #[command(subcommand)]
+    Clock(ClockVerb),
     /// The audit log, as its database has it; works with and without a running aggregator
     #[command(subcommand)]
     Audit(Audit),
@@ -106,6 +109,15 @@ enum Token {
         /// Label that hosts get that join with it (several times for several)
         #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
         labels: Vec<(String, String)>,
+        /// Network from which they call, e.g. 10.0.0.0/8 (several times for several) [default: anywhere]
+        #[arg(long = "cidr", value_name = "NETWORK")]
+        networks: Vec<Network>,
+        /// A person must approve each of them: muster enrol pending
+        #[arg(long)]
+        approve: bool,
+        /// The host that joins takes this one's place: its history and name stay, its certificates are refused
+        #[arg(long, value_name = "HOST")]
+        replaces: Option<String>,
     },
     /// List tokens, newest first
     List {
@@ -118,6 +130,12 @@ enum Token {
         /// Its id: the eight characters after mj1-
         id: String,
     },
+}
+
+#[derive(Subcommand)]
+enum ClockVerb {
+    /// Say that this machine's clock is right, after it jumped by more than an hour
+    Confirm,
 }
 
 #[derive(Subcommand)]
@@ -152,6 +170,7 @@ fn main() -> ExitCode {
         Command::Init { names } => with_config(file, |config| init(config, &names)),
         Command::Serve => with_config(file, serve),
         Command::Token(verb) => with_config(file, |config| token(config, verb)),
+        Command::Clock(ClockVerb::Confirm) => with_config(file, confirm_clock),
         Command::Audit(verb) => with_config(file, |config| audit(config, verb)),
         Command::Detect { data, out } => with_config(file, |config| detect(config, &data, &out)),
         Command::CheckStore => with_config(file, check_store),
@@ -331,11 +350,21 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
     let state = &config.state_dir;
     let runtime = runtime()?;
     match verb {
-        Token::Create { uses, ttl, labels } => {
+        Token::Create {
+            uses,
+            ttl,
+            labels,
+            networks,
+            approve,
+            replaces,
+        } => {
             let options = TokenOptions {
                 uses,
                 ttl,
                 labels: labels.into_iter().collect::<BTreeMap<_, _>>(),
+                networks,
+                approve,
+                replaces,
             };
             let token = runtime.block_on(setup::token_create(state, options))?;
             say!("{token}");
@@ -355,12 +384,15 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
                 "apiVersion": "muster/v1",
                 "items": rows.iter().map(|row| serde_json::json!({
                     "id": row.id,
-                    "state": word(row.state),
+                    "state": row.state.word(),
                     "used": row.used,
                     "uses": row.uses,
                     "created": date(row.created),
                     "expires": date(row.expires),
                     "labels": row.labels,
+                    "networks": row.networks.iter().map(Network::to_string).collect::<Vec<_>>(),
+                    "approve": row.approve,
+                    "replaces": row.replaces.map(|host| host.to_string()),
                 })).collect::<Vec<_>>(),
             });
             say!("{document:#}");
@@ -378,7 +410,7 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
                 say!(
                     "{}  {:<7}  {:>4}  {}  {}",
                     row.id,
-                    word(row.state),
+                    row.state.word(),
                     format!("{}/{}", row.used, row.uses),
                     date(row.expires),
                     labels.join(",")
@@ -393,6 +425,13 @@ fn token(config: &Config, verb: Token) -> anyhow::Result<()> {
             say!("token {id} lets nobody in any more");
         }
     }
+    Ok(())
+}
+
+fn confirm_clock(config: &Config) -> anyhow::Result<()> {
+    let now = runtime()?.block_on(setup::clock_confirm(&config.state_dir))?;
+    say!("confirmed: it is {}", date(now));
+    say!("a running aggregator takes it up within seconds");
     Ok(())
 }
 
@@ -431,16 +470,6 @@ fn audit(config: &Config, verb: Audit) -> anyhow::Result<()> {
                 })
             );
         })),
-    }
-}
-
-fn word(state: TokenState) -> &'static str {
-    match state {
-        TokenState::Live => "live",
-        TokenState::Used => "used",
-        TokenState::Expired => "expired",
-        TokenState::Revoked => "revoked",
-        TokenState::Locked => "locked",
     }
 }
 
@@ -487,6 +516,9 @@ mod tests {
             ("--label=role", false),
             ("--label==web", false),
             ("--label=role=\u{7}", false),
+            ("--cidr=10.0.0.0/8", true),
+            ("--cidr=10.0.0.1/8", false),
+            ("--cidr=ten", false),
         ] {
             let parsed = Cli::try_parse_from(["muster-aggregator", "token", "create", option]);
             let exit = parsed.err().map(|error| error.exit_code());

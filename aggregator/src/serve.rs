@@ -42,8 +42,10 @@ use crate::{
     ingest::{Renewing, UplinkService, WelcomeTerms},
     journal::JournalHealth,
     listen::{self, DoorCounters, Limits},
+    notify::{self, Told},
     pki::{Authority, Doors},
     query,
+    time_guard::{GuardedClock, Machine},
 };
 
 /// Epoch of an aggregator that shares its hosts with no other.
@@ -141,13 +143,7 @@ impl Bound {
 /// then.
 pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let began = clock.now();
     let authority = Arc::new(Authority::open(&config.state_dir)?);
-    let doors = Arc::new(Doors::new(
-        Arc::clone(&authority),
-        &config.http.hosts,
-        began,
-    )?);
     // Asked first, since what a database says of a folder that it cannot write is hard to understand.
     rustix::fs::access(&config.state_dir, rustix::fs::Access::WRITE_OK).with_context(|| {
         let state = config.state_dir.display();
@@ -156,7 +152,14 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let control = Control::open(&config.state_dir)?;
     let audited = control.clone();
     tokio::spawn(async move { tell_audit_head(&audited).await });
-    let directory = Directory::new(control.clone(), Arc::clone(&clock));
+    let kept = control.kept_time().await?;
+    let guard = GuardedClock::new(Arc::clone(&clock), Box::new(Machine), kept.as_ref());
+    let guard = Arc::new(guard);
+    let judged_by = Arc::clone(&guard) as Arc<dyn Clock>;
+    let doors = Doors::judged_by(Arc::clone(&authority), &config.http.hosts, judged_by)?;
+    let doors = Arc::new(doors);
+    authority.guarded_by(Arc::clone(&guard));
+    let directory = Directory::new(control.clone(), Arc::clone(&guard) as Arc<dyn Clock>);
     let hosts = directory.hosts().await?;
     fs::create_dir_all(&config.runtime_dir).with_context(|| {
         format!(
@@ -194,6 +197,21 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         incident_task.await;
         ("incidents", Ok(()))
     });
+    let (told, tellers) = notify::start(
+        &config.notify,
+        control.clone(),
+        started.fleet.clone(),
+        config.fleet_name.clone(),
+        Arc::clone(&clock),
+        stop_rest.clone(),
+    )
+    .await?;
+    for (name, task) in tellers {
+        rest.spawn(async move {
+            task.await;
+            (name, Ok(()))
+        });
+    }
     let (joined, joining) = mpsc::channel(JOINED);
     rest.spawn(take_in(
         joining,
@@ -207,11 +225,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let opening = Opening {
         config,
         clock,
+        guard: Arc::clone(&guard),
         authority: Arc::clone(&authority),
         doors,
         control: control.clone(),
         directory,
         incidents,
+        told,
         fleet: started.fleet.clone(),
         events: events.clone(),
         journal: Arc::clone(started.journal.health()),
@@ -376,6 +396,8 @@ async fn take_in(
             },
         };
         if let Known::Yes(enrolled) = directory.host(host).await {
+            // One that took another's place: what the other has open ends now.
+            fleet.cut(host).await;
             fleet.upsert(*enrolled).await;
         }
     }
@@ -412,11 +434,14 @@ async fn tell_refusals(
 struct Opening<'a> {
     config: &'a Config,
     clock: Arc<dyn Clock>,
+    /// What identities are judged by.
+    guard: Arc<GuardedClock>,
     authority: Arc<Authority>,
     doors: Arc<Doors>,
     control: Control,
     directory: Directory,
     incidents: Incidents,
+    told: Told,
     fleet: Fleet,
     events: Events,
     journal: Arc<JournalHealth>,
@@ -450,7 +475,7 @@ impl Opening<'_> {
             uplink_address: format!(":{}", self.addresses.uplink.port()),
             limits,
             counters: Arc::clone(&self.counters.enrolment),
-            clock: Arc::clone(&self.clock),
+            clock: Arc::clone(&self.guard) as Arc<dyn Clock>,
             joined,
         };
         let (address, stop) = (bound.enrolment, self.stop.clone());
@@ -463,11 +488,20 @@ impl Opening<'_> {
             authority: Arc::clone(&self.authority),
             operator_address: self.operator_address(),
             fleet_name: self.config.fleet_name.clone(),
-            clock: Arc::clone(&self.clock),
+            clock: Arc::clone(&self.guard) as Arc<dyn Clock>,
         };
         let stop = self.stop.clone();
         tasks.spawn(async move { ("admin socket", admin.run(&socket, stop).await) });
-        let (doors, clock, stop) = (self.doors, self.clock, self.stop);
+        let (guard, control, stop) = (
+            Arc::clone(&self.guard),
+            self.control.clone(),
+            self.stop.clone(),
+        );
+        tasks.spawn(async move {
+            guard.run(control, stop).await;
+            ("clock", Ok(()))
+        });
+        let (doors, clock, stop) = (self.doors, self.guard, self.stop);
         tasks.spawn(async move {
             doors.run(clock, stop).await;
             ("certificate renewal", Ok(()))
@@ -484,7 +518,6 @@ impl Opening<'_> {
         let terms = WelcomeTerms {
             credit_bytes: self.config.credit_bytes,
             epoch: EPOCH,
-            bundle: self.authority.bundle(),
         };
         let service = UplinkService::new(
             self.fleet.clone(),
@@ -492,6 +525,8 @@ impl Opening<'_> {
             Renewing {
                 control: self.control.clone(),
                 authority: Arc::clone(&self.authority),
+                clock: Arc::clone(&self.guard) as Arc<dyn Clock>,
+                sink: Arc::new(self.incidents.clone()),
             },
             Arc::clone(&self.clock),
             terms,
@@ -538,6 +573,7 @@ impl Opening<'_> {
         let (doors, journal) = (Arc::clone(&self.doors), Arc::clone(&self.journal));
         let events = Arc::clone(self.events.health());
         let http = &self.config.http;
+        let guard = Arc::clone(&self.guard);
         // Turned off is no problem.
         let no_history = self
             .history
@@ -550,7 +586,12 @@ impl Opening<'_> {
             started: self.clock.now(),
             certificate_not_after: Box::new(move || Some(doors.not_after())),
             problems: Box::new(move || {
-                let problems = [journal.problem(), events.problem(), no_history.clone()];
+                let problems = [
+                    journal.problem(),
+                    events.problem(),
+                    guard.problem(),
+                    no_history.clone(),
+                ];
                 problems.into_iter().flatten().collect()
             }),
             http: query::HttpDoor {
@@ -575,7 +616,8 @@ impl Opening<'_> {
             self.control.clone(),
             about,
             Arc::clone(&self.clock),
-        );
+        )
+        .with_told(self.told.clone());
         let history = query::HistoryService::new(
             self.fleet.clone(),
             self.control.clone(),
@@ -583,15 +625,20 @@ impl Opening<'_> {
             Arc::clone(&self.journal),
             Arc::clone(&self.clock),
         );
-        let identity = query::IdentityService::new(
-            self.control.clone(),
-            Arc::clone(&self.authority),
-            Arc::clone(&self.clock),
-        );
+        let identity = query::IdentityService::new(query::IdentityParts {
+            control: self.control.clone(),
+            authority: Arc::clone(&self.authority),
+            doors: Arc::clone(&self.doors),
+            fleet: self.fleet.clone(),
+            sink: Arc::new(self.incidents.clone()),
+            enrolment_address: format!(":{}", self.addresses.enrolment.port()),
+            clock: Arc::clone(&self.guard) as Arc<dyn Clock>,
+        });
         let checks = query::ChecksService::new(service.clone());
         let paging = query::PagingService::new(
             self.fleet.clone(),
             self.control.clone(),
+            self.told.clone(),
             Arc::clone(&self.clock),
         );
         let incoming = listen::tls(

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Context as _;
 use muster_proto::{
-    time::{Clock as _, SystemClock},
+    time::{Clock as _, SystemClock, Timestamp},
     token::Token,
 };
 
@@ -103,6 +103,16 @@ pub async fn token_list(state: &Path) -> anyhow::Result<Vec<TokenRow>> {
 pub async fn token_revoke(state: &Path, id: &str) -> anyhow::Result<bool> {
     let control = Control::open(state)?;
     Ok(control.revoke_token(id, ACTOR, SystemClock.now()).await?)
+}
+
+/// Says that this machine's clock is right; what it shows.
+///
+/// # Errors
+/// When it cannot be written.
+pub async fn clock_confirm(state: &Path) -> anyhow::Result<Timestamp> {
+    let now = SystemClock.now();
+    Control::open(state)?.confirm_clock(ACTOR, now).await?;
+    Ok(now)
 }
 
 /// Lines read at a time while exporting.

@@ -14,14 +14,19 @@ use muster_aggregator::{
     admin::AdminSocket,
     cli::context::{self, Material},
     control::{Control, OperatorRole},
-    fleet::{Counters as FleetCounters, Enrolled, Fleet, HostState, ReadContext, shard::Message},
+    detect::Transition,
+    fleet::{
+        Counters as FleetCounters, Enrolled, Fleet, HostState, ReadContext,
+        shard::{Message, TransitionSink},
+    },
     listen::{self, Counters, Limits},
     pki::{Authority, Doors, Request},
-    query::{About, HttpDoor, IdentityService, OperatorService},
+    query::{About, HttpDoor, IdentityParts, IdentityService, OperatorService},
 };
 use muster_proto::{
     id::HostId,
     time::{Clock, SystemClock},
+    token::Token,
     v1,
 };
 use tokio::{net::TcpListener, process::Command, sync::mpsc};
@@ -61,7 +66,10 @@ impl Lab {
         let about = About {
             fleet_name: "lab".to_owned(),
             started: now,
-            certificate_not_after: Box::new(move || Some(doors.not_after())),
+            certificate_not_after: {
+                let doors = Arc::clone(&doors);
+                Box::new(move || Some(doors.not_after()))
+            },
             problems: Box::new(Vec::new),
             http: HttpDoor {
                 address: "0.0.0.0:17446".to_owned(),
@@ -71,8 +79,15 @@ impl Lab {
             budget_per_host_week: 1.0,
         };
         let service = OperatorService::new(fleet(), control.clone(), about, Arc::clone(&clock));
-        let identity =
-            IdentityService::new(control.clone(), Arc::clone(&authority), Arc::clone(&clock));
+        let identity = IdentityService::new(IdentityParts {
+            control: control.clone(),
+            authority: Arc::clone(&authority),
+            doors: Arc::clone(&doors),
+            fleet: fleet(),
+            sink: Arc::new(Deaf),
+            enrolment_address: ":7444".to_owned(),
+            clock: Arc::clone(&clock),
+        });
         let server = Server::builder()
             .add_service(service.into_server())
             .add_service(identity.into_server());
@@ -119,6 +134,13 @@ impl Lab {
         let done = self.muster(&login).await;
         assert_eq!(code(&done), 0, "{}", errors(&done));
     }
+}
+
+/// Listens to nobody.
+struct Deaf;
+
+impl TransitionSink for Deaf {
+    fn report(&self, _: HostId, _: &str, _: Vec<Transition>) {}
 }
 
 impl Drop for Lab {
@@ -429,11 +451,12 @@ async fn who_is_not_let_in_is_4() {
         (unknown, "eve has no role, ListHosts needs viewer"),
         (agent, "does not accept your certificate"),
     ] {
+        let root = lab.authority.root();
         let material = Material {
             server: &lab.door.to_string(),
             trust_domain: lab.authority.trust_domain(),
             fleet: "lab",
-            roots: std::slice::from_ref(lab.authority.root()),
+            roots: std::slice::from_ref(&root),
             chain: &issued.expect("issued").chain,
             key_pem: &key.serialize_pem(),
             role: "viewer",
@@ -462,11 +485,12 @@ async fn signed_in(lab: &Lab, role: OperatorRole, ago: Duration) {
         .operator_issued("uid 0", "jo", role, &issued, *request.fingerprint(), then)
         .await
         .expect("written");
+    let root = lab.authority.root();
     let material = Material {
         server: &lab.door.to_string(),
         trust_domain: lab.authority.trust_domain(),
         fleet: "lab",
-        roots: std::slice::from_ref(lab.authority.root()),
+        roots: std::slice::from_ref(&root),
         chain: &issued.chain,
         key_pem: &key.serialize_pem(),
         role: &role.to_string(),
@@ -550,6 +574,62 @@ async fn administration_takes_a_certificate_younger_than_an_hour_and_gets_it() {
         errors(&refused).contains("younger than an hour"),
         "{}",
         errors(&refused)
+    );
+}
+
+#[tokio::test]
+async fn tokens_are_made_listed_and_withdrawn_over_the_network() {
+    let lab = Lab::new().await;
+    signed_in(&lab, OperatorRole::Operator, Duration::ZERO).await;
+    let refused = lab.muster(&["enrol", "token", "create"]).await;
+    assert_eq!(code(&refused), 4, "{}", errors(&refused));
+    signed_in(&lab, OperatorRole::Admin, Duration::ZERO).await;
+    let create = [
+        "enrol",
+        "token",
+        "create",
+        "--uses",
+        "5",
+        "--ttl",
+        "2h",
+        "--cidr",
+        "10.0.0.0/8",
+        "--approve",
+        "--label",
+        "rack=b4",
+    ];
+    let made = lab.muster(&create).await;
+    assert_eq!(code(&made), 0, "{}", errors(&made));
+    let token: Token = printed(&made).trim().parse().expect("a token");
+    assert_eq!(*token.pin(), lab.authority.pin());
+    let listed = lab.muster(&["enrol", "token", "list", "-o", "json"]).await;
+    let listed = printed(&listed);
+    for part in [token.id(), "\"live\"", "10.0.0.0/8", "b4"] {
+        assert!(listed.contains(part), "{part}: {listed}");
+    }
+    assert!(!listed.contains(token.secret()), "{listed}");
+    let gone = lab.muster(&["enrol", "token", "revoke", token.id()]).await;
+    assert_eq!(code(&gone), 0, "{}", errors(&gone));
+    let again = lab.muster(&["enrol", "token", "revoke", token.id()]).await;
+    assert_eq!(code(&again), 3, "{}", errors(&again));
+    let nobody = lab.muster(&["enrol", "approve", "7"]).await;
+    assert_eq!(code(&nobody), 3, "{}", errors(&nobody));
+    assert!(
+        errors(&nobody).contains("muster enrol pending"),
+        "{}",
+        errors(&nobody)
+    );
+    let log = lab.control.audit_log(20).await.expect("readable");
+    let made = log
+        .iter()
+        .find(|line| line.1[1] == "create token")
+        .expect("on record");
+    assert_eq!(
+        (
+            made.1[0].as_str(),
+            made.1[3].contains("each to be approved")
+        ),
+        ("jo", true)
     );
 }
 

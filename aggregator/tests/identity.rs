@@ -14,12 +14,15 @@ use std::{
 };
 
 use muster_agent::{
-    enrol::{EnrolError, Joined, enrol},
+    enrol::{EnrolError, Joined, Progress, enrol, enrol_telling},
     identity::Identity,
 };
 use muster_aggregator::{
     admin::AdminSocket,
-    control::{Control, OperatorRole, TokenOptions},
+    control::{
+        CertificateRefusal, Control, EnrolRefusal, EnrolRequest, Greeting, OperatorRole, Presented,
+        TokenOptions,
+    },
     directory::{Directory, Known},
     enrol::EnrolDoor,
     listen::{self, Conn, Counters, Incoming, Limits},
@@ -121,7 +124,7 @@ impl Installation {
 
     fn trust(&self) -> Trust {
         Trust {
-            roots: vec![self.authority.root().clone()],
+            roots: vec![self.authority.root()],
             domain: self.authority.trust_domain().clone(),
             time: TrustedTime::default(),
         }
@@ -706,4 +709,269 @@ async fn the_admin_socket_issues_operators() {
         let status = client.issue_operator(wrong).await.expect_err("refused");
         assert_eq!(status.code(), tonic::Code::InvalidArgument);
     }
+}
+
+/// A token with these options.
+async fn special(installation: &Installation, options: TokenOptions) -> Token {
+    let pin = installation.authority.pin();
+    installation
+        .control
+        .create_token(pin, options, "test", installation.clock.now())
+        .await
+        .expect("a token")
+}
+
+#[tokio::test]
+async fn a_token_for_other_networks_is_refused_and_on_record() {
+    let installation = Installation::new();
+    let address = installation.enrolment().await;
+    for (network, good) in [("10.0.0.0/8", false), ("127.0.0.0/8", true)] {
+        let options = TokenOptions {
+            networks: vec![network.parse().expect("a network")],
+            ..TokenOptions::default()
+        };
+        let token = special(&installation, options).await;
+        let joined = join(address, &token, "web", folder().path()).await;
+        assert_eq!(joined.is_ok(), good, "{network}: {joined:?}");
+        if let Err(error) = joined {
+            assert!(error.to_string().contains("not good from your address"));
+            let audit = installation.last_audit().await;
+            assert!(audit.contains("refused: Elsewhere"), "{audit}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_host_waits_for_a_person_over_restarts_of_both_ends() {
+    let installation = Installation::new();
+    let address = installation.enrolment().await;
+    let options = TokenOptions {
+        approve: true,
+        uses: 2,
+        ..TokenOptions::default()
+    };
+    let token = special(&installation, options).await;
+    let state = folder();
+    let facts = || HostFacts {
+        hostname: "web".to_owned(),
+        os_pretty: "Debian".to_owned(),
+        ..HostFacts::default()
+    };
+    // Broken off while it waits, as by Ctrl-C.
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let text = address.to_string();
+    {
+        let first = enrol_telling(&text, &token, facts(), state.path(), |progress| {
+            let _ = told.send(progress);
+        });
+        let mut first = std::pin::pin!(first);
+        let said = tokio::select! {
+            joined = &mut first => panic!("{joined:?}"),
+            said = heard.recv() => said,
+        };
+        let Some(Progress::Waiting { number: 1, key }) = said else {
+            panic!("{said:?}");
+        };
+        let now = installation.clock.now();
+        let waiting = installation
+            .control
+            .waiting_hosts(now)
+            .await
+            .expect("readable");
+        assert_eq!(waiting.len(), 1);
+        assert_eq!(
+            (waiting[0].hostname.as_str(), waiting[0].os.as_str()),
+            ("web", "Debian")
+        );
+        assert!(muster_proto::spiffe::hex(&waiting[0].fingerprint).starts_with(&key));
+    }
+    assert!(
+        installation
+            .control
+            .hosts()
+            .await
+            .expect("readable")
+            .is_empty()
+    );
+    let audit = installation.last_audit().await;
+    assert!(
+        audit.contains("waits to be approved as number 1"),
+        "{audit}"
+    );
+    // Another machine waits too and is denied; a third finds no use left.
+    let denied = folder();
+    let other = {
+        let second = enrol_telling(&text, &token, facts(), denied.path(), |progress| {
+            let _ = told.send(progress);
+        });
+        let mut second = std::pin::pin!(second);
+        tokio::select! {
+            joined = &mut second => panic!("{joined:?}"),
+            said = heard.recv() => assert!(matches!(said, Some(Progress::Waiting { number: 2, .. }))),
+        }
+        join(address, &token, "late", folder().path()).await
+    };
+    assert!(
+        other
+            .expect_err("refused")
+            .to_string()
+            .contains("used by another")
+    );
+
+    // The aggregator is started again, the token's own life ends, and then somebody decides.
+    let control = Control::open(installation.state.path()).expect("opened again");
+    let later = installation.clock.now().plus(Duration::from_secs(3600));
+    installation.clock.set(later);
+    assert!(
+        control.live_token_exists(later).await.expect("readable"),
+        "the door stays open"
+    );
+    let decided = control.decide_waiting(1, true, "jo", later).await;
+    assert_eq!(decided.expect("written").as_deref(), Some("web"));
+    let decided = control.decide_waiting(2, false, "jo", later).await;
+    assert_eq!(decided.expect("written").as_deref(), Some("web"));
+    assert_eq!(
+        control
+            .decide_waiting(2, true, "jo", later)
+            .await
+            .expect("written"),
+        None
+    );
+
+    let joined = enrol(&text, &token, facts(), state.path()).await;
+    joined.expect("joined with the key of before");
+    let refused = enrol(&text, &token, facts(), denied.path()).await;
+    let refused = refused.expect_err("denied").to_string();
+    assert!(
+        refused.contains("an operator denied this host"),
+        "{refused}"
+    );
+    assert_eq!(control.hosts().await.expect("readable").len(), 1);
+}
+
+#[tokio::test]
+async fn one_who_replaces_a_host_keeps_its_name_and_ends_its_certificates() {
+    let installation = Installation::new();
+    let address = installation.enrolment().await;
+    let (old, new) = (folder(), folder());
+    let token = installation.token(1).await;
+    let before = join(address, &token, "db", old.path())
+        .await
+        .expect("joined");
+    let shown = |state: &Path| {
+        let identity = Identity::load(state).expect("stored");
+        let leaf = identity.credentials.chain.first().expect("a leaf").clone();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&leaf).expect("parsed");
+        Presented {
+            host_id: identity.host_id,
+            serial: muster_proto::spiffe::hex(parsed.raw_serial()),
+            not_after: installation.clock.now().plus(Duration::from_secs(60)),
+        }
+    };
+    let admitted = async |state: &Path| {
+        let asked = installation
+            .control
+            .admit_host(shown(state), installation.clock.now());
+        asked.await.expect("readable")
+    };
+    assert_eq!(admitted(old.path()).await, Ok(()));
+    let options = TokenOptions {
+        replaces: Some("db".to_owned()),
+        ..TokenOptions::default()
+    };
+    let token = special(&installation, options.clone()).await;
+    let after = join(address, &token, "db", new.path())
+        .await
+        .expect("joined");
+    assert_eq!(after.host_id, before.host_id, "its history goes on");
+    assert_eq!(admitted(new.path()).await, Ok(()));
+    assert_eq!(
+        admitted(old.path()).await,
+        Err(CertificateRefusal::Superseded)
+    );
+    let hosts = installation.control.hosts().await.expect("readable");
+    assert_eq!(hosts.len(), 1);
+    assert_eq!(
+        (hosts[0].name.as_str(), hosts[0].labels["rack"].as_str()),
+        ("db", "b4")
+    );
+    // The lost answer of it can be asked for again; another key gets nothing.
+    let again = join(address, &token, "db", folder().path()).await;
+    assert!(
+        again
+            .expect_err("used")
+            .to_string()
+            .contains("used by another host")
+    );
+    // A token for nobody is not made.
+    let nobody = TokenOptions {
+        replaces: Some("web-9".to_owned()),
+        ..TokenOptions::default()
+    };
+    let pin = installation.authority.pin();
+    let made = installation
+        .control
+        .create_token(pin, nobody, "test", installation.clock.now());
+    assert!(made.await.is_err());
+    let many = TokenOptions { uses: 2, ..options };
+    let made = installation
+        .control
+        .create_token(pin, many, "test", installation.clock.now());
+    assert!(made.await.is_err());
+}
+
+#[tokio::test]
+async fn the_door_closes_when_the_last_use_has_connected() {
+    let installation = Installation::new();
+    let (address, control) = (installation.enrolment().await, &installation.control);
+    let now = installation.clock.now();
+    let open = async || control.live_token_exists(now).await.expect("readable");
+    assert!(!open().await);
+    let token = installation.token(1).await;
+    assert!(open().await);
+    let joined = join(address, &token, "web", folder().path())
+        .await
+        .expect("joined");
+    assert!(open().await, "its answer may have been lost");
+    let first = Greeting {
+        session: 1,
+        boot_id: vec![1; 16],
+        ratchet: Vec::new(),
+        bundle_version: 1,
+    };
+    control
+        .greet(joined.host_id, first, now)
+        .await
+        .expect("written");
+    assert!(!open().await, "at once, not at the token's end");
+}
+
+#[tokio::test]
+async fn ten_wrong_secrets_lock_a_token() {
+    let installation = Installation::new();
+    let token = installation.token(1).await;
+    let (control, now) = (&installation.control, installation.clock.now());
+    let ask = async |secret: &str| {
+        let (_, csr) = request();
+        let asked = EnrolRequest {
+            token_id: token.id().to_owned(),
+            secret: secret.to_owned(),
+            fingerprint: *csr.fingerprint(),
+            facts: HostFacts::default().into(),
+            labels: std::collections::BTreeMap::new(),
+            from: "192.0.2.1".to_owned(),
+        };
+        let authority = Arc::clone(&installation.authority);
+        let issue = move |host| authority.issue_agent(&csr, host, now);
+        control
+            .enrol(asked, issue, now)
+            .await
+            .expect("decided")
+            .err()
+    };
+    for _ in 0..10 {
+        assert_eq!(ask("0000").await, Some(EnrolRefusal::Unknown));
+    }
+    assert_eq!(ask(token.secret()).await, Some(EnrolRefusal::Locked));
+    assert!(!control.live_token_exists(now).await.expect("readable"));
 }

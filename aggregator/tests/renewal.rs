@@ -422,7 +422,7 @@ impl Operator {
             .await
             .expect("noted");
         let trust = muster_proto::tls::Trust {
-            roots: vec![authority.root().clone()],
+            roots: vec![authority.root()],
             domain: authority.trust_domain().clone(),
             time: TrustedTime::default(),
         };

@@ -616,10 +616,15 @@ pub struct Redirect {
     pub server_id: ::prost::alloc::string::String,
 }
 /// This agent is not wanted as it is; it retries slowly and says the reason where people look.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Deny {
     #[prost(enumeration = "DenyReason", tag = "1")]
     pub reason: i32,
+    /// With ALREADY_CONNECTED: where the other one calls from, and its boot id (16 bytes); shown to people.
+    #[prost(string, tag = "2")]
+    pub other_address: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "3")]
+    pub other_boot_id: ::prost::alloc::vec::Vec<u8>,
 }
 /// Which of the two chains of a stream a frame belongs to; each begins with a key frame and has a decoder of
 /// its own (docs/decisions/003).
@@ -1212,6 +1217,12 @@ pub struct EnrolResponse {
     pub uplink_address: ::prost::alloc::string::String,
     #[prost(int64, tag = "5")]
     pub server_wall_ms: i64,
+    /// Not 0: nothing else is here yet. The host asks again after this time, with the same token and key.
+    #[prost(uint32, tag = "6")]
+    pub wait_ms: u32,
+    /// It waits for a person, under this number; 0: the aggregator only has too much to do.
+    #[prost(uint32, tag = "7")]
+    pub waiting_number: u32,
 }
 /// Generated client implementations.
 pub mod enrolment_client {
@@ -3859,6 +3870,195 @@ pub mod admin_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetAuthorityRequest {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotateAuthorityRequest {
+    #[prost(enumeration = "AuthorityStep", tag = "1")]
+    pub step: i32,
+    /// Do it although hosts are left behind.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AuthorityStatus {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    /// settled, prepared, activated
+    #[prost(string, tag = "2")]
+    pub phase: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub bundle_version: u64,
+    /// Those that are trusted, oldest first.
+    #[prost(message, repeated, tag = "4")]
+    pub generations: ::prost::alloc::vec::Vec<AuthorityGeneration>,
+    #[prost(uint32, tag = "5")]
+    pub hosts: u32,
+    /// Hosts that hold the trust bundle of this version.
+    #[prost(uint32, tag = "6")]
+    pub hosts_informed: u32,
+    /// Names of those that do not; at most 1,000.
+    #[prost(string, repeated, tag = "7")]
+    pub uninformed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Hosts whose certificate is of an older generation than the newest, and their names, at most 1,000.
+    #[prost(uint32, tag = "8")]
+    pub hosts_on_old_certificates: u32,
+    #[prost(string, repeated, tag = "9")]
+    pub on_old_certificates: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What to do next, for people.
+    #[prost(string, tag = "10")]
+    pub next: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuthorityGeneration {
+    /// From 1.
+    #[prost(uint32, tag = "1")]
+    pub number: u32,
+    /// SHA-256 of the root's key: 32 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub pin: ::prost::alloc::vec::Vec<u8>,
+    /// Whether it signs.
+    #[prost(bool, tag = "3")]
+    pub active: bool,
+    /// Whether the root before vouches for its aggregator.
+    #[prost(bool, tag = "4")]
+    pub cross_signed: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseHostRequest {
+    /// Name or 32-digit id.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseHostResponse {
+    /// What it is called.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateTokenRequest {
+    /// Hosts that may join with it, 1 to 100,000.
+    #[prost(uint32, tag = "1")]
+    pub uses: u32,
+    /// Its life, at most 7 days.
+    #[prost(uint64, tag = "2")]
+    pub ttl_seconds: u64,
+    /// Labels that these hosts get.
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Networks from which they call, e.g. 10.0.0.0/8; none: from anywhere.
+    #[prost(string, repeated, tag = "4")]
+    pub networks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Whether a person must approve each of them.
+    #[prost(bool, tag = "5")]
+    pub approve: bool,
+    /// Name or id of the host whose place the one that joins takes; empty: a new host.
+    #[prost(string, tag = "6")]
+    pub replaces: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateTokenResponse {
+    #[prost(string, tag = "1")]
+    pub token: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub expires_ms: i64,
+    /// host:port of the enrolment door; an empty host means the one at which operators ask.
+    #[prost(string, tag = "3")]
+    pub enrolment_address: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListTokensRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListTokensResponse {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    /// Newest first.
+    #[prost(message, repeated, tag = "2")]
+    pub tokens: ::prost::alloc::vec::Vec<TokenLine>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TokenLine {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// live, used, expired, revoked, locked
+    #[prost(string, tag = "2")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub uses: u32,
+    #[prost(uint32, tag = "4")]
+    pub used: u32,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(int64, tag = "6")]
+    pub created_ms: i64,
+    #[prost(int64, tag = "7")]
+    pub expires_ms: i64,
+    #[prost(string, repeated, tag = "8")]
+    pub networks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "9")]
+    pub approve: bool,
+    /// Id of a host; empty when it replaces none.
+    #[prost(string, tag = "10")]
+    pub replaces: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeTokenRequest {
+    /// The eight characters after mj1-.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeTokenResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListWaitingRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListWaitingResponse {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    /// Oldest first.
+    #[prost(message, repeated, tag = "2")]
+    pub hosts: ::prost::alloc::vec::Vec<WaitingLine>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitingLine {
+    #[prost(uint32, tag = "1")]
+    pub number: u32,
+    /// What it calls itself.
+    #[prost(string, tag = "2")]
+    pub hostname: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub os: ::prost::alloc::string::String,
+    /// Where it calls from.
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+    /// SHA-256 of its key, of which the host shows the begin too: 32 bytes.
+    #[prost(bytes = "vec", tag = "5")]
+    pub fingerprint: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, tag = "6")]
+    pub token_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "7")]
+    pub asked_ms: i64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DecideWaitingRequest {
+    #[prost(uint32, tag = "1")]
+    pub number: u32,
+    #[prost(bool, tag = "2")]
+    pub approve: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DecideWaitingResponse {
+    /// What it calls itself.
+    #[prost(string, tag = "1")]
+    pub hostname: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RenewOperatorRequest {
     /// PKCS#10 request, DER, at most 8 KiB. Only its key and signature are used; the key must be a new one.
@@ -3900,6 +4100,49 @@ pub struct AuditVerdict {
     /// One sentence for each place where the chain is broken, at most 100 of them; empty when it holds.
     #[prost(string, repeated, tag = "4")]
     pub faults: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AuthorityStep {
+    Unspecified = 0,
+    /// Make the next authority; every holder is told to trust it.
+    Prepare = 1,
+    /// Sign with it.
+    Activate = 2,
+    /// Trust the old one no more.
+    Retire = 3,
+    /// Take the last step back.
+    Back = 4,
+    /// All three at once: a key was stolen.
+    Now = 5,
+}
+impl AuthorityStep {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "AUTHORITY_STEP_UNSPECIFIED",
+            Self::Prepare => "AUTHORITY_STEP_PREPARE",
+            Self::Activate => "AUTHORITY_STEP_ACTIVATE",
+            Self::Retire => "AUTHORITY_STEP_RETIRE",
+            Self::Back => "AUTHORITY_STEP_BACK",
+            Self::Now => "AUTHORITY_STEP_NOW",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "AUTHORITY_STEP_UNSPECIFIED" => Some(Self::Unspecified),
+            "AUTHORITY_STEP_PREPARE" => Some(Self::Prepare),
+            "AUTHORITY_STEP_ACTIVATE" => Some(Self::Activate),
+            "AUTHORITY_STEP_RETIRE" => Some(Self::Retire),
+            "AUTHORITY_STEP_BACK" => Some(Self::Back),
+            "AUTHORITY_STEP_NOW" => Some(Self::Now),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 pub mod identity_client {
@@ -4029,6 +4272,203 @@ pub mod identity_client {
                 .insert(GrpcMethod::new("muster.v1.Identity", "VerifyAudit"));
             self.inner.unary(req, path, codec).await
         }
+        /// A join token; it is shown this once.
+        pub async fn create_token(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateTokenRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateTokenResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Identity/CreateToken",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Identity", "CreateToken"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_tokens(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListTokensRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListTokensResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Identity/ListTokens",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Identity", "ListTokens"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn revoke_token(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RevokeTokenRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RevokeTokenResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Identity/RevokeToken",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Identity", "RevokeToken"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Hosts that showed a good token and wait for a person.
+        pub async fn list_waiting(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListWaitingRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListWaitingResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Identity/ListWaiting",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Identity", "ListWaiting"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn decide_waiting(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DecideWaitingRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DecideWaitingResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Identity/DecideWaiting",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Identity", "DecideWaiting"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends a host's quarantine, into which it came because two machines spoke with its identity.
+        pub async fn release_host(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseHostRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseHostResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Identity/ReleaseHost",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Identity", "ReleaseHost"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Which authority is trusted, and who does not know the newest one yet.
+        pub async fn get_authority(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetAuthorityRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AuthorityStatus>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Identity/GetAuthority",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Identity", "GetAuthority"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// One step by which an authority follows another.
+        pub async fn rotate_authority(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RotateAuthorityRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AuthorityStatus>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Identity/RotateAuthority",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Identity", "RotateAuthority"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4059,6 +4499,61 @@ pub mod identity_server {
             &self,
             request: tonic::Request<super::VerifyAuditRequest>,
         ) -> std::result::Result<tonic::Response<super::AuditVerdict>, tonic::Status>;
+        /// A join token; it is shown this once.
+        async fn create_token(
+            &self,
+            request: tonic::Request<super::CreateTokenRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateTokenResponse>,
+            tonic::Status,
+        >;
+        async fn list_tokens(
+            &self,
+            request: tonic::Request<super::ListTokensRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListTokensResponse>,
+            tonic::Status,
+        >;
+        async fn revoke_token(
+            &self,
+            request: tonic::Request<super::RevokeTokenRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RevokeTokenResponse>,
+            tonic::Status,
+        >;
+        /// Hosts that showed a good token and wait for a person.
+        async fn list_waiting(
+            &self,
+            request: tonic::Request<super::ListWaitingRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListWaitingResponse>,
+            tonic::Status,
+        >;
+        async fn decide_waiting(
+            &self,
+            request: tonic::Request<super::DecideWaitingRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DecideWaitingResponse>,
+            tonic::Status,
+        >;
+        /// Ends a host's quarantine, into which it came because two machines spoke with its identity.
+        async fn release_host(
+            &self,
+            request: tonic::Request<super::ReleaseHostRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseHostResponse>,
+            tonic::Status,
+        >;
+        /// Which authority is trusted, and who does not know the newest one yet.
+        async fn get_authority(
+            &self,
+            request: tonic::Request<super::GetAuthorityRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuthorityStatus>, tonic::Status>;
+        /// One step by which an authority follows another.
+        async fn rotate_authority(
+            &self,
+            request: tonic::Request<super::RotateAuthorityRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuthorityStatus>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct IdentityServer<T> {
@@ -4211,6 +4706,366 @@ pub mod identity_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = VerifyAuditSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Identity/CreateToken" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateTokenSvc<T: Identity>(pub Arc<T>);
+                    impl<
+                        T: Identity,
+                    > tonic::server::UnaryService<super::CreateTokenRequest>
+                    for CreateTokenSvc<T> {
+                        type Response = super::CreateTokenResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateTokenRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Identity>::create_token(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateTokenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Identity/ListTokens" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListTokensSvc<T: Identity>(pub Arc<T>);
+                    impl<
+                        T: Identity,
+                    > tonic::server::UnaryService<super::ListTokensRequest>
+                    for ListTokensSvc<T> {
+                        type Response = super::ListTokensResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListTokensRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Identity>::list_tokens(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListTokensSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Identity/RevokeToken" => {
+                    #[allow(non_camel_case_types)]
+                    struct RevokeTokenSvc<T: Identity>(pub Arc<T>);
+                    impl<
+                        T: Identity,
+                    > tonic::server::UnaryService<super::RevokeTokenRequest>
+                    for RevokeTokenSvc<T> {
+                        type Response = super::RevokeTokenResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RevokeTokenRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Identity>::revoke_token(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RevokeTokenSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Identity/ListWaiting" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListWaitingSvc<T: Identity>(pub Arc<T>);
+                    impl<
+                        T: Identity,
+                    > tonic::server::UnaryService<super::ListWaitingRequest>
+                    for ListWaitingSvc<T> {
+                        type Response = super::ListWaitingResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListWaitingRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Identity>::list_waiting(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListWaitingSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Identity/DecideWaiting" => {
+                    #[allow(non_camel_case_types)]
+                    struct DecideWaitingSvc<T: Identity>(pub Arc<T>);
+                    impl<
+                        T: Identity,
+                    > tonic::server::UnaryService<super::DecideWaitingRequest>
+                    for DecideWaitingSvc<T> {
+                        type Response = super::DecideWaitingResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DecideWaitingRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Identity>::decide_waiting(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DecideWaitingSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Identity/ReleaseHost" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseHostSvc<T: Identity>(pub Arc<T>);
+                    impl<
+                        T: Identity,
+                    > tonic::server::UnaryService<super::ReleaseHostRequest>
+                    for ReleaseHostSvc<T> {
+                        type Response = super::ReleaseHostResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseHostRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Identity>::release_host(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseHostSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Identity/GetAuthority" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetAuthoritySvc<T: Identity>(pub Arc<T>);
+                    impl<
+                        T: Identity,
+                    > tonic::server::UnaryService<super::GetAuthorityRequest>
+                    for GetAuthoritySvc<T> {
+                        type Response = super::AuthorityStatus;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetAuthorityRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Identity>::get_authority(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetAuthoritySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Identity/RotateAuthority" => {
+                    #[allow(non_camel_case_types)]
+                    struct RotateAuthoritySvc<T: Identity>(pub Arc<T>);
+                    impl<
+                        T: Identity,
+                    > tonic::server::UnaryService<super::RotateAuthorityRequest>
+                    for RotateAuthoritySvc<T> {
+                        type Response = super::AuthorityStatus;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RotateAuthorityRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Identity>::rotate_authority(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RotateAuthoritySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -5401,6 +6256,98 @@ pub struct EndQuietResponse {
     #[prost(bool, tag = "1")]
     pub was_over: bool,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListChannelsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListChannelsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    #[prost(message, repeated, tag = "2")]
+    pub channels: ::prost::alloc::vec::Vec<ChannelRow>,
+}
+/// One way to tell people, and how it stands.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChannelRow {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// webhook, alertmanager, email, slack, pagerduty, exec
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "3")]
+    pub severities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Messages that wait, and since when the oldest does.
+    #[prost(uint32, tag = "4")]
+    pub waiting: u32,
+    #[prost(int64, optional, tag = "5")]
+    pub oldest_ms: ::core::option::Option<i64>,
+    /// When the next is tried.
+    #[prost(int64, optional, tag = "6")]
+    pub next_ms: ::core::option::Option<i64>,
+    /// Of the last 24 hours.
+    #[prost(uint32, tag = "7")]
+    pub delivered: u32,
+    #[prost(uint32, tag = "8")]
+    pub held_back: u32,
+    #[prost(uint32, tag = "9")]
+    pub given_up: u32,
+    #[prost(int64, optional, tag = "10")]
+    pub last_delivered_ms: ::core::option::Option<i64>,
+    /// Why the last attempt failed; empty when none did.
+    #[prost(string, tag = "11")]
+    pub error: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TestChannelRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TestChannelResponse {
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// Empty: the other side took it.
+    #[prost(string, tag = "2")]
+    pub error: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub millis: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListNoiseRequest {
+    /// Pages that opened since then; 0: in the last 30 days.
+    #[prost(int64, tag = "1")]
+    pub since_ms: i64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListNoiseResponse {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    #[prost(message, repeated, tag = "2")]
+    pub rows: ::prost::alloc::vec::Vec<NoiseRow>,
+    #[prost(int64, tag = "3")]
+    pub since_ms: i64,
+    /// Silences and windows that match no host, and such as hide a live failure.
+    #[prost(message, repeated, tag = "4")]
+    pub idle: ::prost::alloc::vec::Vec<QuietRow>,
+    #[prost(message, repeated, tag = "5")]
+    pub hiding: ::prost::alloc::vec::Vec<QuietRow>,
+}
+/// What one rule told people.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NoiseRow {
+    #[prost(string, tag = "1")]
+    pub rule: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub pages: u32,
+    /// Somebody acknowledged them.
+    #[prost(uint32, tag = "3")]
+    pub acted_on: u32,
+    /// Clear within five minutes, and nobody had acknowledged them.
+    #[prost(uint32, tag = "4")]
+    pub cleared_fast: u32,
+    /// Messages that went out for them, all channels together.
+    #[prost(uint32, tag = "5")]
+    pub messages: u32,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum QuietKind {
@@ -5630,6 +6577,78 @@ pub mod paging_client {
             req.extensions_mut().insert(GrpcMethod::new("muster.v1.Paging", "EndQuiet"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn list_channels(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListChannelsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListChannelsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Paging/ListChannels",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Paging", "ListChannels"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn test_channel(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TestChannelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TestChannelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Paging/TestChannel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Paging", "TestChannel"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_noise(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListNoiseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListNoiseResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Paging/ListNoise",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Paging", "ListNoise"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -5679,6 +6698,27 @@ pub mod paging_server {
             request: tonic::Request<super::EndQuietRequest>,
         ) -> std::result::Result<
             tonic::Response<super::EndQuietResponse>,
+            tonic::Status,
+        >;
+        async fn list_channels(
+            &self,
+            request: tonic::Request<super::ListChannelsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListChannelsResponse>,
+            tonic::Status,
+        >;
+        async fn test_channel(
+            &self,
+            request: tonic::Request<super::TestChannelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TestChannelResponse>,
+            tonic::Status,
+        >;
+        async fn list_noise(
+            &self,
+            request: tonic::Request<super::ListNoiseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListNoiseResponse>,
             tonic::Status,
         >;
     }
@@ -5962,6 +7002,139 @@ pub mod paging_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = EndQuietSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Paging/ListChannels" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListChannelsSvc<T: Paging>(pub Arc<T>);
+                    impl<
+                        T: Paging,
+                    > tonic::server::UnaryService<super::ListChannelsRequest>
+                    for ListChannelsSvc<T> {
+                        type Response = super::ListChannelsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListChannelsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Paging>::list_channels(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListChannelsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Paging/TestChannel" => {
+                    #[allow(non_camel_case_types)]
+                    struct TestChannelSvc<T: Paging>(pub Arc<T>);
+                    impl<
+                        T: Paging,
+                    > tonic::server::UnaryService<super::TestChannelRequest>
+                    for TestChannelSvc<T> {
+                        type Response = super::TestChannelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TestChannelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Paging>::test_channel(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TestChannelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Paging/ListNoise" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListNoiseSvc<T: Paging>(pub Arc<T>);
+                    impl<T: Paging> tonic::server::UnaryService<super::ListNoiseRequest>
+                    for ListNoiseSvc<T> {
+                        type Response = super::ListNoiseResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListNoiseRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Paging>::list_noise(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListNoiseSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

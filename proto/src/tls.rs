@@ -13,7 +13,7 @@ use std::{
     error::Error as StdError,
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -283,7 +283,7 @@ impl Door {
     }
 }
 
-/// The agents' door: client certificates of `issuer` that name an agent of `domain`. One that expired less than
+/// The agents' door: client certificates of one of `issuers` that name an agent of `domain`. One that expired less than
 /// [`EXPIRED_GRACE`] ago gets through, so whoever serves the connection must look at the end of its life and answer
 /// nothing but a renewal.
 ///
@@ -291,22 +291,22 @@ impl Door {
 /// When the issuer cannot be read or the credentials do not fit.
 pub fn server_config_agents(
     credentials: Credentials,
-    issuer: &CertificateDer<'_>,
+    issuers: &[CertificateDer<'_>],
     domain: &TrustDomain,
 ) -> Result<ServerConfig, TlsConfigError> {
-    mutual(credentials, Door::Agents, issuer, domain)
+    mutual(credentials, Door::Agents, issuers, domain)
 }
 
-/// The operators' door: client certificates of `issuer` that name an operator of `domain`.
+/// The operators' door: client certificates of one of `issuers` that name an operator of `domain`.
 ///
 /// # Errors
 /// When the issuer cannot be read or the credentials do not fit.
 pub fn server_config_operators(
     credentials: Credentials,
-    issuer: &CertificateDer<'_>,
+    issuers: &[CertificateDer<'_>],
     domain: &TrustDomain,
 ) -> Result<ServerConfig, TlsConfigError> {
-    mutual(credentials, Door::Operators, issuer, domain)
+    mutual(credentials, Door::Operators, issuers, domain)
 }
 
 /// The enrolment door: only the server is authenticated. The chain must end with the root, because a joining
@@ -319,16 +319,16 @@ pub fn server_config_enrolment(credentials: Credentials) -> Result<ServerConfig,
 }
 
 /// The page and scrape door when it is more than loopback: HTTP/1.1 and HTTP/2; with `operators` (the
-/// operators' issuer and the trust domain) only operators' certificates are let in.
+/// operators' issuers and the trust domain) only operators' certificates are let in.
 ///
 /// # Errors
 /// When the issuer cannot be read or the credentials do not fit.
 pub fn server_config_http(
     credentials: Credentials,
-    operators: Option<(&CertificateDer<'_>, &TrustDomain)>,
+    operators: Option<(&[CertificateDer<'_>], &TrustDomain)>,
 ) -> Result<ServerConfig, TlsConfigError> {
     let verifier = operators
-        .map(|(issuer, domain)| DoorKeeper::new(Door::Operators, issuer, domain))
+        .map(|(issuers, domain)| DoorKeeper::new(Door::Operators, issuers, domain))
         .transpose()?;
     server(credentials, verifier, &[ALPN_H2, ALPN_HTTP1])
 }
@@ -336,10 +336,10 @@ pub fn server_config_http(
 fn mutual(
     credentials: Credentials,
     door: Door,
-    issuer: &CertificateDer<'_>,
+    issuers: &[CertificateDer<'_>],
     domain: &TrustDomain,
 ) -> Result<ServerConfig, TlsConfigError> {
-    let keeper = DoorKeeper::new(door, issuer, domain)?;
+    let keeper = DoorKeeper::new(door, issuers, domain)?;
     server(credentials, Some(keeper), &[ALPN_H2])
 }
 
@@ -376,7 +376,7 @@ pub fn refused_certificate() -> Option<String> {
     REFUSED.take()
 }
 
-/// Verifies a client's chain against one issuer, then whom it names.
+/// Verifies a client's chain against the issuers of its kind, then whom it names.
 #[derive(Debug)]
 struct DoorKeeper {
     chain: Arc<dyn ClientCertVerifier>,
@@ -387,12 +387,11 @@ struct DoorKeeper {
 impl DoorKeeper {
     fn new(
         door: Door,
-        issuer: &CertificateDer<'_>,
+        issuers: &[CertificateDer<'_>],
         domain: &TrustDomain,
     ) -> Result<Self, TlsConfigError> {
-        let anchor = anchor(issuer)?;
         let roots = RootCertStore {
-            roots: vec![anchor],
+            roots: issuers.iter().map(anchor).collect::<Result<_, _>>()?,
         };
         let chain = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
             .build()
@@ -506,6 +505,8 @@ pub struct TrustedTime {
     server: Arc<AtomicI64>,
     /// End of life of the certificate that the aggregator showed last.
     until: Arc<AtomicI64>,
+    /// That certificate and what came with it; empty before the first.
+    shown: Arc<Mutex<Vec<CertificateDer<'static>>>>,
 }
 
 impl Default for TrustedTime {
@@ -513,6 +514,7 @@ impl Default for TrustedTime {
         Self {
             server: Arc::new(AtomicI64::new(EARLIEST_CREDIBLE.as_millis())),
             until: Arc::new(AtomicI64::new(EARLIEST_CREDIBLE.as_millis())),
+            shown: Arc::default(),
         }
     }
 }
@@ -526,9 +528,45 @@ impl TrustedTime {
         self.server.fetch_max(server, Ordering::Relaxed);
     }
 
+    /// Takes note of a time that was [`TrustedTime::last`] in an earlier life of the process.
+    pub fn remembered(&self, last: Timestamp) {
+        self.server.fetch_max(last.as_millis(), Ordering::Relaxed);
+    }
+
+    /// The latest time that an aggregator gave.
+    #[must_use]
+    pub fn last(&self) -> Timestamp {
+        Timestamp::from_millis(self.server.load(Ordering::Relaxed))
+    }
+
+    /// Whether the aggregator that was accepted last would be with these roots too. Before the first there is nothing
+    /// to say against them.
+    ///
+    /// # Errors
+    /// Why it would not be.
+    pub fn would_accept(&self, roots: &[CertificateDer<'_>]) -> Result<(), TlsFault> {
+        let anchors: Vec<TrustAnchor<'static>> = roots
+            .iter()
+            .map(anchor)
+            .collect::<Result<_, _>>()
+            .map_err(|error| TlsFault::Unusable(error.to_string()))?;
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        match shown.split_first() {
+            Some((leaf, others)) => chain_to(leaf, others, &anchors, self.now(), algorithms().all),
+            None => Ok(()),
+        }
+    }
+
     /// A certificate was accepted that lasts until then.
     fn accepted(&self, until: Timestamp) {
         self.until.store(until.as_millis(), Ordering::Relaxed);
+    }
+
+    /// The chain of that certificate.
+    fn keep(&self, leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>]) {
+        let chain = std::iter::once(leaf).chain(others);
+        let chain = chain.map(|one| one.clone().into_owned()).collect();
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = chain;
     }
 
     /// The time to judge by.
@@ -662,6 +700,7 @@ impl AggregatorVerifier {
         match peer.id {
             SpiffeId::Aggregator { .. } => {
                 self.time.accepted(self.end_of_life(leaf, others, anchors));
+                self.time.keep(leaf, others);
                 Ok(())
             }
             other => Err(TlsFault::WrongRole {
@@ -689,21 +728,26 @@ impl AggregatorVerifier {
     }
 }
 
-/// The root that the server sent, last in its chain, when its key has the fingerprint that the token says.
+/// The root that the server sent, at the end of its chain, when its key has the fingerprint that the token says. While
+/// one authority follows another there are two.
 fn pinned_root(
     pin: [u8; 32],
     leaf: &CertificateDer<'_>,
     others: &[CertificateDer<'_>],
 ) -> Result<TrustAnchor<'static>, TlsFault> {
     let last = others.last().unwrap_or(leaf);
-    let found = certificate_pin(last).map_err(|_| TlsFault::Nameless(PeerIdError::Unreadable))?;
-    if found != pin {
-        return Err(TlsFault::WrongPin {
-            expected: hex(&pin),
-            found: hex(&found),
-        });
+    for root in others.iter().rev() {
+        let found =
+            certificate_pin(root).map_err(|_| TlsFault::Nameless(PeerIdError::Unreadable))?;
+        if found == pin {
+            return anchor(root).map_err(|error| TlsFault::Unusable(error.to_string()));
+        }
     }
-    anchor(last).map_err(|error| TlsFault::Unusable(error.to_string()))
+    let found = certificate_pin(last).map_err(|_| TlsFault::Nameless(PeerIdError::Unreadable))?;
+    Err(TlsFault::WrongPin {
+        expected: hex(&pin),
+        found: hex(&found),
+    })
 }
 
 /// The fingerprint of a certificate's key, as tokens carry it: SHA-256 of its SubjectPublicKeyInfo.

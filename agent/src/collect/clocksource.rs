@@ -1,16 +1,19 @@
-//! `/sys/devices/system/clocksource`: what the kernel tells time by, and what else it could.
+//! What the kernel tells time by, what else it could (`/sys/devices/system/clocksource`), and the host's time
+//! zone (`/etc/localtime`; a host without it is on UTC).
 
 use std::time::Duration;
 
+use jiff::{Timestamp, tz::TimeZone};
 use muster_proto::catalog;
 
 use super::{
     About, CollectError, Collector, Outcome, Readings,
-    sysfs::{Files, Names, numbered},
+    sysfs::{Files, Names, Stamp, numbered},
     text,
 };
 use crate::host::HostRoot;
 
+const LOCALTIME: &str = "etc/localtime";
 const FOLDER: &[u8] = b"sys/devices/system/clocksource/";
 
 /// Most sources that are told; kernels know about five.
@@ -19,9 +22,9 @@ const MAX_SOURCES: usize = 16;
 static ABOUT: About = About {
     name: "clocksource",
     every: Duration::from_secs(60),
-    reads: "/sys/devices/system/clocksource",
+    reads: "/sys/devices/system/clocksource, /etc/localtime",
     needs: "",
-    what: "the clock source in use, and the others there are",
+    what: "the clock source in use and the others there are, the time zone's offset",
 };
 
 /// See the module.
@@ -29,6 +32,7 @@ static ABOUT: About = About {
 pub struct Clocksource {
     names: Names,
     files: Files,
+    zone: Option<(Option<Stamp>, TimeZone)>,
 }
 
 impl Collector for Clocksource {
@@ -57,7 +61,34 @@ impl Collector for Clocksource {
                 out.int(catalog::CLOCKSOURCE_CURRENT, &labels, 1);
             }
         }
-        Ok(outcome)
+        self.put_time_zone(host, out);
+        Ok(match self.zone {
+            Some((Some(_), _)) => Outcome::Read,
+            _ => outcome,
+        })
+    }
+}
+
+impl Clocksource {
+    fn put_time_zone(&mut self, host: &HostRoot, out: &mut Readings) {
+        let stamp = self.files.stamp(host, &[LOCALTIME.as_bytes()]);
+        if self.zone.as_ref().is_none_or(|(known, _)| *known != stamp) {
+            let zone = match stamp {
+                None => TimeZone::UTC,
+                Some(_) => {
+                    let bytes = host.read(LOCALTIME).unwrap_or_default();
+                    // A file that is no time zone's is as good as none, as it is to programs.
+                    TimeZone::tzif("localtime", &bytes).unwrap_or(TimeZone::UTC)
+                }
+            };
+            self.zone = Some((stamp, zone));
+        }
+        let now = Timestamp::from_millisecond(out.tick().as_millis());
+        if let (Ok(now), Some((_, zone))) = (now, &self.zone) {
+            let info = zone.to_offset_info(now);
+            let seconds = i64::from(info.offset().seconds());
+            out.int(catalog::TIME_ZONE_OFFSET, &[info.abbreviation()], seconds);
+        }
     }
 }
 
@@ -82,7 +113,52 @@ mod tests {
                 r#"node_time_clocksource_current_info{device="0",clocksource="tsc"}"#
             )
         );
-        assert_eq!(values.len(), 4);
+        assert_eq!(values.len(), 5);
+        assert_eq!(
+            values[r#"node_time_zone_offset_seconds{time_zone="UTC"}"#],
+            0.0
+        );
+    }
+
+    #[test]
+    fn the_time_zone_is_that_of_the_moment() {
+        let mut host = testing::Host::new();
+        let mut collector = Clocksource::default();
+        // A TZif file of version 2 without transitions: the rule at its end holds.
+        let header = |version: u8| {
+            let mut header = b"TZif".to_vec();
+            header.push(version);
+            header.resize(20, 0);
+            // Counts of UT indicators, standard indicators, leap seconds, transitions, types, letters.
+            for count in [0u32, 0, 0, 0, 1, 4] {
+                header.extend(count.to_be_bytes());
+            }
+            header.extend(3600i32.to_be_bytes());
+            header.extend([0, 0]);
+            header.extend(b"CET\0");
+            header
+        };
+        let rule = b"\nCET-1CEST,M3.5.0,M10.5.0/3\n".to_vec();
+        host.write(LOCALTIME, [header(b'2'), header(b'2'), rule].concat());
+        // 2026-01-01 and 2026-07-01, UTC.
+        for (tick, zone, offset) in [
+            (1_767_225_600, "CET", 3600.0),
+            (1_782_864_000, "CEST", 7200.0),
+        ] {
+            host.set_tick(tick);
+            let values = host.collect(&mut collector);
+            assert_eq!(
+                values[&format!("node_time_zone_offset_seconds{{time_zone={zone:?}}}")],
+                offset
+            );
+            assert_eq!(values.len(), 1);
+        }
+        host.write(LOCALTIME, "no zone");
+        let values = host.collect(&mut collector);
+        assert_eq!(
+            values[r#"node_time_zone_offset_seconds{time_zone="UTC"}"#],
+            0.0
+        );
     }
 
     testing::garbage!(

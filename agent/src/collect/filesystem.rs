@@ -60,8 +60,8 @@ const EVENT_AFTER: Duration = Duration::from_secs(45);
 /// Most mounts that are asked and shown, if there is room for so many series.
 const MAX_MOUNTS: usize = 400;
 
-/// Read-only, hung, device error, and five of space.
-const SERIES_PER_MOUNT: usize = 8;
+/// Read-only, info, hung, device error, and five of space.
+const SERIES_PER_MOUNT: usize = 9;
 
 static ABOUT: About = About {
     name: "filesystem",
@@ -292,11 +292,25 @@ impl Filesystem {
     fn put(&self, out: &mut Readings) {
         let fits = |_: &&Shown| out.admits_object(SERIES_PER_MOUNT);
         let shown: Vec<&Shown> = self.shown.iter().filter(fits).collect();
-        // In a run of their own: a key frame shares labels with the series before, and theirs are others.
+        // In runs of their own: a key frame shares labels with the series before, and theirs are others.
         for mount in shown.iter().map(|shown| &shown.mount) {
             let hung = i64::from(self.hung.contains_key(&mount.point));
             let point = text::lossy(&mount.point);
             out.int(catalog::FILESYSTEM_HUNG, &[&point], hung);
+        }
+        for mount in shown.iter().map(|shown| &shown.mount) {
+            let mut numbers = mount.device_number.split(|&byte| byte == b':');
+            let (Some(major), Some(minor)) = (numbers.next(), numbers.next()) else {
+                continue;
+            };
+            let (major, minor) = (text::lossy(major), text::lossy(minor));
+            let labels = [
+                &*mount.source,
+                &*major,
+                &*minor,
+                &*text::lossy(&mount.point),
+            ];
+            out.int(catalog::FILESYSTEM_MOUNT_INFO, &labels, 1);
         }
         for shown in shown {
             let mount = &shown.mount;
@@ -520,8 +534,8 @@ mod tests {
         gate.wait_inside(1);
         wait_for_local(&filesystem);
         let values = host.collect(&mut filesystem);
-        assert_eq!(names(&values, "/"), 8);
-        assert_eq!(names(&values, "/hung"), 2, "not known to hang yet");
+        assert_eq!(names(&values, "/"), 9);
+        assert_eq!(names(&values, "/hung"), 3, "not known to hang yet");
         assert_eq!(
             names(&values, "/proc") + names(&values, "/run/credentials/x"),
             0
@@ -533,8 +547,8 @@ mod tests {
             values[r#"muster_host_filesystem_hung{mountpoint="/hung"}"#],
             1.0
         );
-        assert_eq!(names(&values, "/hung"), 3);
-        assert_eq!(names(&values, "/"), 8);
+        assert_eq!(names(&values, "/hung"), 4);
+        assert_eq!(names(&values, "/"), 9);
         let error = r#"node_filesystem_device_error{device="server:/export",fstype="nfs4",mountpoint="/hung"}"#;
         assert_eq!(values[error], 1.0);
         clock.store(6, Ordering::SeqCst);
@@ -555,7 +569,7 @@ mod tests {
         clock.store(46, Ordering::SeqCst);
         let values = host.collect(&mut filesystem);
         assert_eq!(values[error], 0.0);
-        assert_eq!(names(&values, "/hung"), 8);
+        assert_eq!(names(&values, "/hung"), 9);
         let events = host.readings().take_events();
         assert_eq!(events[0].fields, [word(EventFieldKey::To, "ok")]);
     }
@@ -577,7 +591,7 @@ mod tests {
         wait_for_local(&filesystem);
         live(&filesystem).remote.wait(Duration::from_secs(20));
         let values = host.collect(&mut filesystem);
-        assert_eq!((names(&values, "/"), names(&values, "/later")), (8, 8));
+        assert_eq!((names(&values, "/"), names(&values, "/later")), (9, 9));
 
         // As many servers die as may hang, and one more mount of the first of them.
         let dead: String = (0..super::super::prober::MAX_HUNG)
@@ -597,13 +611,13 @@ mod tests {
         wait_for_local(&filesystem);
         clock.store(95, Ordering::SeqCst);
         let values = host.collect(&mut filesystem);
-        assert_eq!(names(&values, "/"), 8, "a local disk is known all the time");
-        assert_eq!(names(&values, "/same"), 3, "hangs with its server");
+        assert_eq!(names(&values, "/"), 9, "a local disk is known all the time");
+        assert_eq!(names(&values, "/same"), 4, "hangs with its server");
         assert_eq!(
             values[r#"muster_host_filesystem_hung{mountpoint="/same"}"#],
             1.0
         );
-        assert_eq!(names(&values, "/later"), 3, "not asked for long: unknown");
+        assert_eq!(names(&values, "/later"), 4, "not asked for long: unknown");
         let error =
             r#"node_filesystem_device_error{device="s9:/e",fstype="nfs4",mountpoint="/later"}"#;
         assert_eq!(values[error], 1.0);
@@ -649,8 +663,8 @@ mod tests {
         assert_eq!(value("readonly"), 1.0);
         assert_eq!(
             names(&values, "/other"),
-            3,
-            "read-only, hung and device_error"
+            4,
+            "read-only, info, hung and device_error"
         );
     }
 
@@ -679,6 +693,6 @@ mod tests {
         host.write("proc/self/mountinfo", "garbage\n");
         assert!(host.fails(&mut filesystem));
         host.write("proc/self/mountinfo", MOUNTS);
-        assert_eq!(host.collect(&mut filesystem).len(), 6);
+        assert_eq!(host.collect(&mut filesystem).len(), 8);
     }
 }

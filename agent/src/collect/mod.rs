@@ -7,7 +7,9 @@
 
 pub mod agent;
 pub mod arp;
+pub mod attributes;
 pub mod bonding;
+pub mod btrfs;
 pub mod clocksource;
 pub mod config;
 pub mod conntrack;
@@ -19,10 +21,13 @@ pub mod diskstats;
 pub mod dmi;
 pub mod edac;
 pub mod entropy;
+pub mod fibrechannel;
 pub mod filefd;
 pub mod filesystem;
 pub mod glob;
 pub mod hwmon;
+pub mod infiniband;
+pub mod ipvs;
 pub mod loadavg;
 pub mod mdadm;
 pub mod meminfo;
@@ -31,6 +36,7 @@ pub mod mounts;
 pub mod netclass;
 pub mod netdev;
 pub mod netstat;
+pub mod nfs;
 pub mod nvme;
 pub mod os;
 pub mod powersupplyclass;
@@ -49,6 +55,7 @@ pub mod sysfs;
 pub mod systemd;
 mod systemd_bus;
 mod systemd_kinds;
+pub mod tapestats;
 pub mod tcpstat;
 #[cfg(test)]
 mod testing;
@@ -61,6 +68,8 @@ pub mod udp_queues;
 pub mod uname;
 pub mod vmstat;
 pub mod watchdog;
+pub mod xfs;
+pub mod zfs;
 
 use std::{
     sync::Arc,
@@ -215,6 +224,15 @@ pub fn collectors(
         Box::new(nvme::Nvme::default()),
         Box::new(watchdog::Watchdog::default()),
         Box::new(selinux::Selinux::default()),
+        Box::new(xfs::Xfs::default()),
+        Box::new(btrfs::Btrfs::default()),
+        Box::new(zfs::Zfs::default()),
+        Box::new(nfs::Nfs::client()),
+        Box::new(nfs::Nfs::server()),
+        Box::new(ipvs::Ipvs::default()),
+        Box::new(infiniband::Infiniband::default()),
+        Box::new(fibrechannel::Fibrechannel::default()),
+        Box::new(tapestats::Tapestats::default()),
         Box::new(textfile::Textfile::new(&config.textfile)),
         Box::new(systemd::Systemd::new(
             &config.systemd_in_quota(),

@@ -117,10 +117,7 @@ impl Files {
     }
 
     fn set_path(&mut self, host: &HostRoot, parts: &[&[u8]]) {
-        self.path.clear();
-        self.path
-            .extend_from_slice(host.path().as_os_str().as_bytes());
-        self.path.push(b'/');
+        set_root(&mut self.path, host);
         for part in parts {
             self.path.extend_from_slice(part);
         }
@@ -134,6 +131,7 @@ impl Files {
         if self.bytes.is_empty() {
             self.bytes.resize(FIRST_BUFFER_BYTES, 0);
         }
+        let is_sysfs = parts.first().is_some_and(|part| part.starts_with(b"sys/"));
         let mut length = 0;
         loop {
             match rustix::io::read(&file, &mut self.bytes[length..]) {
@@ -141,6 +139,10 @@ impl Files {
                 Ok(read) => length += read,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(errno),
+            }
+            // sysfs hands an attribute out whole; a second read would only say that this was all.
+            if is_sysfs && length < self.bytes.len() {
+                break;
             }
             if length == self.bytes.len() {
                 if length >= MAX_FILE_BYTES {
@@ -176,6 +178,15 @@ impl Stamp {
     }
 }
 
+/// Begins a path with the host's root and a slash.
+fn set_root(path: &mut Vec<u8>, host: &HostRoot) {
+    path.clear();
+    path.extend_from_slice(host.path().as_os_str().as_bytes());
+    if path.last() != Some(&b'/') {
+        path.push(b'/');
+    }
+}
+
 fn joined(parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
 }
@@ -198,10 +209,7 @@ impl Names {
     pub fn list(&mut self, host: &HostRoot, folder: &[u8]) -> Result<bool, ReadError> {
         self.text.clear();
         self.places.clear();
-        self.path.clear();
-        self.path
-            .extend_from_slice(host.path().as_os_str().as_bytes());
-        self.path.push(b'/');
+        set_root(&mut self.path, host);
         self.path.extend_from_slice(folder);
         let listed = self.fill(host, folder);
         let error = match listed {

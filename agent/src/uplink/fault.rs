@@ -65,6 +65,16 @@ pub enum Fault {
     /// The aggregator does not want this agent.
     #[error("the aggregator refused this host: {}", words::denied(*.0))]
     Denied(v1::DenyReason),
+    /// Another machine is connected with this host's identity.
+    #[error(
+        "another machine is connected with this host's identity, from {address}, boot id {boot}: is one a copy of the other?"
+    )]
+    Occupied {
+        /// Where it calls from.
+        address: String,
+        /// Of its boot.
+        boot: String,
+    },
     /// The disk does not give the identity.
     #[error("the disk with this host's identity does not answer within {} s", .0.as_secs())]
     Disk(Duration),
@@ -107,11 +117,27 @@ impl Fault {
         Some(Self::Handshake(inner.clone()))
     }
 
+    /// Why the aggregator does not want this agent.
+    #[must_use]
+    pub fn denied(deny: &v1::Deny) -> Self {
+        let reason = deny.reason();
+        if reason != v1::DenyReason::AlreadyConnected || deny.other_address.is_empty() {
+            return Self::Denied(reason);
+        }
+        let boot = deny.other_boot_id.get(..16).unwrap_or_default();
+        Self::Occupied {
+            address: harmless(&deny.other_address),
+            boot: muster_proto::spiffe::hex(boot),
+        }
+    }
+
     /// Which wait follows; `worked` says whether the aggregator had acknowledged anything.
     #[must_use]
     pub fn ended(&self, worked: bool) -> Ended {
         match self {
-            Self::Denied(v1::DenyReason::AlreadyConnected) => Ended::Occupied,
+            Self::Denied(v1::DenyReason::AlreadyConnected) | Self::Occupied { .. } => {
+                Ended::Occupied
+            }
             Self::Denied(_) | Self::Identity(_) => Ended::Refused,
             Self::Tls(fault) if is_about_certificates(fault) => Ended::Refused,
             Self::Status {
@@ -158,6 +184,7 @@ impl Fault {
             }
             Self::Status { .. } | Self::Protocol(_) => "look at the aggregator's log",
             Self::Denied(reason) => denial_hint(*reason),
+            Self::Occupied { .. } => denial_hint(v1::DenyReason::AlreadyConnected),
             Self::Disk(_) => {
                 "look at the disk below the state folder (dmesg); the agent tries again"
             }
@@ -242,7 +269,7 @@ fn denial_hint(reason: v1::DenyReason) -> &'static str {
             "to bring the host back: muster-agent enrol ADDRESS with a new token"
         }
         v1::DenyReason::AlreadyConnected | v1::DenyReason::StaleCopy => {
-            "after cloning or restoring a machine remove the agent's state directory and enrol it anew"
+            "if this machine is the copy: muster-agent reset-identity, then enrol; else muster host NAME release there"
         }
         v1::DenyReason::ProtocolViolation | v1::DenyReason::Unspecified => {
             "look at the aggregator's log and report it as a bug"

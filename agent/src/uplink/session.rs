@@ -109,7 +109,7 @@ pub(super) async fn open(
             None => Err(OpenError::End(Fault::Closed.into())),
             Some(v1::AggregatorMessage { message }) => match message {
                 Some(Down::Welcome(welcome)) => Ok(Opened { welcome, inbound }),
-                Some(Down::Deny(deny)) => Err(OpenError::End(Fault::Denied(deny.reason()).into())),
+                Some(Down::Deny(deny)) => Err(OpenError::End(Fault::denied(&deny).into())),
                 Some(Down::Throttle(throttle)) => Err(OpenError::End(throttled(throttle))),
                 Some(Down::Drain(drain)) => Err(OpenError::End(drained(drain))),
                 Some(Down::Ack(_) | Down::Redirect(_) | Down::Recall(_)) | None => Err(
@@ -473,7 +473,7 @@ impl<'a> Session<'a> {
             }
             Down::Ack(ack) => self.acknowledge(&ack),
             Down::Throttle(throttle) => Some(throttled(throttle)),
-            Down::Deny(deny) => Some(Fault::Denied(deny.reason()).into()),
+            Down::Deny(deny) => Some(Fault::denied(&deny).into()),
             Down::Drain(drain) => {
                 let spread = Duration::from_millis(drain.spread_ms.into());
                 if self.leaving.is_none() {

@@ -162,7 +162,14 @@ mod tests {
     #[test]
     fn each_life_tells_how_the_one_before_ended() {
         let state = tempfile::tempdir().expect("temporary folder");
-        let table: [(&str, &str, Option<FinReason>, &[&str], Option<i64>); 6] = [
+        type Row = (
+            &'static str,
+            &'static str,
+            Option<FinReason>,
+            &'static [&'static str],
+            Option<i64>,
+        );
+        let table: [Row; 6] = [
             ("a", "1.0", Some(FinReason::Stopped), &[], None),
             ("a", "1.1", None, &["agent 1.0 → 1.1"], Some(1)),
             ("a", "1.1", Some(FinReason::Reboot), &[], Some(0)),

@@ -354,6 +354,7 @@ async fn waits_are_what_the_aggregator_asked_for() {
     let deny = |reason: v1::DenyReason| {
         Down::Deny(v1::Deny {
             reason: reason.into(),
+            ..v1::Deny::default()
         })
     };
     for (answer, from, to) in [

@@ -111,7 +111,11 @@ fn serve(
     issuer: &Authority,
     mut connections: mpsc::UnboundedReceiver<DuplexStream>,
 ) -> mpsc::UnboundedReceiver<aggregator::Session> {
-    let config = tls::server_config_agents(server, &issuer.certificate(), &issuer.domain);
+    let config = tls::server_config_agents(
+        server,
+        std::slice::from_ref(&issuer.certificate()),
+        &issuer.domain,
+    );
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config.expect("usable")));
     let (accepted, streams) = mpsc::unbounded_channel();
     tokio::spawn(async move {

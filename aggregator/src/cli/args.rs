@@ -8,6 +8,7 @@ use super::{
     ack::Ack,
     events::{EventsArgs, Look},
     incidents::parse_id,
+    notify::{Noise, Notify},
     output::Format,
     quiet::{Maintenance, Silence},
 };
@@ -162,6 +163,12 @@ pub enum Command {
         #[command(subcommand)]
         act: OperatorAct,
     },
+    /// The authority behind all certificates, and how one follows another
+    #[command(subcommand)]
+    Ca(super::ca::Ca),
+    /// Let hosts join: tokens, and those that wait to be approved
+    #[command(subcommand)]
+    Enrol(super::enrol::Enrol),
     /// Show who did what, newest first
     Audit(super::audit::Args),
     /// Show numbers over time
@@ -204,6 +211,11 @@ pub enum Command {
     /// Plan times in which nobody is told
     #[command(subcommand)]
     Maintenance(Maintenance),
+    /// See and try the channels by which people are told
+    #[command(subcommand)]
+    Notify(Notify),
+    /// Show what each rule told people, and whether it was of use
+    Noise(Noise),
     /// Find out why it does not work, step by step
     Doctor,
     /// Choose between aggregators
@@ -236,6 +248,12 @@ pub enum Command {
 pub enum HostAct {
     /// Cut it off; with a new token it may enrol again, as a new host
     Evict {
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
+    /// End its quarantine, after two machines spoke with its identity
+    Release {
         /// Do it
         #[arg(long)]
         yes: bool,
@@ -376,6 +394,9 @@ pub struct Incidents {
     /// Resolved ones too
     #[arg(long)]
     pub all: bool,
+    /// Each one, also those that people were told of under another
+    #[arg(long)]
+    pub each: bool,
     /// Only of this severity
     #[arg(long, value_enum)]
     pub severity: Option<Severity>,

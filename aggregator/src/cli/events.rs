@@ -25,6 +25,13 @@ use super::{
 /// Seconds of a recording that are shown to people unless `-n` says otherwise.
 const SHOWN_SECONDS: usize = 60;
 
+/// How long before an incident a change is shown with it, and how many.
+const CHANGES_BEFORE_MS: i64 = 2 * 3_600_000;
+const MAX_CHANGES_BEFORE: u32 = 8;
+
+/// Recordings shown with an incident.
+const MAX_RECORDINGS_OF: u32 = 3;
+
 /// Processes and units shown for each moment.
 const SHOWN_BUSY: usize = 3;
 
@@ -423,6 +430,90 @@ pub fn parse_time(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Timesta
         })
 }
 
+/// Adds to an incident what was changed on its host before, and the recordings of its beginning. An aggregator
+/// that cannot tell leaves the incident as it is, and is named as missing.
+pub async fn surround(session: &Session, row: &v1::IncidentRow, detail: &mut Detail, view: &View) {
+    let since = row.since_ms.min(row.opened_ms);
+    let changes = v1::ListEventsRequest {
+        choice: Some(v1::EventChoice {
+            host: row.host.clone(),
+            kinds: changes_kinds(),
+            ..v1::EventChoice::default()
+        }),
+        since_ms: Some(since.saturating_sub(CHANGES_BEFORE_MS)),
+        until_ms: Some(row.opened_ms),
+        limit: MAX_CHANGES_BEFORE,
+    };
+    let recordings = v1::ListRecordingsRequest {
+        host: row.host.clone(),
+        since_ms: Some(since),
+        until_ms: Some(row.opened_ms),
+        limit: MAX_RECORDINGS_OF,
+    };
+    let asked = session.ask_events(async move |mut client| {
+        let changes = client.list_events(changes).await?.into_inner();
+        let recordings = client.list_recordings(recordings).await?.into_inner();
+        Ok(tonic::Response::new((
+            changes.events,
+            recordings.recordings,
+        )))
+    });
+    match asked.await {
+        Ok((changes, recordings)) => add(&changes, &recordings, row, detail, view),
+        // The host may be gone: then there is nobody to ask about.
+        Err(failure) if failure.code == Code::NotFound => {}
+        Err(_) => {
+            detail.meta.complete = false;
+            detail
+                .meta
+                .missing
+                .push("changes and recordings".to_owned());
+        }
+    }
+}
+
+/// Puts them before the last line, which says what to do next.
+fn add(
+    changes: &[v1::EventRow],
+    recordings: &[v1::RecordingRow],
+    row: &v1::IncidentRow,
+    detail: &mut Detail,
+    view: &View,
+) {
+    let exact = |ms| view.exact(Timestamp::from_millis(ms));
+    let changed = changes.iter().map(|change| {
+        Text::toned(Tone::Dim, exact(at(change).as_millis()))
+            .and("  changed   ")
+            .joined(what(change))
+    });
+    let recorded = recordings.iter().map(|recording| {
+        let (from, to) = (exact(recording.from_ms), exact(recording.to_ms));
+        Text::plain(format!("recorded  {from} to {to}, each second: ")).and(format!(
+            "muster host {} --recording={}",
+            row.host, recording.number
+        ))
+    });
+    let last = detail.lines.len().saturating_sub(1);
+    let added: Vec<Text> = changed.chain(recorded).collect();
+    detail.lines.splice(last..last, added);
+    if let Value::Object(item) = &mut detail.item {
+        let change = |change: &v1::EventRow| {
+            let words = change.event.as_ref().map(event::words);
+            json!({"at": moment(Some(at(change).as_millis())), "kind": kind(change), "what": words})
+        };
+        item.insert("changes".to_owned(), changes.iter().map(change).collect());
+        let recording = |recording: &v1::RecordingRow| {
+            json!({
+                "number": recording.number,
+                "from": moment(Some(recording.from_ms)),
+                "to": moment(Some(recording.to_ms)),
+            })
+        };
+        let recordings = recordings.iter().map(recording);
+        item.insert("recordings".to_owned(), recordings.collect());
+    }
+}
+
 /// Answers `muster host NAME --recording`.
 ///
 /// # Errors
@@ -700,6 +791,44 @@ mod tests {
             assert!(!text.contains("\u{1b}[2J"), "{format:?}: {text:?}");
             assert_eq!(text.lines().count(), 1, "{format:?}: {text:?}");
         }
+    }
+
+    #[test]
+    fn an_incident_shows_what_was_changed_before_and_where_its_record_is() {
+        let incident = v1::IncidentRow {
+            host: "web-01".to_owned(),
+            ..v1::IncidentRow::default()
+        };
+        let mut detail = Detail {
+            name: "I-1".to_owned(),
+            item: json!({"id": "I-1"}),
+            lines: vec![Text::plain("head"), Text::plain("next: x")],
+            meta: session::own_meta(),
+        };
+        let to = vec![event::word(v1::EventFieldKey::To, "2\u{1b}")];
+        let change = row(EventKind::PackageChanged, "nginx", false, to);
+        let recording = v1::RecordingRow {
+            number: 3,
+            from_ms: NOW.as_millis() - 600_000,
+            to_ms: NOW.as_millis(),
+            ..v1::RecordingRow::default()
+        };
+        add(&[change], &[recording], &incident, &mut detail, &view());
+        let mut text = String::new();
+        detail.lines.iter().for_each(|line| line.line_to(&mut text));
+        let text = anstream::adapter::strip_str(&text).to_string();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[1],
+            "14:12:55Z  changed   package nginx 2\u{fffd} installed"
+        );
+        assert_eq!(
+            lines[2],
+            "recorded  14:03:00Z to 14:13:00Z, each second: muster host web-01 --recording=3"
+        );
+        assert_eq!(lines[3], "next: x");
+        assert_eq!(detail.item["recordings"][0]["number"], 3);
+        assert_eq!(detail.item["changes"][0]["kind"], "package_changed");
     }
 
     #[test]

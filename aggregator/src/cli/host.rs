@@ -22,6 +22,9 @@ use super::{
     },
 };
 
+/// A clock that is off by more than this is worth a word.
+const CLOCK_OFF_MS: u64 = 5_000;
+
 /// Events and entries of a line that lists things.
 const SHOWN: usize = 5;
 
@@ -183,6 +186,17 @@ fn about(host: &v1::HostDetail, row: &v1::HostRow, view: &View) -> Text {
         parts.push(format!("seen {}", view.ago(Timestamp::from_millis(seen))));
     }
     line.push(Tone::Dim, format!("    {}", parts.join(", ")));
+    let off = host.clock_offset_ms.filter(|_| heard(row)).unwrap_or(0);
+    if off.unsigned_abs() > CLOCK_OFF_MS {
+        line.push(
+            Tone::Warn,
+            format!(
+                "  its clock is {} s {}",
+                off.unsigned_abs() / 1000,
+                if off > 0 { "ahead" } else { "behind" }
+            ),
+        );
+    }
     line
 }
 

@@ -33,6 +33,7 @@ pub static COLUMNS: &[Column<v1::IncidentRow>] = &[
         shown: Shown::Always,
         right: false,
         human: |row, _| match word(row) {
+            "open" if !row.quiet.is_empty() => Text::toned(Tone::Dim, "quiet"),
             "resolved" => Text::toned(Tone::Dim, "resolved"),
             "acknowledged" => Text::toned(Tone::Dim, "acked"),
             other => Text::plain(other),
@@ -56,6 +57,17 @@ pub static COLUMNS: &[Column<v1::IncidentRow>] = &[
         right: false,
         human: |row, _| Text::plain(&row.host),
         value: |row| json!(row.host),
+    },
+    Column {
+        key: "hosts",
+        title: "HOSTS",
+        shown: Shown::Always,
+        right: true,
+        human: |row, _| match row.hosts {
+            0 => Text::new(),
+            hosts => Text::plain(hosts.to_string()),
+        },
+        value: |row| json!(row.hosts.max(1)),
     },
     Column {
         key: "rule",
@@ -109,6 +121,40 @@ pub static COLUMNS: &[Column<v1::IncidentRow>] = &[
         value: |row| moment(row.resolved_ms),
     },
     Column {
+        key: "quiet",
+        title: "QUIET",
+        shown: Shown::Wide,
+        right: false,
+        human: |row, _| Text::plain(&row.quiet),
+        value: |row| json!(Some(&row.quiet).filter(|why| !why.is_empty())),
+    },
+    Column {
+        key: "partOf",
+        title: "PART OF",
+        shown: Shown::Machine,
+        right: false,
+        human: |row, _| {
+            if is_part(row) {
+                Text::plain(id(row.page))
+            } else {
+                Text::new()
+            }
+        },
+        value: |row| json!(is_part(row).then(|| id(row.page))),
+    },
+    Column {
+        key: "told",
+        title: "TOLD",
+        shown: Shown::Machine,
+        right: true,
+        human: |row, view| {
+            row.told_ms.map_or_else(Text::unknown, |at| {
+                Text::plain(view.when(Timestamp::from_millis(at)))
+            })
+        },
+        value: |row| moment(row.told_ms),
+    },
+    Column {
         key: "acknowledgedBy",
         title: "ACKED BY",
         shown: Shown::Machine,
@@ -131,10 +177,21 @@ pub static COLUMNS: &[Column<v1::IncidentRow>] = &[
 
 /// The list of an answer.
 #[must_use]
-pub fn list(response: v1::ListIncidentsResponse, all: bool) -> List<v1::IncidentRow> {
+pub fn list(response: v1::ListIncidentsResponse, all: bool, each: bool) -> List<v1::IncidentRow> {
+    let mut response = response;
+    let told_with = response.incidents.iter().filter(|row| is_part(row)).count();
+    if !each {
+        response.incidents.retain(|row| !is_part(row));
+    }
     let shown = response.incidents.len();
     let mut footer = Vec::new();
-    if usize::try_from(response.matched).is_ok_and(|matched| matched > shown) {
+    if told_with > 0 && !each {
+        footer.push(Text::toned(
+            Tone::Dim,
+            format!("{told_with} more are part of these (--each lists them)"),
+        ));
+    }
+    if usize::try_from(response.matched).is_ok_and(|matched| matched > shown + told_with) {
         footer.push(Text::toned(
             Tone::Dim,
             format!("{shown} of {} incidents", response.matched),
@@ -152,6 +209,11 @@ pub fn list(response: v1::ListIncidentsResponse, all: bool) -> List<v1::Incident
             "no open incidents"
         }),
     }
+}
+
+/// Whether people are told of it under another one.
+fn is_part(row: &v1::IncidentRow) -> bool {
+    row.page != 0 && row.page != row.number
 }
 
 /// One incident with what became of it.
@@ -175,6 +237,19 @@ pub fn detail(response: v1::IncidentDetail, view: &View) -> Detail {
     lines.push(Text::plain("since     ").and(view.since(since)));
     if let Some(at) = row.resolved_ms {
         lines.push(Text::plain("resolved  ").and(view.since(Timestamp::from_millis(at))));
+    }
+    if !row.quiet.is_empty() {
+        let line =
+            Text::plain("quiet     ").with(Tone::Warn, format!("nobody is told: {}", row.quiet));
+        lines.push(line);
+    }
+    if is_part(&row) {
+        lines.push(Text::plain("part of   ").and(id(row.page)));
+    } else if row.hosts > 1 {
+        lines.push(Text::plain("hosts     ").and(format!("{} are part of it", row.hosts)));
+    }
+    if let Some(told) = row.told_ms {
+        lines.push(Text::plain("told      ").and(view.since(Timestamp::from_millis(told))));
     }
     if let Some(ack) = &row.acknowledgement {
         let mut line = Text::plain("acked     by ").with(Tone::Strong, &ack.by);

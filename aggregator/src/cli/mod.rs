@@ -9,10 +9,12 @@ pub mod ack;
 pub mod anomalies;
 pub mod args;
 pub mod audit;
+pub mod ca;
 pub mod checks;
 pub mod client;
 pub mod context;
 pub mod doctor;
+pub mod enrol;
 pub mod events;
 pub mod export;
 pub mod export_metrics;
@@ -24,6 +26,7 @@ pub mod hosts;
 pub mod incidents;
 pub mod login;
 pub mod moment;
+pub mod notify;
 pub mod output;
 pub mod plot;
 pub mod quiet;
@@ -259,6 +262,8 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             let said = removal::operator(session, name, *act).await?;
             Ok(said_lines(&said))
         }
+        Command::Ca(act) => ca::answer(session, act).await,
+        Command::Enrol(act) => enrol::answer(session, act).await,
         Command::Checks(args) => checks::answer(session, args).await,
         Command::Audit(args) => audit::answer(session, args).await,
         Command::History(args) => history::run(session, args).await,
@@ -350,7 +355,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                 .await
                 .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"))?;
             let view = session.view(response.meta.as_ref());
-            let list = incidents::list(response, incidents.all);
+            let list = incidents::list(response, incidents.all, incidents.each);
             output::list(list, &session.options, &view)
         }
         Command::Incident { number } => {
@@ -362,12 +367,17 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                     not_found(failure, "muster incidents --all", "the incidents there are")
                 })?;
             let view = session.view(incident.meta.as_ref());
-            output::detail(incidents::detail(incident, &view), &session.options)
+            let row = incident.row.clone().unwrap_or_default();
+            let mut detail = incidents::detail(incident, &view);
+            events::surround(session, &row, &mut detail, &view).await;
+            output::detail(detail, &session.options)
         }
         Command::Ack(act) => Ok(said_lines(&ack::ack(session, act).await?)),
         Command::Unack { number } => Ok(said_lines(&ack::unack(session, *number).await?)),
         Command::Silence(act) => quiet::silence(session, act).await,
         Command::Maintenance(act) => quiet::maintenance(session, act).await,
+        Command::Notify(act) => notify::notify(session, act).await,
+        Command::Noise(act) => notify::noise(session, act).await,
         Command::Doctor => {
             let timeout = session.global.timeout;
             let checks = doctor::walk(session.target(), &session.config, timeout).await;

@@ -379,7 +379,7 @@ fn standing(row: &v1::QuietRow) -> &'static str {
 }
 
 /// `I-12, I-14`; of many the first three and how many more.
-fn hidden(numbers: &[u64]) -> String {
+pub(super) fn hidden(numbers: &[u64]) -> String {
     let shown: Vec<String> = numbers
         .iter()
         .take(3)

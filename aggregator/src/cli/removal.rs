@@ -33,6 +33,23 @@ pub async fn host(session: &Session, name: &str, act: HostAct) -> Result<String,
                 hex(&done.host_id)
             ))
         }
+        HostAct::Release { yes } => {
+            confirmed(
+                yes,
+                &format!("muster host {name} release --yes"),
+                &format!(
+                    "whichever machine connects next would be {name}: first give the copy an identity of its own (muster-agent reset-identity there)"
+                ),
+            )?;
+            let request = v1::ReleaseHostRequest { name };
+            let done = session
+                .ask_identity(async move |mut client| client.release_host(request).await)
+                .await?;
+            Ok(format!(
+                "released {}: whichever machine connects next is it",
+                done.name
+            ))
+        }
         HostAct::Ban { yes } => {
             confirmed(
                 yes,

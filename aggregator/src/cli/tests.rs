@@ -439,13 +439,16 @@ fn incidents_and_one_of_them() {
     golden(
         "incidents-table",
         &render(
-            incidents::list(response.clone(), false),
+            incidents::list(response.clone(), false, false),
             &options(Format::Table),
         ),
     );
     golden(
         "incidents-json",
-        &render(incidents::list(response, false), &options(Format::Json)),
+        &render(
+            incidents::list(response, false, false),
+            &options(Format::Json),
+        ),
     );
     let detail = v1::IncidentDetail {
         meta: meta(),

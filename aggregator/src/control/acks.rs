@@ -2,9 +2,16 @@
 //! they name; a new failure after that is a new incident, and nobody's.
 
 use muster_proto::{time::Timestamp, v1};
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, params};
 
-use super::{Control, ControlError, db::audit};
+use super::{
+    Control, ControlError,
+    db::audit,
+    pages::{leave_news, sql},
+};
+use crate::incident::pages::Turn;
+
+const OPEN: i32 = v1::IncidentState::Open as i32;
 
 /// Longest text of an operator that is kept, in bytes.
 pub const MAX_TEXT_BYTES: usize = 1000;
@@ -71,6 +78,15 @@ impl Control {
                     ])?;
                 note(connection, epoch, id, ack.at, "acknowledged", &ack.by, &ack.text)?;
             }
+            for (_, number) in &open {
+                leave_news(connection, epoch, *number, Turn::Acknowledged(ack.until))?;
+            }
+            connection
+                .prepare_cached(
+                    "UPDATE pages SET acted_ms = coalesce(acted_ms, ?2)
+                     WHERE closed_ms IS NULL AND number = (SELECT page FROM incidents WHERE number = ?1)",
+                )?
+                .execute(params![sql(number), ack.at.as_millis()])?;
             let said = [&ack.by, "acknowledge", &format!("I-{number}"), &ack.text];
             audit(connection, epoch, ack.at, said)?;
             Ok(AckOutcome::Done(numbers(open)))
@@ -101,6 +117,7 @@ impl Control {
             let mut cleared = Vec::new();
             for (id, number) in open.drain(..) {
                 if clear.execute([&id])? > 0 {
+                    leave_news(connection, epoch, number, Turn::Unacknowledged)?;
                     note(connection, epoch, &id, at, "unacknowledged", &by, "")?;
                     cleared.push((id, number));
                 }
@@ -122,24 +139,29 @@ fn numbers(rows: Vec<(String, u64)>) -> Vec<u64> {
 
 type Open = Vec<(String, u64)>;
 
-/// The open incidents that are meant by a number.
+/// The open incidents that are meant by a number: it, and those people were told of with it.
 fn found(connection: &Connection, number: u64) -> Result<Result<Open, AckOutcome>, ControlError> {
-    let Ok(wanted) = i64::try_from(number) else {
+    let wanted = sql(number);
+    let known: bool = connection
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM incidents WHERE number = ?1)")?
+        .query_row([wanted], |row| row.get(0))?;
+    if !known {
         return Ok(Err(AckOutcome::Unknown));
-    };
-    let row = connection
-        .prepare_cached("SELECT id, state FROM incidents WHERE number = ?1")?
-        .query_row([wanted], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, i32>(1)?))
-        })
-        .optional()?;
-    Ok(match row {
-        None => Err(AckOutcome::Unknown),
-        Some((_, state)) if state == v1::IncidentState::Resolved as i32 => {
-            Err(AckOutcome::Resolved)
-        }
-        Some((id, _)) => Ok(vec![(id, number)]),
-    })
+    }
+    let mut query = connection.prepare_cached(&format!(
+        "SELECT id, number FROM incidents
+         WHERE state = {OPEN} AND (number = ?1 OR page = (SELECT i.page FROM incidents i
+             JOIN pages p ON p.number = i.page AND p.closed_ms IS NULL WHERE i.number = ?1))
+         ORDER BY number"
+    ))?;
+    let rows = query.query_map([wanted], |row| {
+        Ok((row.get(0)?, row.get::<_, u32>(1)?.into()))
+    })?;
+    let open: Open = rows.collect::<Result<_, _>>()?;
+    if open.is_empty() {
+        return Ok(Err(AckOutcome::Resolved));
+    }
+    Ok(Ok(open))
 }
 
 /// Writes a line of an incident's timeline inside a write.

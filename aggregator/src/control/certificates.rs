@@ -13,7 +13,7 @@ use std::time::Duration;
 use muster_proto::{id::HostId, time::Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::{Control, ControlError, db::audit};
+use super::{Control, ControlError, db::audit, generations};
 use crate::pki::{Issued, PkiError};
 
 /// How long after its end a certificate may still be renewed: hosts that were switched off for a month come back
@@ -33,6 +33,11 @@ pub enum CertificateRefusal {
     /// Expired; a renewal may be up to [`RENEWAL_GRACE`] late.
     #[error("the certificate has expired: the host must enrol again with a new token")]
     Expired,
+    /// The authority that issued it is not trusted any more.
+    #[error(
+        "this certificate is of an authority that is not trusted any more: the host must enrol again"
+    )]
+    Untrusted,
     /// The key has had a certificate before.
     #[error("a renewal needs a new key")]
     OldKey,
@@ -134,6 +139,9 @@ fn standing(
             Ok((row.get(0)?, row.get(1)?))
         })
         .optional()?;
+    if generations::is_refused(connection, &presented.serial)? {
+        return Ok(Err(CertificateRefusal::Untrusted));
+    }
     Ok(match serials {
         None => Err(CertificateRefusal::Removed),
         Some((in_use, _)) if in_use == presented.serial => Ok(Standing::InUse),
@@ -225,15 +233,16 @@ pub(super) fn note(
     now: Timestamp,
 ) -> Result<(), ControlError> {
     connection.execute(
-        "INSERT INTO certificates (serial, holder, spki_hash, issued_ms, not_after_ms, epoch)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT INTO certificates (serial, holder, spki_hash, issued_ms, not_after_ms, epoch, generation)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         params![
             issued.serial,
             holder,
             fingerprint,
             now.as_millis(),
             issued.not_after.as_millis(),
-            epoch
+            epoch,
+            issued.generation
         ],
     )?;
     Ok(())

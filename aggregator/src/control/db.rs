@@ -28,6 +28,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/003_denied.sql"),
     include_str!("migrations/004_identity.sql"),
     include_str!("migrations/005_acks.sql"),
+    include_str!("migrations/009_pages.sql"),
+    include_str!("migrations/010_joining.sql"),
 ];
 
 /// How long to wait for another process that writes (`token create`).

@@ -5,7 +5,11 @@ use std::time::Duration;
 use muster_proto::{id::HostId, time::Timestamp, v1};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::{Ack, Control, ControlError, db::uuid_v7};
+use super::{Ack, Control, ControlError, db::uuid_v7, pages::leave_news};
+use crate::incident::{
+    flap::Flap,
+    pages::{HOLD, Turn},
+};
 
 const OPEN: i32 = v1::IncidentState::Open as i32;
 const RESOLVED: i32 = v1::IncidentState::Resolved as i32;
@@ -260,6 +264,11 @@ fn open(connection: &Connection, epoch: i64, new: &NewIncident) -> Result<Opened
     if let Some((_, number)) = current(connection, &host, &new.rule, &new.subject)? {
         return Ok(Opened { number, new: false });
     }
+    let last = last_of(connection, &host, &new.rule, &new.subject)?;
+    if let Some(last) = last.as_ref().filter(|last| last.goes_on(new)) {
+        return reopen(connection, epoch, last, new);
+    }
+    let flap = last.map(|last| last.flap).unwrap_or_default();
     let number: u32 = connection.query_row(
         "SELECT coalesce(max(number), 0) + 1 FROM incidents",
         [],
@@ -269,8 +278,8 @@ fn open(connection: &Connection, epoch: i64, new: &NewIncident) -> Result<Opened
     connection
         .prepare_cached(
             "INSERT INTO incidents (id, number, host_id, rule, subject, severity, state, summary,
-                                    opened_ms, since_ms, epoch)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                                    opened_ms, since_ms, flap, flap_ms, flapping, epoch)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
         )?
         .execute(params![
             id,
@@ -283,6 +292,9 @@ fn open(connection: &Connection, epoch: i64, new: &NewIncident) -> Result<Opened
             new.summary,
             new.at.as_millis(),
             new.since.as_millis(),
+            flap.count,
+            flap.at.as_millis(),
+            flap.flapping,
             epoch
         ])?;
     transition(
@@ -294,6 +306,7 @@ fn open(connection: &Connection, epoch: i64, new: &NewIncident) -> Result<Opened
         &new.evidence,
         &new.op_id,
     )?;
+    leave_news(connection, epoch, number.into(), Turn::Opened)?;
     if number.is_multiple_of(LOOK_EVERY) {
         let gone = let_go(connection, new.at, KEPT_ROWS)?;
         if gone > 0 {
@@ -332,7 +345,84 @@ fn resolve(
         &end.evidence,
         &end.op_id,
     )?;
+    leave_news(connection, epoch, number, Turn::Cleared)?;
     Ok(Some(number))
+}
+
+/// The newest incident of a key, which is over.
+struct Last {
+    id: String,
+    number: u64,
+    severity: i32,
+    resolved: Timestamp,
+    acknowledged: bool,
+    flap: Flap,
+}
+
+impl Last {
+    /// Whether a new failure is the same incident again: it was clear for a moment only, or it flaps. What somebody
+    /// had seen to is over with its clearing, and what is graver is another one.
+    fn goes_on(&self, new: &NewIncident) -> bool {
+        let lately = new.at.since(self.resolved) <= HOLD;
+        self.severity == new.severity as i32 && !self.acknowledged && (lately || self.flap.flapping)
+    }
+}
+
+fn last_of(
+    connection: &Connection,
+    host: &str,
+    rule: &str,
+    subject: &str,
+) -> Result<Option<Last>, ControlError> {
+    Ok(connection
+        .prepare_cached(
+            "SELECT id, number, severity, resolved_ms, ack_by, flap, flap_ms, flapping FROM incidents
+             WHERE host_id = ?1 AND rule = ?2 AND subject = ?3 AND resolved_ms IS NOT NULL
+             ORDER BY number DESC LIMIT 1",
+        )?
+        .query_row([host, rule, subject], |row| {
+            Ok(Last {
+                id: row.get(0)?,
+                number: row.get::<_, u32>(1)?.into(),
+                severity: row.get(2)?,
+                resolved: Timestamp::from_millis(row.get(3)?),
+                acknowledged: row.get::<_, Option<String>>(4)?.is_some(),
+                flap: Flap {
+                    count: row.get(5)?,
+                    at: Timestamp::from_millis(row.get(6)?),
+                    flapping: row.get(7)?,
+                },
+            })
+        })
+        .optional()?)
+}
+
+/// What failed a moment ago fails again, under its number.
+fn reopen(
+    connection: &Connection,
+    epoch: i64,
+    last: &Last,
+    new: &NewIncident,
+) -> Result<Opened, ControlError> {
+    connection
+        .prepare_cached(
+            "UPDATE incidents SET state = ?2, resolved_ms = NULL, since_ms = ?3, summary = ?4 WHERE id = ?1",
+        )?
+        .execute(params![last.id, OPEN, new.since.as_millis(), new.summary])?;
+    transition(
+        connection,
+        epoch,
+        &last.id,
+        OPEN,
+        new.at,
+        &new.evidence,
+        &new.op_id,
+    )?;
+    leave_news(connection, epoch, last.number, Turn::Opened)?;
+    Ok(Opened {
+        number: last.number,
+        new: true,
+    })
 }
 
 /// Deletes resolved incidents that are too old at `now`, or more than `kept`: those resolved first go first. How
@@ -357,6 +447,9 @@ fn let_go(connection: &Connection, now: Timestamp, kept: u32) -> Result<usize, C
         Ok((row.get(0)?, row.get(1)?))
     })?;
     let oldest: Vec<(String, bool)> = rows.collect::<Result<_, _>>()?;
+    connection
+        .prepare_cached("DELETE FROM pages WHERE closed_ms < ?1")?
+        .execute([now.minus(KEPT_FOR).as_millis()])?;
     let mut gone = 0;
     for (id, too_old) in oldest {
         if !too_old && gone >= too_many {

@@ -8,12 +8,20 @@
 mod acks;
 mod audit;
 mod certificates;
+mod copies;
 mod db;
+mod deliveries;
+mod generations;
 mod hosts;
 mod incidents;
+mod network;
+mod noise;
 mod operators;
+mod pages;
+mod pending;
 mod quiets;
 mod revoke;
+mod time;
 mod tokens;
 
 use std::path::PathBuf;
@@ -21,12 +29,19 @@ use std::path::PathBuf;
 pub use acks::{Ack, AckOutcome, MAX_TEXT_BYTES};
 pub use audit::{AuditFilter, AuditLine, AuditVerdict};
 pub use certificates::{CertificateRefusal, Presented, RENEWAL_GRACE};
+pub use copies::{COPY_SIGNS, COPY_WINDOW, Greeted, Greeting};
 pub use db::Control;
+pub use deliveries::{ChannelBooks, Delivery, Fate};
+pub use generations::Holder;
 pub use hosts::{Facts, Host, Labels};
 pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, Transition};
+pub use network::{Network, NetworkError};
+pub use noise::NoiseRow;
 pub use operators::{
     LOGIN_LIFE, OperatorRefusal, OperatorRole, OperatorStanding, RenewedOperator, RoleError,
 };
+pub use pages::{Consequence, NewDelivery};
+pub use pending::{WAITING_LIFE, Waiting};
 pub use quiets::{MAX_SILENCE, Phase, Quiet, QuietError, QuietKind, Weekly};
 pub use revoke::{Removal, Removed};
 pub use tokens::{

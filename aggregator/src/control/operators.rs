@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use muster_proto::time::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::{Control, ControlError, certificates::note, db::audit, revoke};
+use super::{Control, ControlError, certificates::note, db::audit, generations, revoke};
 use crate::pki::{Issued, PkiError};
 
 /// How long an operator can go on renewing after signing in at the admin socket. Whoever steals a key can go on no
@@ -286,7 +286,7 @@ fn refusal(
     serial: &str,
     now: Timestamp,
 ) -> Result<Option<OperatorRefusal>, ControlError> {
-    if revoke::serial_denied(connection, serial)? {
+    if revoke::serial_denied(connection, serial)? || generations::is_refused(connection, serial)? {
         return Ok(Some(OperatorRefusal::Revoked));
     }
     let replaced = successor_used(connection, serial)?;
@@ -325,7 +325,9 @@ fn renew(
     else {
         return Ok(Err(OperatorRefusal::Unknown));
     };
-    if revoke::serial_denied(connection, asked.serial)? {
+    if revoke::serial_denied(connection, asked.serial)?
+        || generations::is_refused(connection, asked.serial)?
+    {
         return Ok(Err(OperatorRefusal::Revoked));
     }
     // No time for handing over here: of two who renew the same certificate one is a thief.
@@ -382,6 +384,7 @@ mod tests {
             chain: vec![CertificateDer::from(vec![0])],
             serial: serial.to_owned(),
             not_after: now.plus(HOUR * 24),
+            generation: 1,
         }
     }
 

@@ -109,7 +109,7 @@ impl Control {
     }
 }
 
-fn deny(
+pub(super) fn deny(
     connection: &Connection,
     epoch: i64,
     subject: &str,

@@ -15,6 +15,8 @@ use super::{
     certificates::note,
     db::audit,
     hosts::{free_name, json},
+    network::Network,
+    pending::{self, Parked},
     revoke,
 };
 use crate::pki::{Issued, PkiError};
@@ -37,6 +39,13 @@ pub struct TokenOptions {
     pub ttl: Duration,
     /// Labels that these hosts get.
     pub labels: Labels,
+    /// Networks from which they call; empty: from anywhere.
+    pub networks: Vec<Network>,
+    /// Whether a person must approve each of them.
+    pub approve: bool,
+    /// Name or id of the host whose place the one that joins takes: its history, name and labels stay, and its
+    /// certificates are refused from then on.
+    pub replaces: Option<String>,
 }
 
 impl Default for TokenOptions {
@@ -45,6 +54,9 @@ impl Default for TokenOptions {
             uses: 1,
             ttl: DEFAULT_TOKEN_TTL,
             labels: Labels::new(),
+            networks: Vec::new(),
+            approve: false,
+            replaces: None,
         }
     }
 }
@@ -64,6 +76,20 @@ pub enum TokenState {
     Locked,
 }
 
+impl TokenState {
+    /// As people and programs read it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Used => "used",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Locked => "locked",
+        }
+    }
+}
+
 /// A token as the store knows it: without its secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenRow {
@@ -81,6 +107,12 @@ pub struct TokenRow {
     pub expires: Timestamp,
     /// Whether it still lets anybody in.
     pub state: TokenState,
+    /// Networks from which hosts may call; empty: from anywhere.
+    pub networks: Vec<Network>,
+    /// Whether a person must approve each host.
+    pub approve: bool,
+    /// Whose place the host takes that joins.
+    pub replaces: Option<HostId>,
     secret_hash: Vec<u8>,
 }
 
@@ -138,6 +170,21 @@ pub enum EnrolRefusal {
     /// An operator banned the machine.
     #[error("an operator banned this machine: tokens are refused to it")]
     Banned,
+    /// The address is in none of the token's networks.
+    #[error("this token is not good from your address: see the networks it was made for (--cidr)")]
+    Elsewhere,
+    /// A person must approve it first. Not a failure: the host asks again.
+    #[error("waiting for a person to approve this host as number {0}")]
+    Waiting(u32),
+    /// A person denied it.
+    #[error("an operator denied this host")]
+    Denied,
+    /// Too many hosts wait for a person.
+    #[error("too many hosts wait to be approved: an operator must look at them first")]
+    Crowded,
+    /// The host whose place it was to take is not there any more.
+    #[error("the host that this one was to replace is banned or not known: make a new token")]
+    NothingToReplace,
     /// It joined with this token, and an operator removed it since.
     #[error(
         "an operator removed this host: join again with a new token, after removing its state folder"
@@ -145,8 +192,11 @@ pub enum EnrolRefusal {
     Removed,
 }
 
+/// Hosts that wait take a use each.
 const SELECT: &str = "SELECT id, secret_hash, uses, labels, created_ms, expires_ms, revoked_ms, \
-    failures, (SELECT count(*) FROM token_uses WHERE token_id = id) AS used FROM tokens";
+    failures, networks, approve, replaces, (SELECT count(*) FROM token_uses WHERE token_id = id) \
+    + (SELECT count(*) FROM pending WHERE token_id = id AND \
+    (decision IS NULL OR decision = 'approved')) AS used FROM tokens";
 
 impl Control {
     /// Makes a token for the root with this fingerprint.
@@ -166,14 +216,26 @@ impl Control {
         if options.ttl.is_zero() || options.ttl > MAX_TOKEN_TTL {
             return Err(ControlError::TokenOption("a token lives at most 7 days"));
         }
+        if options.replaces.is_some() && options.uses != 1 {
+            return Err(ControlError::TokenOption(
+                "a token that replaces a host has one use",
+            ));
+        }
         let token = Token::generate(pin, &SystemRandom::new()).map_err(|_| ControlError::Random)?;
         let (id, hash) = (token.id().to_owned(), secret_hash(token.secret()));
         let expires = now.plus(options.ttl);
         let (epoch, actor) = (self.epoch, actor.to_owned());
         self.write(move |connection| {
+            let replaces = match &options.replaces {
+                None => None,
+                Some(name) => Some(pending::named_host(connection, name)?.ok_or(
+                    ControlError::TokenOption("there is no host of that name or id to replace"),
+                )?),
+            };
             connection.execute(
-                "INSERT INTO tokens (id, secret_hash, uses, labels, created_ms, expires_ms, epoch)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT INTO tokens (id, secret_hash, uses, labels, created_ms, expires_ms, epoch,
+                                     networks, approve, replaces)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
                 params![
                     id,
                     hash,
@@ -181,10 +243,22 @@ impl Control {
                     json(&options.labels),
                     now.as_millis(),
                     expires.as_millis(),
-                    epoch
+                    epoch,
+                    shown_networks(&options.networks),
+                    options.approve,
+                    replaces.map(|host| host.to_string()),
                 ],
             )?;
-            let outcome = format!("{} uses", options.uses);
+            let mut outcome = format!("{} uses until {expires}", options.uses);
+            if !options.networks.is_empty() {
+                outcome.push_str(&format!(", from {}", shown_networks(&options.networks)));
+            }
+            if options.approve {
+                outcome.push_str(", each to be approved");
+            }
+            if let Some(host) = replaces {
+                outcome.push_str(&format!(", replaces {host}"));
+            }
             audit(
                 connection,
                 epoch,
@@ -243,21 +317,25 @@ impl Control {
         .await
     }
 
-    /// Whether the enrolment door must be open: a token is live, or was used up but could be asked for again by a
-    /// host that missed its answer.
+    /// Whether the enrolment door must be open: a token is live; or one is used up, and a host that joined with it
+    /// has not connected yet, so it may have missed its answer; or somebody waits to be approved.
     ///
     /// # Errors
     /// When it cannot be read.
     pub async fn live_token_exists(&self, now: Timestamp) -> Result<bool, ControlError> {
         self.read(move |connection| {
-            let found: Option<i64> = connection
+            let live = connection
                 .prepare_cached(
                     "SELECT 1 FROM tokens
-                     WHERE expires_ms > ?1 AND revoked_ms IS NULL AND failures < ?2 LIMIT 1",
+                     WHERE expires_ms > ?1 AND revoked_ms IS NULL AND failures < ?2
+                       AND (uses > (SELECT count(*) FROM token_uses WHERE token_id = id)
+                            OR EXISTS (SELECT 1 FROM token_uses JOIN hosts USING (host_id)
+                                       WHERE token_id = id AND removed_ms IS NULL
+                                         AND ratchet IS NULL))
+                     LIMIT 1",
                 )?
-                .query_row(params![now.as_millis(), MAX_FAILURES], |row| row.get(0))
-                .optional()?;
-            Ok(found.is_some())
+                .exists(params![now.as_millis(), MAX_FAILURES])?;
+            Ok(live || pending::door_needed(connection, now)?)
         })
         .await
     }
@@ -279,6 +357,12 @@ impl Control {
         let epoch = self.epoch;
         self.write(move |connection| {
             let outcome = join(connection, epoch, &request, issue, now)?;
+            // It asks again every few seconds; what it waits for was written down when it began to.
+            if matches!(&outcome, Err(EnrolRefusal::Waiting(_)))
+                && !outcome_is_new(connection, &request, now)?
+            {
+                return Ok(outcome);
+            }
             let (subject, said) = match &outcome {
                 Ok(Enrolled {
                     host_id,
@@ -295,6 +379,10 @@ impl Control {
                 Err(EnrolRefusal::Used) => (
                     shown(&request.token_id),
                     "refused: token used by two keys".to_owned(),
+                ),
+                Err(EnrolRefusal::Waiting(number)) => (
+                    shown(&request.token_id),
+                    format!("waits to be approved as number {number}"),
                 ),
                 Err(refusal) => (shown(&request.token_id), format!("refused: {refusal:?}")),
             };
@@ -350,9 +438,25 @@ fn join(
             |row| row.get(0),
         )
         .optional()?;
-    let host_id = match (token.state, before) {
-        (TokenState::Expired, _) => return Ok(Err(EnrolRefusal::Expired)),
+    let from_inside = token.networks.is_empty()
+        || request
+            .from
+            .parse()
+            .is_ok_and(|address| token.networks.iter().any(|net| net.contains(address)));
+    if !from_inside {
+        return Ok(Err(EnrolRefusal::Elsewhere));
+    }
+    let parked = pending::standing(connection, request, now)?;
+    match (token.state, parked) {
         (TokenState::Revoked, _) => return Ok(Err(EnrolRefusal::Revoked)),
+        (_, Parked::Denied) => return Ok(Err(EnrolRefusal::Denied)),
+        (_, Parked::Waits(number)) => return Ok(Err(EnrolRefusal::Waiting(number))),
+        _ => {}
+    }
+    let host_id = match (token.state, before) {
+        (TokenState::Expired, _) if parked != Parked::Approved => {
+            return Ok(Err(EnrolRefusal::Expired));
+        }
         (_, Some(id)) => {
             let host_id = id.parse().map_err(|_| ControlError::Row("token_uses"))?;
             let known = super::hosts::find(connection, host_id)?;
@@ -361,9 +465,23 @@ fn join(
             }
             return again(connection, epoch, request, host_id, issue, now).map(Ok);
         }
-        (TokenState::Used, None) => return Ok(Err(EnrolRefusal::Used)),
-        (_, None) => new_host_id()?,
+        (TokenState::Used, None) if parked != Parked::Approved => {
+            return Ok(Err(EnrolRefusal::Used));
+        }
+        (_, None) if token.approve && parked == Parked::Unknown => {
+            let number = pending::park(connection, epoch, request, now)?;
+            return Ok(Err(
+                number.map_or(EnrolRefusal::Crowded, EnrolRefusal::Waiting)
+            ));
+        }
+        (_, None) => match token.replaces {
+            Some(host_id) => {
+                return replace(connection, epoch, request, &token, host_id, issue, now);
+            }
+            None => new_host_id()?,
+        },
     };
+    pending::joined(connection, epoch, request)?;
     let issued = issue(host_id).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
     let name = free_name(connection, epoch, &request.facts.hostname, host_id, now)?;
     connection.execute(
@@ -382,17 +500,7 @@ fn join(
             epoch
         ],
     )?;
-    connection.execute(
-        "INSERT INTO token_uses (token_id, spki_hash, host_id, at_ms, epoch)
-         VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![
-            token.id,
-            request.fingerprint,
-            host_id.to_string(),
-            now.as_millis(),
-            epoch
-        ],
-    )?;
+    use_up(connection, epoch, request, host_id, now)?;
     note(
         connection,
         epoch,
@@ -407,6 +515,123 @@ fn join(
         issued,
         again: false,
     }))
+}
+
+fn use_up(
+    connection: &Connection,
+    epoch: i64,
+    request: &EnrolRequest,
+    host_id: HostId,
+    now: Timestamp,
+) -> Result<(), ControlError> {
+    connection.execute(
+        "INSERT INTO token_uses (token_id, spki_hash, host_id, at_ms, epoch)
+         VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![
+            request.token_id,
+            request.fingerprint,
+            host_id.to_string(),
+            now.as_millis(),
+            epoch
+        ],
+    )?;
+    Ok(())
+}
+
+/// A host takes another's place: the same identity with a new certificate, so that what was recorded goes on, and
+/// every certificate of before is refused. One that was evicted comes back by it.
+fn replace(
+    connection: &Connection,
+    epoch: i64,
+    request: &EnrolRequest,
+    token: &TokenRow,
+    host_id: HostId,
+    issue: impl FnOnce(HostId) -> Result<Issued, PkiError>,
+    now: Timestamp,
+) -> Result<Result<Enrolled, EnrolRefusal>, ControlError> {
+    let Some(before) = super::hosts::find(connection, host_id)? else {
+        return Ok(Err(EnrolRefusal::NothingToReplace));
+    };
+    if revoke::machine_denied(connection, &before.facts.machine_id_hash)? {
+        return Ok(Err(EnrolRefusal::NothingToReplace));
+    }
+    let name = match before.removed {
+        Some(_) => free_name(connection, epoch, &request.facts.hostname, host_id, now)?,
+        None => before.name,
+    };
+    // The host name of before, so that the name stays until the host is called something else again.
+    let facts = Facts {
+        hostname: before.facts.hostname,
+        ..request.facts.clone()
+    };
+    let issued = issue(host_id).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
+    connection.execute(
+        "UPDATE hosts SET name = ?2, facts = ?3, labels = ?4, cert_serial = ?5, cert_not_after_ms = ?6,
+                          next_serial = NULL, next_not_after_ms = NULL, removed_ms = NULL,
+                          token_labels = CASE WHEN ?7 = '{}' THEN token_labels ELSE ?7 END,
+                          ratchet = NULL, ratchet_before = NULL, last_session = NULL, boots = '',
+                          copy_signs = '', quarantined_ms = NULL
+         WHERE host_id = ?1 AND epoch = ?8",
+        params![
+            host_id.to_string(),
+            name,
+            json(&facts),
+            json(&request.labels),
+            issued.serial,
+            issued.not_after.as_millis(),
+            json(&token.labels),
+            epoch
+        ],
+    )?;
+    pending::joined(connection, epoch, request)?;
+    use_up(connection, epoch, request, host_id, now)?;
+    let holder = format!("agent/{host_id}");
+    note(
+        connection,
+        epoch,
+        &holder,
+        request.fingerprint,
+        &issued,
+        now,
+    )?;
+    let said = format!(
+        "its certificates of before are refused, serial {} among them",
+        before.cert_serial
+    );
+    audit(
+        connection,
+        epoch,
+        now,
+        [&request.from, "replace host", &host_id.to_string(), &said],
+    )?;
+    Ok(Ok(Enrolled {
+        host_id,
+        name,
+        issued,
+        again: false,
+    }))
+}
+
+/// Whether a host that waits asked for the first time now.
+fn outcome_is_new(
+    connection: &Connection,
+    request: &EnrolRequest,
+    now: Timestamp,
+) -> Result<bool, ControlError> {
+    Ok(connection
+        .prepare_cached(
+            "SELECT 1 FROM pending WHERE token_id = ?1 AND spki_hash = ?2 AND asked_ms = ?3",
+        )?
+        .exists(params![
+            request.token_id,
+            request.fingerprint,
+            now.as_millis()
+        ])?)
+}
+
+fn shown_networks(networks: &[Network]) -> String {
+    let shown: Vec<String> = networks.iter().map(Network::to_string).collect();
+    shown.join(",")
 }
 
 /// The answer to a host that missed it the first time: the same identity, a new certificate.
@@ -459,6 +684,8 @@ fn find(
 
 fn token_row(row: &rusqlite::Row<'_>, now: Timestamp) -> Result<TokenRow, ControlError> {
     let labels: String = row.get("labels")?;
+    let networks: String = row.get("networks")?;
+    let replaces: Option<String> = row.get("replaces")?;
     let expires = Timestamp::from_millis(row.get("expires_ms")?);
     let (uses, used): (u32, u32) = (row.get("uses")?, row.get("used")?);
     let state = if row.get::<_, Option<i64>>("revoked_ms")?.is_some() {
@@ -480,6 +707,15 @@ fn token_row(row: &rusqlite::Row<'_>, now: Timestamp) -> Result<TokenRow, Contro
         created: Timestamp::from_millis(row.get("created_ms")?),
         expires,
         state,
+        networks: networks
+            .split(',')
+            .filter(|text| !text.is_empty())
+            .map(|text| text.parse().map_err(|_| ControlError::Row("tokens")))
+            .collect::<Result<_, _>>()?,
+        approve: row.get("approve")?,
+        replaces: replaces
+            .map(|id| id.parse().map_err(|_| ControlError::Row("tokens")))
+            .transpose()?,
         secret_hash: row.get("secret_hash")?,
     })
 }

@@ -13,6 +13,7 @@ use std::{
 
 use muster_proto::{
     codec::{self, Changes, DecodeError, Decoder},
+    event,
     id::{HostId, Incarnation},
     limits,
     ranges::RangeSet,
@@ -198,6 +199,21 @@ impl UnitState {
     fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == word)
     }
+}
+
+/// A boot of a host, as its agent told of it afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastBoot {
+    /// When the agent began again, by the host's clock.
+    pub at: Timestamp,
+    /// Whether the agent had been told that the host goes down.
+    pub clean: bool,
+    /// From the agent's last sign of life, a minute exact.
+    pub away: Duration,
+}
+
+fn is_boot(event: &v1::Event) -> bool {
+    event.kind() == v1::EventKind::Booted
 }
 
 /// One series with a value, as readers see it.
@@ -444,6 +460,18 @@ impl HostState {
     /// What happened on it lately, oldest first.
     pub fn events(&self) -> impl Iterator<Item = &v1::Event> {
         self.events.iter()
+    }
+
+    /// The last boot that its agent has told of.
+    #[must_use]
+    pub fn last_boot(&self) -> Option<LastBoot> {
+        let boot = self.events.iter().rfind(|event| is_boot(event))?;
+        let away = event::get_integer(boot, v1::EventFieldKey::DownMs)?;
+        Some(LastBoot {
+            at: Timestamp::from_millis(boot.at_ms),
+            clean: event::get_integer(boot, v1::EventFieldKey::Clean)? == 1,
+            away: Duration::from_millis(u64::try_from(away).unwrap_or(0)),
+        })
     }
 
     /// Collectors that failed in its last sample: not those that have nothing to read on this host.
@@ -826,7 +854,12 @@ impl HostState {
         let (mut cause, account) = silence::presume(&question);
         match before {
             // What told may be forgotten by a restart; what is known stays known.
-            Some(Liveness::Silent(known)) if cause == Silence::Unknown => cause = known,
+            // But for a closed stream of its own: it may turn out to be shared.
+            Some(Liveness::Silent(known))
+                if cause == Silence::Unknown && known != Silence::Crashed =>
+            {
+                cause = known;
+            }
             _ => self.kept.trace.account = account,
         }
         self.mark(heard, cause);
@@ -849,6 +882,7 @@ impl HostState {
             incarnation: session.incarnation,
             produced: ledger.map_or(0, |ledger| ledger.produced),
             cause,
+            strain: self.kept.trace.strain,
         });
     }
 
@@ -868,7 +902,7 @@ impl HostState {
             interval: session.interval,
             now: wall,
         };
-        let (cause, account) = silence::conclude(&mark, &self.kept.trace.strain, &back);
+        let (cause, account) = silence::conclude(&mark, &back);
         let rebooted =
             matches!(cause, Silence::Reboot | Silence::Overdue) && session.boot_id != mark.boot_id;
         let trace = &mut self.kept.trace;
@@ -1092,14 +1126,16 @@ impl HostState {
     }
 
     fn take_events(&mut self, changes: &mut Changes) {
-        for event in changes.events.drain(..) {
-            if event.subject.len() > limits::MAX_EVENT_SUBJECT_BYTES {
+        for happened in changes.events.drain(..) {
+            if !event::is_sound(&happened) {
                 continue;
             }
             if self.events.len() == RECENT_EVENTS {
-                self.events.pop_front();
+                // The last boot stays, whatever follows it: it says why the host was away.
+                let boot = self.events.iter().rposition(is_boot);
+                self.events.remove(usize::from(boot == Some(0)));
             }
-            self.events.push_back(event);
+            self.events.push_back(happened);
         }
     }
 
@@ -1426,5 +1462,60 @@ impl CheckpointedHost {
     #[must_use]
     pub fn id(&self) -> HostId {
         self.id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_boot_outlives_all_that_the_boot_brings() {
+        let who = Enrolled {
+            id: HostId::from_bytes([1; 16]),
+            name: "web-01".to_owned(),
+            labels: BTreeMap::new(),
+            facts: v1::HostFacts::default(),
+            certificate_not_after: None,
+        };
+        let mut host = HostState::new(who, Timestamp::from_millis(0));
+        let mut tell = |kind: v1::EventKind, at_ms, fields| {
+            let event = v1::Event {
+                kind: kind.into(),
+                at_ms,
+                fields,
+                ..v1::Event::default()
+            };
+            let mut changes = Changes {
+                events: vec![event],
+                ..Changes::default()
+            };
+            host.take_events(&mut changes);
+            (host.last_boot(), host.events().count())
+        };
+        let boot = |clean| {
+            let key = v1::EventFieldKey::Clean;
+            vec![
+                event::integer(key, clean),
+                event::integer(v1::EventFieldKey::DownMs, 90_000),
+            ]
+        };
+        assert_eq!(
+            tell(v1::EventKind::UnitStateChanged, 0, Vec::new()),
+            (None, 1)
+        );
+        for (at_ms, clean) in [(1_000, 0), (2_000, 1)] {
+            tell(v1::EventKind::Booted, at_ms, boot(clean));
+            for _ in 0..3 * RECENT_EVENTS {
+                let expected = LastBoot {
+                    at: Timestamp::from_millis(at_ms),
+                    clean: clean == 1,
+                    away: Duration::from_secs(90),
+                };
+                let (last, kept) = tell(v1::EventKind::UnitStateChanged, at_ms, Vec::new());
+                assert_eq!(last, Some(expected));
+                assert!(kept <= RECENT_EVENTS);
+            }
+        }
     }
 }

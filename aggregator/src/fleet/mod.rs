@@ -195,6 +195,19 @@ impl Fleet {
         self.tell(host, Message::Forget(host)).await
     }
 
+    /// Closes a host's stream: the certificate it was opened with is refused from now on.
+    pub async fn cut(&self, host: HostId) -> bool {
+        self.tell(host, Message::Cut(host)).await
+    }
+
+    /// Asks all agents to connect anew, each within the spread: a Welcome has something new for them.
+    pub async fn nudge(&self, spread: Duration) {
+        for shard in self.shards.iter() {
+            // A shard that is gone has no agents.
+            let _ = shard.send(Message::Nudge(spread)).await;
+        }
+    }
+
     /// Asks all agents to leave, each within the spread.
     pub async fn drain(&self, spread: Duration) {
         for shard in self.shards.iter() {

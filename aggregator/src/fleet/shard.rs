@@ -66,6 +66,8 @@ pub enum Message {
     Upsert(Box<Enrolled>),
     /// A host was removed by an operator.
     Forget(HostId),
+    /// A host's certificates of before are refused from now on: a stream it has is closed.
+    Cut(HostId),
     /// An agent says Hello.
     Attach {
         /// Whose certificate it is.
@@ -142,6 +144,8 @@ pub enum Message {
     Checkpoint(oneshot::Sender<Vec<CheckpointedHost>>),
     /// All agents are asked to leave, each within the spread.
     Drain(Duration),
+    /// All agents are asked to connect anew, each within the spread: something new is to be told.
+    Nudge(Duration),
 }
 
 /// Receives what the detectors conclude.
@@ -363,6 +367,7 @@ impl Shard {
         match message {
             Message::Upsert(who) => self.upsert(*who),
             Message::Forget(host) => self.forget(host),
+            Message::Cut(host) => self.cut(host),
             Message::Attach {
                 host,
                 connection,
@@ -430,17 +435,20 @@ impl Shard {
                 // Whoever asked may have given up; the next checkpoint comes.
                 let _ = reply.send(hosts.collect());
             }
-            Message::Drain(spread) => {
-                let drain = v1::Drain {
-                    spread_ms: u32::try_from(spread.as_millis()).unwrap_or(u32::MAX),
-                };
-                for stream in self.streams.values() {
-                    send(
-                        &stream.to_agent,
-                        v1::aggregator_message::Message::Drain(drain),
-                    );
-                }
-            }
+            Message::Nudge(spread) | Message::Drain(spread) => self.ask_to_leave(spread),
+        }
+    }
+
+    /// Agents that leave come back, each at its own moment.
+    fn ask_to_leave(&self, spread: Duration) {
+        let drain = v1::Drain {
+            spread_ms: u32::try_from(spread.as_millis()).unwrap_or(u32::MAX),
+        };
+        for stream in self.streams.values() {
+            send(
+                &stream.to_agent,
+                v1::aggregator_message::Message::Drain(drain),
+            );
         }
     }
 
@@ -503,6 +511,7 @@ impl Shard {
                     );
                     let deny = v1::Deny {
                         reason: v1::DenyReason::AlreadyConnected.into(),
+                        ..v1::Deny::default()
                     };
                     send(&older.to_agent, v1::aggregator_message::Message::Deny(deny));
                 }
@@ -524,6 +533,7 @@ impl Shard {
             // An agent that misses this is told when it comes back.
             let deny = v1::Deny {
                 reason: v1::DenyReason::Removed.into(),
+                ..v1::Deny::default()
             };
             send(
                 &stream.to_agent,
@@ -544,6 +554,20 @@ impl Shard {
             host.refused(why, wall);
             self.judge_one(id, Instant::now());
         }
+    }
+
+    fn cut(&mut self, id: HostId) {
+        if let Some(stream) = self.streams.get(&id) {
+            let deny = v1::Deny {
+                reason: v1::DenyReason::StaleCopy.into(),
+                ..v1::Deny::default()
+            };
+            send(
+                &stream.to_agent,
+                v1::aggregator_message::Message::Deny(deny),
+            );
+        }
+        self.close(id);
     }
 
     fn detach(&mut self, id: HostId, connection: Connection, ended: Ended) {
@@ -709,6 +733,7 @@ impl Shard {
         if let Some(stream) = self.streams.get(&id) {
             let deny = v1::Deny {
                 reason: v1::DenyReason::ProtocolViolation.into(),
+                ..v1::Deny::default()
             };
             send(
                 &stream.to_agent,

@@ -264,7 +264,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let now = SystemClock.now();
         let authority = Authority::init(folder.path(), &[], now).expect("an authority");
-        let root = authority.root().clone();
+        let root = authority.root();
         let doors = Doors::new(Arc::new(authority), &[], now).expect("configurations");
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let listener = listen::bind(loopback).await.expect("a free port");

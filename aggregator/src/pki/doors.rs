@@ -3,7 +3,7 @@
 //! The certificate is made at the start and lives in memory only; when less than a third of its life is left, a
 //! new one takes its place without touching a connection.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use muster_proto::{
@@ -12,13 +12,13 @@ use muster_proto::{
         server_config_agents, server_config_enrolment, server_config_http, server_config_operators,
     },
 };
-use rustls::ServerConfig;
+use rustls::{ServerConfig, pki_types::UnixTime, time_provider::TimeProvider};
 use tokio_util::sync::CancellationToken;
 
 use super::{Authority, PkiError, Role, SERVER_LIFE};
 
 /// How often the certificate's age is looked at.
-const CHECK_EVERY: std::time::Duration = std::time::Duration::from_secs(3600);
+const CHECK_EVERY: Duration = Duration::from_secs(3600);
 
 /// Current configurations; the accept loops read them for every connection.
 pub struct Doors {
@@ -33,6 +33,24 @@ pub struct Doors {
     not_after: ArcSwap<Timestamp>,
     authority: Arc<Authority>,
     names: Vec<String>,
+    /// What clients' certificates are judged by; the machine's clock without one.
+    judged_by: Option<Arc<dyn Clock>>,
+}
+
+/// A clock as TLS asks it.
+struct DoorTime(Arc<dyn Clock>);
+
+impl fmt::Debug for DoorTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DoorTime({})", self.0.now())
+    }
+}
+
+impl TimeProvider for DoorTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let millis = u64::try_from(self.0.now().as_millis()).ok()?;
+        Some(UnixTime::since_unix_epoch(Duration::from_millis(millis)))
+    }
 }
 
 struct Made {
@@ -55,7 +73,30 @@ impl Doors {
         now: Timestamp,
     ) -> Result<Self, PkiError> {
         let names = authority.server_names(hosts);
-        let made = make(&authority, &names, now)?;
+        Self::with(authority, names, None, now)
+    }
+
+    /// As [`Doors::new`], with clients' certificates judged by a clock.
+    ///
+    /// # Errors
+    /// When a certificate cannot be made.
+    pub fn judged_by(
+        authority: Arc<Authority>,
+        hosts: &[String],
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, PkiError> {
+        let names = authority.server_names(hosts);
+        let now = clock.now();
+        Self::with(authority, names, Some(clock), now)
+    }
+
+    fn with(
+        authority: Arc<Authority>,
+        names: Vec<String>,
+        judged_by: Option<Arc<dyn Clock>>,
+        now: Timestamp,
+    ) -> Result<Self, PkiError> {
+        let made = make(&authority, &names, judged_by.as_ref(), now)?;
         let swap = |config| Arc::new(ArcSwap::from_pointee(config));
         Ok(Self {
             agents: swap(made.agents),
@@ -65,6 +106,7 @@ impl Doors {
             not_after: ArcSwap::from_pointee(made.not_after),
             authority,
             names,
+            judged_by,
         })
     }
 
@@ -88,13 +130,22 @@ impl Doors {
         if self.not_after().since(now) >= SERVER_LIFE / 3 {
             return Ok(false);
         }
-        let made = make(&self.authority, &self.names, now)?;
+        self.reload(now)?;
+        Ok(true)
+    }
+
+    /// Puts a new certificate in place, and trusts whom the authority trusts now. Connections that stand are not touched.
+    ///
+    /// # Errors
+    /// When a certificate cannot be made; everything stays as it was.
+    pub fn reload(&self, now: Timestamp) -> Result<(), PkiError> {
+        let made = make(&self.authority, &self.names, self.judged_by.as_ref(), now)?;
         self.agents.store(Arc::new(made.agents));
         self.operators.store(Arc::new(made.operators));
         self.enrolment.store(Arc::new(made.enrolment));
         self.http.store(Arc::new(made.http));
         self.not_after.store(Arc::new(made.not_after));
-        Ok(true)
+        Ok(())
     }
 
     /// Renews in time until `stop`.
@@ -119,20 +170,31 @@ impl Doors {
     }
 }
 
-fn make(authority: &Authority, names: &[String], now: Timestamp) -> Result<Made, PkiError> {
+fn make(
+    authority: &Authority,
+    names: &[String],
+    clock: Option<&Arc<dyn Clock>>,
+    now: Timestamp,
+) -> Result<Made, PkiError> {
     let (credentials, not_after) = authority.issue_server(names, now)?;
     let domain = authority.trust_domain();
     let mut with_root = credentials.clone();
-    with_root.chain.push(authority.root().clone());
-    Ok(Made {
-        agents: server_config_agents(credentials.clone(), authority.issuer(Role::Agent), domain)?,
+    with_root.chain.extend(authority.roots());
+    let mut made = Made {
+        agents: server_config_agents(credentials.clone(), &authority.issuers(Role::Agent), domain)?,
         operators: server_config_operators(
             credentials.clone(),
-            authority.issuer(Role::Operator),
+            &authority.issuers(Role::Operator),
             domain,
         )?,
         enrolment: server_config_enrolment(with_root)?,
         http: server_config_http(credentials, None)?,
         not_after,
-    })
+    };
+    if let Some(clock) = clock {
+        for config in [&mut made.agents, &mut made.operators] {
+            config.time_provider = Arc::new(DoorTime(Arc::clone(clock)));
+        }
+    }
+    Ok(made)
 }

@@ -61,6 +61,32 @@ impl Fresh {
     }
 }
 
+/// Replaces a file whole: the old content or the new, never a part.
+pub(super) fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let beside = path.with_extension("new");
+    let written = match fs::remove_file(&beside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&beside),
+    };
+    written
+        .and_then(|mut file| {
+            owner::give_file(&file, folder)?;
+            file.write_all(content)?;
+            file.sync_all()?;
+            fs::rename(&beside, path)?;
+            File::open(folder)?.sync_all()
+        })
+        .map_err(|source| PkiError::Write {
+            path: path.to_owned(),
+            source,
+        })
+}
+
 pub(super) fn read(path: &Path) -> Result<String, PkiError> {
     fs::read_to_string(path).map_err(|source| PkiError::Read {
         path: path.to_owned(),

@@ -6,6 +6,8 @@
 //! <state>/ca/{root,server,agent,operator}.key    PEM, 0600; root.key may be taken offline after init
 //! ```
 //!
+//! One generation of these can follow another ([`Step`]); files of later ones stand in folders of their own.
+//!
 //! Three issuers instead of a role in the certificate: each door trusts one of them alone, so a forgotten check
 //! fails closed. Of a certificate request only the key and the signature are used; names, lives and usages are
 //! decided here. Who may ask is decided by the callers ([`crate::enrol`], [`crate::admin`]).
@@ -13,12 +15,16 @@
 mod csr;
 mod doors;
 mod files;
+mod rotation;
 
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
+
+use arc_swap::ArcSwap;
 
 use muster_proto::{
     id::HostId,
@@ -28,16 +34,20 @@ use muster_proto::{
     v1,
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
-    SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 
+use crate::time_guard::GuardedClock;
+
 pub use csr::{CsrError, Request};
 pub use doors::Doors;
+pub use rotation::{GenerationView, Phase, Step};
+
+use rotation::{Generation, Rotation};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -114,6 +124,19 @@ pub enum PkiError {
     /// The request is not acceptable.
     #[error("the certificate request is not acceptable")]
     Request(#[from] CsrError),
+    /// A step of a rotation that cannot be done now.
+    #[error("{}", cannot_step(*.step, *.phase))]
+    Step {
+        /// Which.
+        step: Step,
+        /// How far the rotation is.
+        phase: Phase,
+    },
+    /// The clock has jumped, and what it shows must not stand in a certificate.
+    #[error(
+        "the aggregator's clock has jumped and nothing is issued: set it right, or say that it is with `muster-aggregator clock confirm`"
+    )]
+    Clock,
     /// The system gives no random bytes.
     #[error("the system gives no random bytes")]
     Random,
@@ -168,14 +191,56 @@ struct Signer {
     issuer: Issuer<'static, KeyPair>,
 }
 
+/// What to say of a step at the wrong time.
+fn cannot_step(step: Step, phase: Phase) -> String {
+    let needed = match step {
+        Step::Prepare => "a rotation is under way: activate and retire it, or take it back",
+        Step::Activate => "there is no new authority that could sign: prepare one first",
+        Step::Retire => "the new authority does not sign yet: activate it first",
+        Step::Back => "there is nothing to take back",
+        Step::Now => "it cannot be rotated now",
+    };
+    format!("{needed} (the authority is {})", phase.word())
+}
+
 /// The authority, opened.
 pub struct Authority {
+    state: PathBuf,
     settings: Settings,
-    root: CertificateDer<'static>,
-    server: Signer,
-    agent: Signer,
-    operator: Signer,
+    held: ArcSwap<Held>,
+    /// Held through a rotation's step.
+    stepping: Mutex<()>,
+    /// Whose dates are put into certificates.
+    guard: OnceLock<Arc<GuardedClock>>,
     random: SystemRandom,
+}
+
+/// The generations, as they are now.
+struct Held {
+    rotation: Rotation,
+    /// Those that are trusted, oldest first.
+    generations: Vec<Generation>,
+}
+
+impl Held {
+    fn open(folder: &Path) -> Result<Self, PkiError> {
+        let rotation = Rotation::open(folder)?;
+        let opened = rotation.trusted.iter();
+        let generations = opened
+            .map(|number| Generation::open(folder, *number))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            rotation,
+            generations,
+        })
+    }
+
+    fn active(&self) -> &Generation {
+        self.generations
+            .iter()
+            .find(|one| one.number == self.rotation.active)
+            .expect("a rotation whose active generation is not among the trusted does not open")
+    }
 }
 
 /// A certificate that was made.
@@ -187,6 +252,8 @@ pub struct Issued {
     pub serial: String,
     /// End of its life.
     pub not_after: Timestamp,
+    /// Which generation of the authority signed it.
+    pub generation: u32,
 }
 
 impl Authority {
@@ -211,24 +278,7 @@ impl Authority {
         let text = toml::to_string(&settings).expect("two plain fields can be written as TOML");
         made.write(SETTINGS, text.as_bytes(), 0o644)?;
 
-        let life = Life::at(now, BACKDATED, ROOT_LIFE);
-        let params = ca_params(&settings.trust_domain, "root", 1, life, &random)?;
-        let root = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        made.write("root.crt", root.pem().as_bytes(), 0o644)?;
-        made.write("root.key", root.key().serialize_pem().as_bytes(), 0o600)?;
-        for role in Role::ALL {
-            let life = Life::at(now, BACKDATED, ISSUER_LIFE);
-            let mut params = ca_params(&settings.trust_domain, role.name(), 0, life, &random)?;
-            params.extended_key_usages = vec![role.usage()];
-            let issuer = CertifiedIssuer::signed_by(params, KeyPair::generate()?, &root)?;
-            let key = issuer.key().serialize_pem();
-            made.write(
-                &format!("{}.crt", role.name()),
-                issuer.pem().as_bytes(),
-                0o644,
-            )?;
-            made.write(&format!("{}.key", role.name()), key.as_bytes(), 0o600)?;
-        }
+        rotation::write_generation(&made, &settings.trust_domain, 1, None, now)?;
         made.finish(&folder)?;
         Self::open(state)
     }
@@ -247,18 +297,35 @@ impl Authority {
             path,
             wanted: "the authority's settings",
         })?;
-        let root_key = folder.join("root.key");
-        if root_key.exists() {
-            files::check_private(&root_key)?;
-        }
         Ok(Self {
+            held: ArcSwap::from_pointee(Held::open(&folder)?),
+            state: state.to_owned(),
             settings,
-            root: read_certificate(&folder.join("root.crt"))?,
-            server: read_signer(&folder, Role::Server)?,
-            agent: read_signer(&folder, Role::Agent)?,
-            operator: read_signer(&folder, Role::Operator)?,
+            stepping: Mutex::new(()),
+            guard: OnceLock::new(),
             random: SystemRandom::new(),
         })
+    }
+
+    /// Issues nothing from now on while this clock is in doubt.
+    pub fn guarded_by(&self, guard: Arc<GuardedClock>) {
+        // There is one call of this, at the start.
+        let _ = self.guard.set(guard);
+    }
+
+    fn held(&self) -> Arc<Held> {
+        self.held.load_full()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.stepping.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the generations anew.
+    fn reopen(&self) -> Result<(), PkiError> {
+        let held = Held::open(&self.state.join(FOLDER))?;
+        self.held.store(Arc::new(held));
+        Ok(())
     }
 
     /// The installation's name.
@@ -282,30 +349,52 @@ impl Authority {
         names_with(&self.settings.names, more, &machine)
     }
 
-    /// The root's certificate.
+    /// The certificate of the root that signs.
     #[must_use]
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    pub fn root(&self) -> CertificateDer<'static> {
+        self.held().active().root.clone()
     }
 
-    /// The root's fingerprint, as tokens carry it.
+    /// The certificates of all roots that are trusted, the one that signs last: a joining host may have been told of any.
+    #[must_use]
+    pub fn roots(&self) -> Vec<CertificateDer<'static>> {
+        let held = self.held();
+        let (mut roots, active): (Vec<_>, Vec<_>) = held
+            .generations
+            .iter()
+            .partition(|one| one.number != held.rotation.active);
+        roots.extend(active);
+        roots.into_iter().map(|one| one.root.clone()).collect()
+    }
+
+    /// The fingerprint of the root that signs, as tokens carry it.
     #[must_use]
     pub fn pin(&self) -> [u8; 32] {
-        certificate_pin(&self.root).expect("the root was parsed when it was opened")
+        certificate_pin(&self.root()).expect("the root was parsed when it was opened")
     }
 
-    /// An issuer's certificate.
+    /// Certificates of all issuers of a kind that are trusted.
     #[must_use]
-    pub fn issuer(&self, role: Role) -> &CertificateDer<'static> {
-        &self.signer(role).certificate
+    pub fn issuers(&self, role: Role) -> Vec<CertificateDer<'static>> {
+        let held = self.held();
+        let signers = held.generations.iter().map(|one| one.signer(role));
+        signers.map(|signer| signer.certificate.clone()).collect()
+    }
+
+    /// Version of [`Authority::bundle`].
+    #[must_use]
+    pub fn bundle_version(&self) -> u64 {
+        self.held().rotation.version
     }
 
     /// What holders are told to trust.
     #[must_use]
     pub fn bundle(&self) -> v1::TrustBundle {
+        let held = self.held();
+        let roots = held.generations.iter().map(|one| one.root.to_vec());
         v1::TrustBundle {
-            version: 1,
-            roots: vec![self.root.to_vec()],
+            version: held.rotation.version,
+            roots: roots.collect(),
         }
     }
 
@@ -385,6 +474,9 @@ impl Authority {
         names: Vec<SanType>,
         life: Life,
     ) -> Result<Issued, PkiError> {
+        if self.guard.get().is_some_and(|guard| guard.in_doubt()) {
+            return Err(PkiError::Clock);
+        }
         let serial = serial(&self.random)?;
         let mut params = base_params(common_name, life);
         params.serial_number = Some(SerialNumber::from_slice(&serial));
@@ -392,21 +484,21 @@ impl Authority {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![role.usage()];
-        let signer = self.signer(role);
+        let held = self.held();
+        let generation = held.active();
+        let signer = generation.signer(role);
         let leaf = params.signed_by(key, &signer.issuer)?;
+        let mut chain = vec![leaf.der().clone(), signer.certificate.clone()];
+        // For those who know the root before only, while that is trusted.
+        if role == Role::Server && held.generations.len() > 1 {
+            chain.extend(generation.cross.clone());
+        }
         Ok(Issued {
-            chain: vec![leaf.der().clone(), signer.certificate.clone()],
+            chain,
             serial: hex(&serial),
             not_after: life.not_after,
+            generation: generation.number,
         })
-    }
-
-    fn signer(&self, role: Role) -> &Signer {
-        match role {
-            Role::Server => &self.server,
-            Role::Agent => &self.agent,
-            Role::Operator => &self.operator,
-        }
     }
 }
 

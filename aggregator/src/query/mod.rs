@@ -11,6 +11,7 @@ pub mod history;
 pub mod identity;
 pub mod order;
 pub mod paging;
+mod rotation;
 pub mod rows;
 pub mod service;
 
@@ -20,6 +21,6 @@ mod tests;
 pub use checks::ChecksService;
 pub use events::EventsService;
 pub use history::HistoryService;
-pub use identity::IdentityService;
+pub use identity::{IdentityParts, IdentityService};
 pub use paging::PagingService;
 pub use service::{About, HttpDoor, OperatorService};

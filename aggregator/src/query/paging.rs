@@ -1,6 +1,6 @@
 //! The `Paging` service: what operators do about incidents, each act with the name of who did it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use muster_proto::{
     limits::MAX_OPERATOR_MESSAGE_BYTES,
@@ -22,14 +22,18 @@ use crate::{
     },
     fleet::Fleet,
     incident::{hush::Hush, roster::Roster},
+    notify::{self, Message, Told},
     selector::{Selector, pattern::Pattern},
 };
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// Answers what operators do about incidents.
 #[derive(Clone)]
 pub struct PagingService {
     fleet: Fleet,
     control: Control,
+    told: Told,
     access: Access,
     clock: Arc<dyn Clock>,
 }
@@ -43,11 +47,12 @@ struct Reach {
 impl PagingService {
     /// Works on this store; hosts are looked up in this fleet.
     #[must_use]
-    pub fn new(fleet: Fleet, control: Control, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(fleet: Fleet, control: Control, told: Told, clock: Arc<dyn Clock>) -> Self {
         Self {
             access: Access::new(control.clone(), Arc::clone(&clock)),
             fleet,
             control,
+            told,
             clock,
         }
     }
@@ -197,6 +202,104 @@ impl PagingService {
         })
     }
 
+    async fn channels(&self) -> Result<v1::ListChannelsResponse, Status> {
+        let now = self.clock.now();
+        let mut channels = Vec::new();
+        for channel in self.told.channels() {
+            let books = self
+                .control
+                .channel_books(&channel.name, now.minus(DAY))
+                .await;
+            let books = books.map_err(|error| store_failed(&error))?;
+            let severities = channel.severities.iter();
+            channels.push(v1::ChannelRow {
+                name: channel.name.clone(),
+                kind: channel.kind.as_str().to_owned(),
+                severities: severities.map(|one| one.as_str().to_owned()).collect(),
+                waiting: books.waiting,
+                oldest_ms: books.oldest.map(Timestamp::as_millis),
+                next_ms: books.next.map(Timestamp::as_millis),
+                delivered: books.delivered,
+                held_back: books.held_back,
+                given_up: books.given_up,
+                last_delivered_ms: books.last_delivered.map(Timestamp::as_millis),
+                error: books.error,
+            });
+        }
+        Ok(v1::ListChannelsResponse {
+            meta: Some(complete(now)),
+            channels,
+        })
+    }
+
+    /// Sends a trial at once, past the queue: who tests wants to see what happens.
+    async fn test(&self, name: &str, caller: &Caller) -> Result<v1::TestChannelResponse, Status> {
+        let channels = self.told.channels();
+        let Some(channel) = channels.iter().find(|channel| channel.name == name) else {
+            let known: Vec<&str> = channels.iter().map(|one| one.name.as_str()).collect();
+            let known = match known.as_slice() {
+                [] => "none is configured".to_owned(),
+                known => format!("there are {}", known.join(", ")),
+            };
+            return Err(Status::not_found(format!(
+                "no channel is called {name}; {known}"
+            )));
+        };
+        let now = self.clock.now();
+        let audited = self
+            .control
+            .audit(now, &caller.name, "test channel", name, "sent")
+            .await;
+        audited.map_err(|error| not_written(&error))?;
+        let key = format!("test.{name}.{}", now.as_millis());
+        let title = format!(
+            "a trial by {}: nothing is wrong, and this channel works",
+            caller.name
+        );
+        let message = Message::about("test", key, self.told.fleet_name(), title, now);
+        let began = tokio::time::Instant::now();
+        let sent = notify::send::send(channel, &channel.client, &message, now).await;
+        Ok(v1::TestChannelResponse {
+            kind: channel.kind.as_str().to_owned(),
+            error: sent
+                .err()
+                .map_or_else(String::new, |error| crate::chain(&error)),
+            millis: u32::try_from(began.elapsed().as_millis()).unwrap_or(u32::MAX),
+        })
+    }
+
+    async fn noise(&self, request: v1::ListNoiseRequest) -> Result<v1::ListNoiseResponse, Status> {
+        let now = self.clock.now();
+        let since = match request.since_ms {
+            0 => now.minus(30 * DAY),
+            since => Timestamp::from_millis(since),
+        };
+        let rows = self.control.noise(since).await;
+        let rows = rows.map_err(|error| store_failed(&error))?.into_iter();
+        let list = v1::ListQuietsRequest::default();
+        let quiets = self.list(list).await?.quiets;
+        let (idle, others) = quiets
+            .into_iter()
+            .partition(|row: &v1::QuietRow| row.hosts == 0);
+        let others: Vec<v1::QuietRow> = others;
+        let hides = |row: &v1::QuietRow| row.active && !row.hides.is_empty();
+        Ok(v1::ListNoiseResponse {
+            meta: Some(complete(now)),
+            rows: rows
+                .map(|row| v1::NoiseRow {
+                    rule: row.rule,
+                    pages: row.pages,
+                    acted_on: row.acted_on,
+                    cleared_fast: row.cleared_fast,
+                    messages: row.messages,
+                })
+                .collect(),
+            since_ms: since.as_millis(),
+            idle,
+            hiding: others.into_iter().filter(hides).collect(),
+        })
+    }
+
     /// How many hosts each matches, and which open incidents it is about.
     async fn reach(&self, hushes: &[Hush], roster: &Roster) -> Result<Vec<Reach>, Status> {
         let open = self.control.incidents(IncidentFilter::default()).await;
@@ -215,6 +318,14 @@ impl PagingService {
                 .collect(),
         };
         Ok(hushes.iter().map(reach).collect())
+    }
+}
+
+fn complete(now: Timestamp) -> v1::AnswerMeta {
+    v1::AnswerMeta {
+        complete: true,
+        missing: Vec::new(),
+        as_of_ms: now.as_millis(),
     }
 }
 
@@ -332,5 +443,30 @@ impl Paging for PagingService {
             Status::not_found(format!("there is no {} {}", kind.as_str(), kind.id(number)))
         })?;
         Ok(Response::new(v1::EndQuietResponse { was_over }))
+    }
+
+    async fn list_channels(
+        &self,
+        request: Request<v1::ListChannelsRequest>,
+    ) -> Result<Response<v1::ListChannelsResponse>, Status> {
+        self.access.admit(&request, "ListChannels").await?;
+        self.channels().await.map(Response::new)
+    }
+
+    async fn test_channel(
+        &self,
+        request: Request<v1::TestChannelRequest>,
+    ) -> Result<Response<v1::TestChannelResponse>, Status> {
+        let caller = self.access.admit(&request, "TestChannel").await?;
+        let name = request.into_inner().name;
+        self.test(&name, &caller).await.map(Response::new)
+    }
+
+    async fn list_noise(
+        &self,
+        request: Request<v1::ListNoiseRequest>,
+    ) -> Result<Response<v1::ListNoiseResponse>, Status> {
+        self.access.admit(&request, "ListNoise").await?;
+        self.noise(request.into_inner()).await.map(Response::new)
     }
 }

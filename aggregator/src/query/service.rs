@@ -26,6 +26,7 @@ use crate::{
     chain,
     control::{AuditFilter, Control, Incident, IncidentFilter, Removal, Removed},
     fleet::{Answer, Fleet, HostState, UnitState},
+    notify::{Told, teller::Standing},
     selector::{Selector, pattern::Pattern},
 };
 
@@ -76,6 +77,7 @@ pub struct OperatorService {
     control: Control,
     access: Access,
     about: Arc<About>,
+    told: Told,
     clock: Arc<dyn Clock>,
 }
 
@@ -99,8 +101,15 @@ impl OperatorService {
             fleet,
             control,
             about: Arc::new(about),
+            told: Told::default(),
             clock,
         }
+    }
+
+    /// The same, which knows also what people were told.
+    #[must_use]
+    pub fn with_told(self, told: Told) -> Self {
+        Self { told, ..self }
     }
 
     /// As a tonic service with its limits. The transport must give each request its
@@ -367,7 +376,7 @@ impl OperatorService {
                 let open = open.into_iter();
                 let now = self.clock.now();
                 detail.incidents = open
-                    .map(|open| incident_row(open, &row.name, now))
+                    .map(|open| incident_row(open, &row.name, now, &self.told))
                     .collect();
             }
             Err(error) => {
@@ -533,11 +542,11 @@ impl OperatorService {
             .into_iter()
             .filter(|incident| among(wanted.as_deref(), incident.host_id))
             .filter_map(|incident| match by_id.get(&incident.host_id) {
-                Some(name) => Some(incident_row(incident, name, now)),
+                Some(name) => Some(incident_row(incident, name, now, &self.told)),
                 // A host that was removed, or whose shard did not answer, still has its incidents.
                 None if everywhere => {
                     let id = incident.host_id.to_string();
-                    Some(incident_row(incident, &id, now))
+                    Some(incident_row(incident, &id, now, &self.told))
                 }
                 None => None,
             })
@@ -570,6 +579,7 @@ impl OperatorService {
                 incident,
                 name.as_deref().unwrap_or(&id),
                 self.clock.now(),
+                &self.told,
             )),
             transitions: transitions
                 .into_iter()
@@ -808,7 +818,11 @@ fn rank(state: UnitState) -> u8 {
     }
 }
 
-fn incident_row(incident: Incident, host: &str, now: Timestamp) -> v1::IncidentRow {
+fn incident_row(incident: Incident, host: &str, now: Timestamp, told: &Told) -> v1::IncidentRow {
+    let standing = match incident.state {
+        v1::IncidentState::Open => told.standing_of(incident.number, now),
+        _ => Standing::default(),
+    };
     let acknowledgement = incident.acknowledged(now).map(|ack| v1::Acknowledgement {
         by: ack.by.clone(),
         at_ms: ack.at.as_millis(),
@@ -817,11 +831,11 @@ fn incident_row(incident: Incident, host: &str, now: Timestamp) -> v1::IncidentR
     });
     v1::IncidentRow {
         acknowledgement,
-        flapping: false,
-        page: 0,
-        hosts: 0,
-        quiet: String::new(),
-        told_ms: None,
+        flapping: standing.flapping,
+        page: standing.page,
+        hosts: standing.hosts,
+        quiet: standing.quiet,
+        told_ms: standing.told.map(Timestamp::as_millis),
         number: incident.number,
         id: incident.id,
         severity: incident.severity.into(),

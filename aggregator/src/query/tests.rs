@@ -97,6 +97,7 @@ impl Lab {
             paging: PagingService::new(
                 fleet.clone(),
                 control.clone(),
+                crate::notify::Told::default(),
                 Arc::clone(&clock) as Arc<dyn Clock>,
             ),
             service: OperatorService::new(

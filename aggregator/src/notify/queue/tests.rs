@@ -1,0 +1,303 @@
+//! Queues over a real store and real sockets; dates are the test's.
+
+use muster_proto::time::FakeClock;
+
+use super::*;
+use crate::notify::{
+    http::Client,
+    smtp::{Protection, Smtp},
+    testing::{Does, Receiver, certificate, channel, webhook},
+};
+
+const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);
+
+struct Lab {
+    queue: Queue,
+    clock: Arc<FakeClock>,
+    receiver: Receiver,
+    _folder: tempfile::TempDir,
+}
+
+impl Lab {
+    async fn new(limit: u32) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let receiver = Receiver::start(None).await;
+        let clock = Arc::new(FakeClock::at(START));
+        let mut channel = webhook(&receiver);
+        channel.limit_per_hour = limit;
+        Self {
+            queue: Queue {
+                channel: Arc::new(channel),
+                control: Control::open(folder.path()).expect("a store"),
+                clock: Arc::clone(&clock) as Arc<dyn Clock>,
+                wake: Arc::default(),
+                told: Told::default(),
+            },
+            clock,
+            receiver,
+            _folder: folder,
+        }
+    }
+
+    async fn queue(&self, page: u64, event: &'static str) {
+        let key = format!("{page}.{event}");
+        let mut message =
+            Message::about(event, key, "lab", format!("page {page}"), self.clock.now());
+        message.incident = format!("I-{page}");
+        let delivery = message.for_channel("ops", page, event).expect("JSON");
+        let all = crate::control::Consequence {
+            deliveries: vec![delivery],
+            at: self.clock.now(),
+            ..crate::control::Consequence::default()
+        };
+        self.queue.control.conclude(all).await.expect("written");
+    }
+
+    /// Sends until nothing is due.
+    async fn drain(&self) -> Vec<String> {
+        let before = self.receiver.told().len();
+        while self.queue.step(&mut 0).await.is_zero() {}
+        let told = self.receiver.told().split_off(before);
+        told.into_iter().map(|(key, _)| key).collect()
+    }
+}
+
+#[tokio::test]
+async fn beyond_its_limit_a_channel_says_so_once_and_ends_still_come() {
+    let lab = Lab::new(2).await;
+    for page in 1..=5 {
+        lab.queue(page, "firing").await;
+    }
+    let hour = START.as_millis() / 3_600_000;
+    let notice = format!("limited.ops.{hour}");
+    assert_eq!(lab.drain().await, ["1.firing", "2.firing", &notice]);
+    lab.queue(1, "resolved").await;
+    lab.queue(4, "resolved").await;
+    lab.queue(6, "firing").await;
+    assert_eq!(lab.drain().await, ["1.resolved"], "4 was never heard of");
+    let books = lab
+        .queue
+        .control
+        .channel_books("ops", START)
+        .await
+        .expect("readable");
+    assert_eq!((books.delivered, books.held_back, books.waiting), (4, 5, 0));
+    lab.clock.advance(HOUR * 2);
+    lab.queue(7, "firing").await;
+    assert_eq!(lab.drain().await, ["7.firing"]);
+}
+
+#[tokio::test]
+async fn one_page_goes_in_its_order_and_others_pass_it() {
+    let lab = Lab::new(0).await;
+    lab.queue(1, "firing").await;
+    lab.queue(1, "resolved").await;
+    lab.queue(2, "firing").await;
+    lab.receiver.plan([Does::Answers(404)]);
+    // The refusal is tried again later; what follows it of the same page waits for it.
+    assert_eq!(lab.drain().await, ["1.firing"]);
+    assert_eq!(lab.drain().await, ["2.firing"]);
+    lab.clock.advance(LONGEST_PAUSE);
+    assert_eq!(lab.drain().await, ["1.firing", "1.resolved"]);
+    let books = lab
+        .queue
+        .control
+        .channel_books("ops", START)
+        .await
+        .expect("readable");
+    assert_eq!((books.delivered, books.waiting), (3, 0));
+}
+
+#[tokio::test]
+async fn after_three_days_it_is_given_up_and_that_is_seen() {
+    let lab = Lab::new(0).await;
+    lab.queue(1, "firing").await;
+    lab.receiver.plan([Does::Answers(503); 2]);
+    lab.drain().await;
+    let books = lab
+        .queue
+        .control
+        .channel_books("ops", START)
+        .await
+        .expect("readable");
+    assert_eq!((books.waiting, books.given_up), (1, 0));
+    assert!(books.error.contains("answered 503"), "{}", books.error);
+    lab.clock.advance(GIVE_UP_AFTER);
+    lab.drain().await;
+    let books = lab
+        .queue
+        .control
+        .channel_books("ops", START)
+        .await
+        .expect("readable");
+    assert_eq!((books.waiting, books.given_up), (0, 1));
+}
+
+#[test]
+fn pauses_double_within_their_bounds() {
+    for (failures, least, most) in [
+        (1, 1.6, 2.4),
+        (2, 3.2, 4.8),
+        (5, 25.6, 38.4),
+        (20, 480.0, 720.0),
+        (u32::MAX, 480.0, 720.0),
+    ] {
+        let pause = pause(failures).as_secs_f64();
+        assert!((least..=most).contains(&pause), "{failures}: {pause}");
+    }
+}
+
+#[tokio::test]
+async fn tls_is_spoken_to_whom_the_channel_trusts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (tls, root) = certificate(folder.path());
+    let receiver = Receiver::start(Some(tls)).await;
+    let mut channel = webhook(&receiver);
+    let message = Message::about("test", "k".to_owned(), "lab", "a trial".to_owned(), START);
+    let refused = send::send(&channel, &channel.client, &message, START).await;
+    assert!(matches!(refused, Err(SendError::Tls { .. })), "{refused:?}");
+    channel.client = Client::new(Some(&root)).expect("a root");
+    send::send(&channel, &channel.client, &message, START)
+        .await
+        .expect("trusted");
+    assert_eq!(receiver.told().len(), 1);
+}
+
+#[tokio::test]
+async fn a_redirect_is_a_refusal() {
+    let lab = Lab::new(0).await;
+    lab.queue(1, "firing").await;
+    lab.receiver.plan([Does::Answers(302)]);
+    assert_eq!(lab.drain().await.len(), 1);
+    assert_eq!(lab.receiver.got().len(), 1, "nobody was asked elsewhere");
+}
+
+/// A mail server that says what RFC 5321 and 3207 want of it; the whole conversation, TLS aside.
+async fn mail_server(tls: Arc<rustls::ServerConfig>) -> (String, tokio::task::JoinHandle<String>) {
+    use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
+
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+        mut stream: BufReader<S>,
+        said: &mut String,
+    ) -> Option<S> {
+        let mut data = false;
+        loop {
+            let mut line = String::new();
+            if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                return None;
+            }
+            said.push_str(&line);
+            let word = line.trim_end();
+            let reply = match word.split([' ', ':']).next() {
+                _ if data && word != "." => continue,
+                _ if data => "250 taken\r\n",
+                Some("EHLO") => "250-mail.example\r\n250 STARTTLS\r\n",
+                Some("STARTTLS") => "220 go on\r\n",
+                Some("DATA") => "354 go on\r\n",
+                Some("RCPT") if word.contains("nobody") => "550 no such reader\r\n",
+                Some("AUTH") => "235 welcome\r\n",
+                Some("QUIT") => "221 bye\r\n",
+                _ => "250 ok\r\n",
+            };
+            data = word == "DATA";
+            stream.write_all(reply.as_bytes()).await.ok()?;
+            stream.flush().await.ok()?;
+            match word {
+                "STARTTLS" => return Some(stream.into_inner()),
+                "QUIT" => return None,
+                _ => {}
+            }
+        }
+    }
+
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let server = tokio::spawn(async move {
+        let mut said = String::new();
+        let (mut stream, _) = listener.accept().await.expect("a client");
+        stream
+            .write_all(b"220 mail.example\r\n")
+            .await
+            .expect("a client");
+        if let Some(stream) = serve(BufReader::new(stream), &mut said).await {
+            said.push_str("-- TLS\n");
+            let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+            if let Ok(stream) = acceptor.accept(stream).await {
+                serve(BufReader::new(stream), &mut said).await;
+            }
+        }
+        said
+    });
+    (format!("localhost:{port}"), server)
+}
+
+#[tokio::test]
+async fn a_mail_is_handed_in_over_tls_and_the_password_only_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (tls, root) = certificate(folder.path());
+    let (server, heard) = mail_server(tls).await;
+    let settings = Smtp {
+        server,
+        protection: Protection::StartTls,
+        login: Some(("muster".to_owned(), "secret".to_owned())),
+        from: "muster@example.org".to_owned(),
+        to: vec![
+            "nobody@example.org".to_owned(),
+            "ops@example.org".to_owned(),
+        ],
+    };
+    let mut channel = channel("mail", Kind::Email(settings));
+    channel.client = Client::new(Some(&root)).expect("a root");
+    let message = Message::about("test", "k.7".to_owned(), "lab", "a trial".to_owned(), START);
+    send::send(&channel, &channel.client, &message, START)
+        .await
+        .expect("taken");
+    let said = heard.await.expect("the server ends with the conversation");
+    let (plain, secure) = said.split_once("-- TLS\n").expect("TLS began");
+    assert!(
+        !plain.contains("AUTH") && !plain.contains("MAIL"),
+        "{plain}"
+    );
+    assert!(
+        secure.contains("AUTH PLAIN AG11c3RlcgBzZWNyZXQ="),
+        "{secure}"
+    );
+    assert!(
+        secure.contains("\r\nSubject: [muster lab] TEST a trial\r\n"),
+        "{secure}"
+    );
+    assert!(
+        secure.contains("\r\nMessage-ID: <k.7@example.org>\r\n"),
+        "{secure}"
+    );
+    assert!(secure.contains("\r\n.\r\n"), "{secure}");
+}
+
+#[tokio::test]
+async fn a_program_gets_the_message_and_is_ended_when_it_hangs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().join("out");
+    let message = Message::about("test", "k.7".to_owned(), "lab", "a trial".to_owned(), START);
+    let program = |script: &str| Kind::Exec {
+        program: ["/bin/sh", "-c", script].map(ToOwned::to_owned).to_vec(),
+    };
+    let write = format!("cat > {}; echo $MUSTER_KEY >> {0}", out.display());
+    let mut channel = channel("run", program(&write));
+    send::send(&channel, &channel.client, &message, START)
+        .await
+        .expect("it ran");
+    let written = std::fs::read_to_string(&out).expect("written");
+    assert!(
+        written.contains("\"title\":\"a trial\"") && written.ends_with("k.7\n"),
+        "{written}"
+    );
+    channel.kind = program("exit 3");
+    let failed = send::send(&channel, &channel.client, &message, START).await;
+    assert!(failed.is_err_and(|error| error.to_string().contains("exit status: 3")));
+    channel.kind = program("exec sleep 600");
+    channel.timeout = Duration::from_millis(50);
+    let late = send::send(&channel, &channel.client, &message, START).await;
+    assert!(matches!(late, Err(SendError::Late { .. })), "{late:?}");
+}
