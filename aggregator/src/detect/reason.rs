@@ -7,7 +7,7 @@ use std::fmt;
 
 use muster_proto::time::Timestamp;
 
-use super::forecast::Forecast;
+use super::{forecast::Forecast, rules::Definition};
 use crate::fleet::{Silence, UnitState, silence::Past};
 
 /// Why a detector said what it said.
@@ -45,6 +45,13 @@ pub enum Reason<'a> {
     NoLeak {
         /// Share in use now.
         used_ratio: f64,
+    },
+    /// A number that a rule of the pack looks at.
+    Number {
+        /// The rule.
+        definition: &'static Definition,
+        /// The number.
+        value: f64,
     },
     /// A level that does not fill up soon.
     NotFullSoon {
@@ -123,6 +130,7 @@ impl Reason<'_> {
                 format!("memory leaks: all used in {}", Hours(*forecast))
             }
             Self::NoLeak { .. } => "memory does not leak".to_owned(),
+            Self::Number { definition, value } => definition.sentence(subject, *value),
             Self::NotFullSoon { .. } => format!("{subject} does not fill up soon"),
             Self::Unit { state, .. } => format!("{subject} is {}", state.as_str()),
             Self::Silence {
@@ -177,6 +185,12 @@ impl fmt::Display for Reason<'_> {
                 "used {}; the least of each six hours rises from day to day, all used in {}",
                 Percent(*used_ratio),
                 Hours(*forecast)
+            ),
+            Self::Number { definition, value } => write!(
+                f,
+                "{} (opens {})",
+                definition.unit.show(*value),
+                definition.condition()
             ),
             Self::NoLeak { used_ratio } => write!(
                 f,
