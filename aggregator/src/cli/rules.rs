@@ -8,7 +8,7 @@ use clap::Subcommand;
 use muster_agent::settings::show_duration;
 
 use super::failure::{Code, Failure};
-use crate::detect::rules::{Definition, Overrides, pack};
+use crate::detect::rules::{BUILT_IN, Definition, Overrides, Reading, link, pack};
 
 /// `muster rules …`
 #[derive(Debug, Clone, Subcommand)]
@@ -29,46 +29,6 @@ pub enum Rules {
     },
 }
 
-/// A rule that is in the program: name, severity, condition, what to do.
-const BUILT_IN: [(&str, &str, &str, &str); 6] = [
-    (
-        "host_silent",
-        "critical",
-        "nothing is heard, and no goodbye; or a planned reboot takes three times as long as the last",
-        "Is the host up? Does the network reach it? Then on it: systemctl status muster-agent. `muster host NAME` says what was seen of the cause.",
-    ),
-    (
-        "filesystem_full_soon",
-        "warning",
-        "full within 24 h as it grows now (critical: 3 h), of space or of inodes",
-        "du -x --max-depth=1 MOUNTPOINT | sort -n; what grows: find MOUNTPOINT -xdev -mmin -60 -size +100M.",
-    ),
-    (
-        "filesystem_full",
-        "warning",
-        "90 % used for 5 min (critical: 97 %), with less than 50 GiB left; of space or of inodes",
-        "du -x --max-depth=1 MOUNTPOINT | sort -n; for inodes, the folder with very many small files.",
-    ),
-    (
-        "unit_failed",
-        "warning",
-        "a unit is in state failed",
-        "systemctl status UNIT; journalctl -u UNIT.",
-    ),
-    (
-        "memory_leak",
-        "warning",
-        "the least of each six hours rises day by day, and all memory is used within 72 h",
-        "Who grows: ps -eo rss,etimes,comm --sort=-rss | head, again in an hour. Restart it before the end, and tell who wrote it.",
-    ),
-    (
-        "host_score",
-        "none",
-        "all metrics together are unusual for this host; ranks hosts, makes no incident",
-        "muster anomalies; muster host NAME names the metrics that moved.",
-    ),
-];
-
 /// Does it; what is printed.
 ///
 /// # Errors
@@ -83,14 +43,15 @@ pub fn run(command: &Rules) -> Result<String, Failure> {
 
 fn list() -> String {
     let mut text = String::new();
-    let built_in = BUILT_IN.map(|(name, severity, condition, _)| {
-        (name, severity, condition.to_owned(), "in the program")
+    let built_in = BUILT_IN.iter().map(|known| {
+        let opens = known.opens.to_owned();
+        (known.name, known.severity, opens, "in the program")
     });
     let of_pack = pack().iter().map(|rule| {
         let severity = rule.severity.0.as_str();
         (rule.name.as_str(), severity, line(rule), "can be changed")
     });
-    for (name, severity, condition, kind) in built_in.into_iter().chain(of_pack) {
+    for (name, severity, condition, kind) in built_in.chain(of_pack) {
         // A String takes everything.
         let _ = writeln!(text, "{name:<22} {severity:<9} {kind:<15} {condition}");
     }
@@ -107,11 +68,11 @@ fn line(rule: &Definition) -> String {
 }
 
 fn explain(name: &str) -> Result<String, Failure> {
-    if let Some((name, severity, condition, runbook)) =
-        BUILT_IN.iter().find(|(known, ..)| *known == name)
-    {
+    let more = link(name).unwrap_or_default();
+    if let Some(known) = BUILT_IN.iter().find(|known| known.name == name) {
         return Ok(format!(
-            "{name} ({severity}, in the program)\n  opens   {condition}\n  to do   {runbook}\n"
+            "{name} ({}, in the program)\n  opens   {}\n  to do   {}\n  more    {more}\n",
+            known.severity, known.opens, known.runbook
         ));
     }
     let Some(rule) = pack().iter().find(|rule| rule.name == name) else {
@@ -129,26 +90,38 @@ fn explain(name: &str) -> Result<String, Failure> {
         looks,
         ", {}",
         match value.reading {
-            crate::detect::rules::Reading::Value => "as it is",
-            crate::detect::rules::Reading::Rate => "by the second",
-            crate::detect::rules::Reading::Recent =>
+            Reading::Value => "as it is",
+            Reading::Rate => "by the second",
+            Reading::Recent =>
                 "what it grew by lately (half counts after 15 min)",
         }
     );
     if let Some(per) = &value.per {
         let _ = write!(looks, ", over {per}");
     }
+    let mut opens = line(rule);
+    if let Some((and, bound)) = rule.and.as_ref().zip(rule.and_above) {
+        let metric = and.metric.as_deref().unwrap_or_default();
+        let _ = write!(
+            opens,
+            ", only if {metric} grows by more than {bound} a second"
+        );
+    }
     for (what, words) in [
         (
             "says",
-            rule.sentence("SUBJECT", rule.above.or(rule.below).unwrap_or(rule.clear)),
+            rule.sentence(
+                "SUBJECT",
+                rule.above.or(rule.below).unwrap_or(rule.clear),
+                rule.detail.as_ref().map(|detail| &*detail.label),
+            ),
         ),
         ("looks", looks),
         (
             "each",
             rule.subject.clone().unwrap_or_else(|| "host".to_owned()),
         ),
-        ("opens", line(rule)),
+        ("opens", opens),
         (
             "clears",
             format!(
@@ -157,15 +130,9 @@ fn explain(name: &str) -> Result<String, Failure> {
             ),
         ),
         ("to do", rule.runbook.clone()),
+        ("more", more),
     ] {
         let _ = writeln!(text, "  {what:<7} {words}");
-    }
-    if let Some((and, bound)) = rule.and.as_ref().zip(rule.and_above) {
-        let metric = and.metric.as_deref().unwrap_or_default();
-        let _ = writeln!(
-            text,
-            "  only if {metric} grows by more than {bound} a second"
-        );
     }
     Ok(text)
 }

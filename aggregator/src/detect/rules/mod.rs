@@ -10,6 +10,7 @@
 //! on them.
 
 mod overrides;
+mod runbook;
 mod watch;
 
 use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
@@ -17,6 +18,7 @@ use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 use serde::Deserialize;
 
 pub use overrides::{Bounds, Override, OverrideError, Overrides};
+pub use runbook::{BUILT_IN, BuiltIn, link, page, runbook};
 pub(super) use watch::{Grown, Watcher};
 pub use watch::{Sample, Use, uses_of};
 
@@ -40,9 +42,25 @@ pub struct Definition {
     /// Label whose values are its subjects; without, the host as a whole.
     #[serde(default)]
     pub subject: Option<String>,
+    /// The collector that reads it. While it works, a subject that it does not name is gone; without, subjects are
+    /// gone when others are named.
+    #[serde(default)]
+    pub collector: Option<String>,
+    /// How long a subject must be gone before that clears it.
+    #[serde(default = "a_day")]
+    pub gone: Time,
+    /// Metric that says of a subject that the rule is not about it: while it is above 0.
+    #[serde(default)]
+    pub unless: Option<String>,
+    /// A label that says more of the subject: `{detail}` in what people read.
+    #[serde(default)]
+    pub detail: Option<Detail>,
     /// Opens above this.
     #[serde(default)]
     pub above: Option<f64>,
+    /// Above this it is critical, whatever `severity` says.
+    #[serde(default)]
+    pub critical_above: Option<f64>,
     /// Above this, which is above `above`, it is unknown: the value says so.
     #[serde(default)]
     pub above_is_unknown: Option<f64>,
@@ -67,6 +85,16 @@ pub struct Definition {
     pub unit: Unit,
     /// What to do.
     pub runbook: String,
+}
+
+/// A label of another metric that says more of a subject.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Detail {
+    /// The metric; its value is above 0 where the label holds.
+    pub metric: String,
+    /// The label.
+    pub label: String,
 }
 
 /// A number of a host.
@@ -115,6 +143,8 @@ pub enum Unit {
     Rate,
     /// Yes or no.
     Flag,
+    /// The status of a check: 0 ok, 1 warning, 2 critical, 3 unknown.
+    Status,
 }
 
 impl Unit {
@@ -123,8 +153,16 @@ impl Unit {
     pub fn show(self, value: f64) -> String {
         match self {
             Self::Ratio => format!("{:.1} %", value * 100.0),
-            Self::Count | Self::Flag => format!("{:.0}", value.ceil()),
+            Self::Count => format!("{:.0}", value.ceil()),
             Self::Rate => format!("{value:.0}"),
+            Self::Flag => if value > 0.5 { "yes" } else { "no" }.to_owned(),
+            Self::Status => match value {
+                value if value < 0.5 => "ok",
+                value if value < 1.5 => "warning",
+                value if value < 2.5 => "critical",
+                _ => "unknown",
+            }
+            .to_owned(),
         }
     }
 }
@@ -156,6 +194,11 @@ impl<'de> Deserialize<'de> for Time {
             serde::de::Error::custom(format!("{text:?} is no time: write 90s, 5m, 2h or 1d"))
         })
     }
+}
+
+/// A device that is gone cannot be well; after a day it is no one's worry.
+fn a_day() -> Time {
+    Time(Duration::from_secs(86_400))
 }
 
 fn time(text: &str) -> Option<Duration> {
@@ -202,8 +245,7 @@ impl Definition {
             name: &self.name,
             open_after: self.open_after.0,
             clear_after: self.clear_after.0,
-            // A device that is gone cannot be well; after a day it is no one's worry.
-            gone_after: self.subject.as_ref().map(|_| Duration::from_secs(86_400)),
+            gone_after: self.subject.as_ref().map(|_| self.gone.0),
             makes_incidents: true,
             more: self.subject.as_ref().map(|_| "more"),
         }
@@ -211,21 +253,43 @@ impl Definition {
 
     /// What people read of a finding.
     #[must_use]
-    pub fn sentence(&self, subject: &str, value: f64) -> String {
+    pub fn sentence(&self, subject: &str, value: f64, detail: Option<&str>) -> String {
+        let detail = detail.map_or_else(String::new, |detail| format!(": {detail}"));
+        // The subject last: it is the host's own word and may hold a brace.
         self.says
             .replace("{value}", &self.unit.show(value))
+            .replace("{detail}", &detail)
             .replace("{subject}", subject)
     }
 
     /// The condition in a line: `above 90.0 %, clears below 80.0 %`.
     #[must_use]
     pub fn condition(&self) -> String {
-        let clear = self.unit.show(self.clear);
-        match (self.above, self.below) {
-            (Some(above), _) => format!("above {}, clears below {clear}", self.unit.show(above)),
-            (None, Some(below)) => format!("below {}, clears above {clear}", self.unit.show(below)),
-            (None, None) => "never".to_owned(),
+        self.condition_of(self.above, self.below, self.clear)
+    }
+
+    /// The condition with other bounds.
+    #[must_use]
+    pub fn condition_of(&self, above: Option<f64>, below: Option<f64>, clear: f64) -> String {
+        let show = |bound: f64| match self.unit {
+            // Between two of its values: `above 0.5`, not `above yes`.
+            Unit::Flag | Unit::Status => format!("{bound}"),
+            Unit::Count if bound.fract() != 0.0 => format!("{bound}"),
+            _ => self.unit.show(bound),
+        };
+        let mut text = match (above, below) {
+            (Some(above), _) => format!("above {}", show(above)),
+            (None, Some(below)) => format!("below {}", show(below)),
+            (None, None) => return "never".to_owned(),
+        };
+        if let Some(critical) = self.critical_above {
+            text += &format!(" (critical: above {})", show(critical));
         }
+        if let Some(limit) = self.above_is_unknown {
+            text += &format!(" and up to {}", show(limit));
+        }
+        let side = if above.is_some() { "below" } else { "above" };
+        text + &format!(", clears {side} {}", show(clear))
     }
 
     /// What is wrong with it in itself.

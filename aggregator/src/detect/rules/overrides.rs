@@ -98,6 +98,7 @@ pub enum OverrideError {
 pub struct Bounds {
     pub(super) enabled: bool,
     pub(super) severity: Severity,
+    pub(super) critical_above: Option<f64>,
     pub(super) above: Option<f64>,
     pub(super) below: Option<f64>,
     pub(super) clear: f64,
@@ -198,6 +199,7 @@ fn bounds(definition: &Definition) -> Bounds {
     Bounds {
         enabled: true,
         severity: definition.severity.0,
+        critical_above: definition.critical_above,
         above: definition.above,
         below: definition.below,
         clear: definition.clear,
@@ -252,6 +254,10 @@ fn check(entry: &Override, at: usize, definition: &Definition) -> Result<Entry, 
         bounds: Bounds {
             enabled: entry.enabled.unwrap_or(true),
             severity: entry.severity.unwrap_or(definition.severity).0,
+            // Who names a severity means that one.
+            critical_above: definition
+                .critical_above
+                .filter(|_| entry.severity.is_none()),
             ..bounds(&changed)
         },
         // As long as the program runs, like the pack: made once for each entry of the configuration.

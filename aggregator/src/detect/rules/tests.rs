@@ -7,7 +7,7 @@ use crate::{
     detect::{Coverage, Findings, Observation, Verdict},
     fleet::{SIGNALS, Signals},
 };
-use muster_proto::{series::Family, time::Timestamp};
+use muster_proto::{catalog::METRICS, series::Family, time::Timestamp};
 
 /// What a rule says of each subject it finds.
 type Said = Vec<(String, &'static str)>;
@@ -162,7 +162,7 @@ fn every_rule_of_the_pack_is_true_false_and_not_observed() {
             let unknown = said.iter().all(|(_, word)| *word == "not observed");
             assert!(unknown, "{name} without {left_out}: {said:?}");
         }
-        let sentence = definition.sentence("eth0", opens);
+        let sentence = definition.sentence("eth0", opens, None);
         assert!(!sentence.contains('{'), "{sentence}");
     }
 }
@@ -172,35 +172,165 @@ fn pairs(one: &Shown) -> Vec<(&str, &str)> {
     keys.zip(one.labels.iter().map(String::as_str)).collect()
 }
 
+fn place(name: &str) -> usize {
+    let at = pack().iter().position(|rule| rule.name == name);
+    at.expect("it is in the pack")
+}
+
+#[test]
+fn what_the_pack_looks_at_is_there() {
+    let agent = muster_agent::config::Config::default();
+    let described = muster_agent::collect::describe(&agent.collect);
+    let collectors: Vec<&str> = described
+        .iter()
+        .map(|collector| collector.about.name)
+        .chain([muster_agent::check::schedule::NAME])
+        .collect();
+    for rule in pack() {
+        let value = &rule.value;
+        let detail = rule.detail.as_ref();
+        let and = rule.and.as_ref().and_then(|and| and.metric.as_deref());
+        let metrics = [
+            value.metric.as_deref(),
+            value.per.as_deref(),
+            and,
+            detail.map(|detail| &*detail.metric),
+            rule.unless.as_deref(),
+        ];
+        for name in metrics.into_iter().flatten() {
+            let known = METRICS.iter().find(|metric| metric.name == name);
+            // /proc/vmstat and the hardware's sensors have families that the catalogue does not list.
+            let made = ["node_vmstat_", "node_hwmon_", "node_memory_"];
+            let made = made.iter().any(|start| name.starts_with(start));
+            assert!(made || known.is_some(), "{}: no metric {name}", rule.name);
+            if let (Some(known), Some(subject)) = (known, &rule.subject) {
+                let has = known.labels.contains(&subject.as_str());
+                assert!(has || Some(name) == and, "{}: {name} by {subject}", rule.name);
+            }
+        }
+        if let Some(collector) = &rule.collector {
+            assert!(
+                collectors.contains(&collector.as_str()),
+                "{}: no collector {collector}",
+                rule.name
+            );
+        }
+    }
+}
+
+#[test]
+fn the_page_of_runbooks_says_what_the_program_says() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/runbooks.md");
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        std::fs::write(path, page()).expect("the page can be written");
+    }
+    let there = std::fs::read_to_string(path).expect("the page is there");
+    assert!(
+        there == page(),
+        "docs/runbooks.md is not of this program: UPDATE_EXPECT=1"
+    );
+    for name in ["host_silent", "check_failing"] {
+        assert!(link(name).is_some_and(|link| link.ends_with(&format!("runbooks.md#{name}"))));
+        assert!(page().contains(&format!("\n## {name}\n")));
+    }
+    assert_eq!(link("made up"), None);
+}
+
 #[test]
 fn a_check_that_cannot_tell_is_unknown() {
-    let at = pack()
-        .iter()
-        .position(|rule| rule.name == "check_failing")
-        .expect("it is there");
-    for (status, word) in [
-        (0.0, "false"),
-        (1.0, "not observed"),
-        (2.0, "true"),
-        (3.0, "not observed"),
+    for (rule, words) in [
+        ("check_failing", ["false", "true", "true", "not observed"]),
+        ("check_unknown", ["false", "false", "false", "true"]),
     ] {
-        let series = [shown("muster_check_status", &[("check", "web")], status)];
-        let (_, said) = say(at, &series, &[f32::NAN; SIGNALS.len()]);
-        assert_eq!(said, [("web".to_owned(), word)], "{status}");
+        for (status, word) in [0.0, 1.0, 2.0, 3.0].into_iter().zip(words) {
+            let series = [shown("muster_check_status", &[("check", "web")], status)];
+            let (_, said) = say(place(rule), &series, &[f32::NAN; SIGNALS.len()]);
+            assert_eq!(said, [("web".to_owned(), word)], "{rule} at {status}");
+        }
+    }
+}
+
+#[test]
+fn a_sensor_is_held_against_its_own_limit() {
+    let sensor = |metric, sensor, value| shown(metric, &[("chip", "k10"), ("sensor", sensor)], value);
+    let mut series = vec![
+        sensor("node_hwmon_temp_celsius", "temp1", 80.0),
+        sensor("node_hwmon_temp_celsius", "temp2", 50.0),
+        sensor("node_hwmon_temp_crit_celsius", "temp1", 100.0),
+        sensor("node_hwmon_temp_crit_celsius", "temp2", 60.0),
+    ];
+    let at = place("temperature_critical");
+    let quiet = [f32::NAN; SIGNALS.len()];
+    assert_eq!(say(at, &series, &quiet).1, [("k10".to_owned(), "false")]);
+    series[1].value = 61.0;
+    assert_eq!(say(at, &series, &quiet).1, [("k10".to_owned(), "true")]);
+    // The limit of one is not known: the other is still too hot.
+    series.remove(2);
+    assert_eq!(say(at, &series[..], &quiet).1, [("k10".to_owned(), "true")]);
+}
+
+#[test]
+fn a_collector_that_has_nothing_to_read_does_not_fail() {
+    let success = |value| {
+        shown(
+            "node_scrape_collector_success",
+            &[("collector", "hwmon")],
+            value,
+        )
+    };
+    let absent = shown(
+        "muster_agent_collector_absent",
+        &[("collector", "hwmon")],
+        1.0,
+    );
+    let quiet = [f32::NAN; SIGNALS.len()];
+    let at = place("collector_failing");
+    assert_eq!(
+        say(at, &[success(0.0)], &quiet).1,
+        [("hwmon".to_owned(), "true")]
+    );
+    assert_eq!(say(at, &[success(0.0), absent], &quiet).1, []);
+}
+
+#[test]
+fn what_a_working_collector_does_not_name_is_gone() {
+    let collector = |metric: &str, name: &str, value| shown(metric, &[("collector", name)], value);
+    let success = "node_scrape_collector_success";
+    let quiet = [f32::NAN; SIGNALS.len()];
+    let failed = shown("node_md_disks", &[("device", "md0"), ("state", "failed")], 1.0);
+    let works = collector(success, "mdadm", 1.0);
+    let fails = collector(success, "mdadm", 0.0);
+    let empty = collector("muster_agent_collector_absent", "mdadm", 1.0);
+    let other = collector(success, "edac", 1.0);
+    let at = place("raid_degraded");
+    for (series, expected) in [
+        (vec![works], Coverage::Complete),
+        (vec![fails], Coverage::Partial),
+        (vec![collector(success, "mdadm", 0.0), empty], Coverage::Complete),
+        (vec![other], Coverage::Complete),
+        (vec![], Coverage::Partial),
+        (vec![failed], Coverage::Complete),
+        (
+            vec![
+                shown("node_md_disks", &[("device", "md0"), ("state", "failed")], 1.0),
+                collector(success, "mdadm", 0.0),
+            ],
+            Coverage::Partial,
+        ),
+    ] {
+        let named: Vec<&str> = series.iter().map(|one| &*one.family.name).collect();
+        assert_eq!(say(at, &series, &quiet).0, expected, "{named:?}");
     }
 }
 
 #[test]
 fn what_grew_lately_fades() {
-    let at = pack()
-        .iter()
-        .position(|rule| rule.name == "unit_crash_looping")
-        .expect("it is there");
+    let at = place("link_down");
     let mut grown = Grown::default();
-    let mut say = |second: i64, restarts: f64| {
+    let mut say = |second: i64, times: f64| {
         let one = shown(
-            "node_systemd_service_restart_total",
-            &[("name", "web.service")],
+            "node_network_carrier_down_changes_total",
+            &[("device", "eth0")],
             0.0,
         );
         let samples: Vec<Sample<'_>> = uses_of(&one.family, &one.labels)
@@ -211,7 +341,7 @@ fn what_grew_lately_fades() {
                 labels: &one.labels,
                 value: 0.0,
                 rate: None,
-                grown: Some(restarts),
+                grown: Some(times),
             })
             .collect();
         let seen = Observation {
@@ -241,21 +371,135 @@ fn what_grew_lately_fades() {
         word
     };
     assert_eq!(say(0, 0.0), "false");
-    // One restart every half minute: from the fifth on it is a loop.
-    let words: Vec<&str> = (1..=6).map(|time| say(time * 30, 1.0)).collect();
+    // Once every half minute: from the third time on it is told.
+    let words: Vec<&str> = (1..=4).map(|time| say(time * 30, 1.0)).collect();
+    assert_eq!(words, ["not observed", "not observed", "true", "true"]);
+    assert_eq!(say(1200, 0.0), "not observed");
+    assert_eq!(say(4000, 0.0), "false");
+}
+
+/// A host with a check and a unit that crashes, shown to the engine for a while.
+fn transitions(ticks: impl IntoIterator<Item = Vec<Shown>>) -> Vec<String> {
+    use crate::detect::{Change, Engine, HostDetection};
+
+    let (engine, mut state) = (Engine::default(), HostDetection::default());
+    let mut told = Vec::new();
+    for (second, mut shown_now) in (0..).step_by(10).zip(ticks) {
+        let success = "node_scrape_collector_success";
+        shown_now.push(shown(success, &[("collector", "checks")], 1.0));
+        shown_now.push(shown(success, &[("collector", "systemd")], 1.0));
+        let samples: Vec<Sample<'_>> = shown_now
+            .iter()
+            .flat_map(|one| {
+                uses_of(&one.family, &one.labels)
+                    .into_iter()
+                    .map(move |used| (one, used))
+            })
+            .map(|(one, used)| Sample {
+                used,
+                family: &one.family,
+                labels: &one.labels,
+                value: one.value,
+                rate: None,
+                grown: None,
+            })
+            .collect();
+        let seen = Observation {
+            tick: Timestamp::from_millis(second * 1000),
+            interval: Duration::from_secs(10),
+            live: true,
+            signals: &[f32::NAN; SIGNALS.len()],
+            filesystems: &[],
+            filesystems_known: false,
+            units: &[],
+            units_known: false,
+            samples: &samples,
+            who: None,
+        };
+        let mut out = Vec::new();
+        engine.step(&mut state, &seen, &mut out);
+        told.extend(out.into_iter().map(|one| {
+            let words = match one.change {
+                Change::Opened { summary, evidence } => format!("{summary} | {evidence}"),
+                Change::Cleared { evidence } => format!("cleared {evidence}"),
+            };
+            let severity = one.severity.as_str();
+            format!("{second} {} {severity} {}: {words}", one.rule, one.subject)
+        }));
+    }
+    told
+}
+
+fn check(status: f64, result: &str) -> Vec<Shown> {
+    vec![
+        shown("muster_check_status", &[("check", "shop")], status),
+        shown(
+            "muster_check_result",
+            &[("check", "shop"), ("result", result)],
+            1.0,
+        ),
+    ]
+}
+
+#[test]
+fn a_check_that_fails_is_an_incident_by_its_state() {
+    let mut ticks = vec![check(0.0, "ok"), check(1.0, "slow"), check(2.0, "timeout")];
+    // Cannot tell for a moment: that is no recovery.
+    ticks.push(check(3.0, "error"));
+    ticks.extend((0..5).map(|_| check(0.0, "ok")));
+    let opens = "(opens above 0.5 (critical: above 1.5) and up to 2.5, clears below 0.5)";
+    assert_eq!(
+        transitions(ticks),
+        [
+            format!("10 check_failing warning shop: check shop is warning: slow | warning, slow {opens}"),
+            format!("20 check_failing warning shop: cleared became critical: critical, timeout {opens}"),
+            format!("20 check_failing critical shop: check shop is critical: timeout | critical, timeout {opens}"),
+            format!("70 check_failing critical shop: cleared ok, ok {opens}"),
+        ]
+    );
+}
+
+#[test]
+fn a_check_that_cannot_tell_for_long_is_told_and_one_that_is_taken_away_ends() {
+    let lasting = (0..182).map(|_| check(3.0, "denied"));
+    let told = transitions(lasting.chain((0..95).map(|_| Vec::new())));
+    let words: Vec<&str> = told
+        .iter()
+        .map(|one| one.split(" (").next().unwrap_or_default())
+        .collect();
     assert_eq!(
         words,
         [
-            "false",
-            "not observed",
-            "not observed",
-            "not observed",
-            "true",
-            "true"
+            "1800 check_unknown warning shop: check shop cannot tell: denied | unknown, denied",
+            "2720 check_unknown warning shop: cleared no longer reported by the host",
         ]
     );
-    assert_eq!(say(600, 0.0), "not observed");
-    assert_eq!(say(4000, 0.0), "false");
+}
+
+#[test]
+fn a_crash_loop_is_one_incident() {
+    // Restarted every 50 s for 20 min by the agent's own count of the last 10 min, then mended.
+    let looping = (0..120_u32).map(|tick| f64::from((tick / 5).min(12)));
+    let after = (0..60_u32).map(|tick| f64::from(12 - (tick / 5).min(12)));
+    let ticks = looping.chain(after).map(|count| {
+        let mut series = Vec::new();
+        if count > 0.0 {
+            let name = "muster_host_systemd_unit_restarts_recent";
+            series.push(shown(name, &[("name", "web.service")], count));
+            let result = [("name", "web.service"), ("result", "exit-code")];
+            series.push(shown("muster_host_systemd_unit_result", &result, 1.0));
+        }
+        series
+    });
+    let quiet = (0..40).map(|_| Vec::new());
+    let told = transitions(ticks.chain(quiet));
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(
+        told[0].starts_with("250 unit_crash_looping warning web.service: web.service was restarted 5 times in 10 min: exit-code"),
+        "{}",
+        told[0]
+    );
+    assert!(told[1].contains("unit_crash_looping warning web.service: cleared"));
 }
 
 #[test]

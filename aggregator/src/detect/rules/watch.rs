@@ -3,14 +3,18 @@
 //! Which series a rule looks at is found once, when a series' name is interned ([`uses_of`]); at each tick the
 //! fold hands over only those ([`Sample`]). Everything else here is a pure step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use muster_proto::{series::Family, time::Timestamp};
+use muster_proto::{
+    catalog::{self, METRICS},
+    series::Family,
+    time::Timestamp,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Definition, Reading, Value, overrides::Bounds, pack};
 use crate::{
-    detect::{Coverage, Findings, Observation, Reason, Verdict},
+    detect::{Coverage, Findings, Observation, Reason, Severity, Verdict},
     fleet::SIGNALS,
 };
 
@@ -33,6 +37,12 @@ enum Part {
     Value,
     Per,
     And,
+    Detail,
+    Unless,
+    /// Whether the rule's collector worked.
+    Read,
+    /// That the host does not have what the rule's collector reads.
+    Absent,
 }
 
 /// One series of a host that a rule looks at, at one tick.
@@ -61,7 +71,8 @@ pub fn uses_of(family: &Family, labels: &[String]) -> Box<[Use]> {
         if definition.value.takes(family, labels) {
             put(Part::Value);
         }
-        if definition.value.per.as_deref() == Some(family.name.as_str()) {
+        let is = |metric: Option<&str>| metric == Some(family.name.as_str());
+        if is(definition.value.per.as_deref()) {
             put(Part::Per);
         }
         if definition
@@ -70,6 +81,22 @@ pub fn uses_of(family: &Family, labels: &[String]) -> Box<[Use]> {
             .is_some_and(|and| and.takes(family, labels))
         {
             put(Part::And);
+        }
+        if is(definition.detail.as_ref().map(|detail| &*detail.metric)) {
+            put(Part::Detail);
+        }
+        if is(definition.unless.as_deref()) {
+            put(Part::Unless);
+        }
+        if definition.collector.is_some()
+            && definition.collector.as_deref() == label(family, labels, "collector")
+        {
+            if is(Some(METRICS[catalog::SCRAPE_COLLECTOR_SUCCESS.0 as usize].name)) {
+                put(Part::Read);
+            }
+            if is(Some(METRICS[catalog::AGENT_COLLECTOR_ABSENT.0 as usize].name)) {
+                put(Part::Absent);
+            }
         }
     }
     uses.into()
@@ -133,17 +160,84 @@ impl Grown {
     }
 }
 
-/// The numbers of one rule at one tick, by subject.
+/// What a number belongs to: its subject and, where it is one of two that are compared, all of its labels, so that
+/// the temperature of one sensor is not held against the limit of another.
+type Place<'a> = (&'a str, &'a [String]);
+
+/// The numbers of one rule at one tick.
 #[derive(Debug, Default)]
 struct Numbers<'a> {
-    values: BTreeMap<&'a str, f64>,
-    pers: BTreeMap<&'a str, f64>,
+    values: BTreeMap<Place<'a>, f64>,
+    pers: BTreeMap<Place<'a>, f64>,
     and: Option<f64>,
+    details: BTreeMap<&'a str, &'a str>,
+    unless: BTreeSet<&'a str>,
+    /// Whether the rule's collector worked, or had nothing to read; `None` where the host says nothing of it.
+    read: Option<bool>,
+}
+
+impl<'a> Numbers<'a> {
+    fn take(&mut self, definition: &Definition, sample: &Sample<'a>, grown: &mut Grown) {
+        let subject = definition.subject.as_deref();
+        let subject = subject.and_then(|key| label(sample.family, sample.labels, key));
+        let subject = subject.unwrap_or("");
+        let labels = match definition.value.per {
+            Some(_) => sample.labels,
+            None => &[],
+        };
+        match sample.used.part {
+            Part::Value => {
+                if let Some(value) = read(definition, sample, subject, grown) {
+                    let kept = self.values.entry((subject, labels)).or_insert(value);
+                    *kept = definition.worse(*kept, value);
+                }
+            }
+            Part::Per => {
+                let rate = definition.value.reading == Reading::Rate;
+                let value = if rate { sample.rate } else { Some(sample.value) };
+                if let Some(value) = value {
+                    self.pers.insert((subject, labels), value);
+                }
+            }
+            Part::And => self.and = sample.rate.or(self.and),
+            Part::Detail => {
+                let key = definition.detail.as_ref().map(|detail| &*detail.label);
+                let word = key.and_then(|key| label(sample.family, sample.labels, key));
+                if let Some(word) = word.filter(|_| sample.value > 0.0) {
+                    self.details.insert(subject, word);
+                }
+            }
+            Part::Unless => {
+                if sample.value > 0.0 {
+                    self.unless.insert(subject);
+                }
+            }
+            Part::Read => self.read = Some(self.read == Some(true) || sample.value > 0.0),
+            Part::Absent => {
+                if sample.value > 0.0 {
+                    self.read = Some(true);
+                }
+            }
+        }
+    }
+}
+
+impl Definition {
+    /// The worse of two values.
+    fn worse(&self, one: f64, other: f64) -> f64 {
+        if self.below.is_some() {
+            one.min(other)
+        } else {
+            one.max(other)
+        }
+    }
 }
 
 /// What all rules of the pack say of one tick.
 pub(in crate::detect) struct Watcher<'a> {
     numbers: Vec<Numbers<'a>>,
+    /// The host lists its collectors: one that is not among them is switched off.
+    lists: bool,
 }
 
 impl<'a> Watcher<'a> {
@@ -154,49 +248,20 @@ impl<'a> Watcher<'a> {
         numbers.resize_with(pack().len(), Numbers::default);
         for sample in seen.samples {
             let rule = usize::from(sample.used.rule);
-            let Some((definition, numbers)) = pack().get(rule).zip(numbers.get_mut(rule)) else {
-                continue;
-            };
-            let subject = definition.subject.as_deref();
-            let subject = subject.and_then(|key| label(sample.family, sample.labels, key));
-            let subject = subject.unwrap_or("");
-            match sample.used.part {
-                Part::Value => {
-                    if let Some(value) = read(definition, sample, subject, grown) {
-                        // Several series of one subject: the worst.
-                        let worst = if definition.below.is_some() {
-                            f64::min
-                        } else {
-                            f64::max
-                        };
-                        let kept = numbers.values.entry(subject).or_insert(value);
-                        *kept = worst(*kept, value);
-                    }
-                }
-                Part::Per => {
-                    let rate = definition.value.reading == Reading::Rate;
-                    if let Some(value) = if rate {
-                        sample.rate
-                    } else {
-                        Some(sample.value)
-                    } {
-                        numbers.pers.insert(subject, value);
-                    }
-                }
-                Part::And => numbers.and = sample.rate.or(numbers.and),
+            if let Some((definition, numbers)) = pack().get(rule).zip(numbers.get_mut(rule)) {
+                numbers.take(definition, sample, grown);
             }
         }
         for (definition, numbers) in pack().iter().zip(&mut numbers) {
             let signal = definition.value.signal.as_deref();
             let at = signal.and_then(|name| SIGNALS.iter().position(|known| *known == name));
-            if let Some(value) = at
-                .map(|at| f64::from(seen.signals[at]))
-                .filter(|v| v.is_finite())
-            {
-                numbers.values.insert("", value);
+            let value = at.map(|at| f64::from(seen.signals[at]));
+            if let Some(value) = value.filter(|value| value.is_finite()) {
+                numbers.values.insert(("", &[]), value);
             }
         }
-        Self { numbers }
+        let lists = numbers.iter().any(|numbers| numbers.read.is_some());
+        Self { numbers, lists }
     }
 
     /// Whether anything is known of the rule at this place of the pack.
@@ -215,18 +280,37 @@ impl<'a> Watcher<'a> {
         findings: &mut Findings<'_>,
     ) -> Coverage {
         let numbers = &self.numbers[at];
-        if numbers.values.is_empty() {
-            return Coverage::Partial;
-        }
-        for (subject, value) in &numbers.values {
+        let mut worst: BTreeMap<&str, Option<f64>> = BTreeMap::new();
+        for (place @ (subject, _), value) in &numbers.values {
+            if numbers.unless.contains(subject) {
+                continue;
+            }
             let value = match &definition.value.per {
-                Some(_) => numbers.pers.get(subject).map(|per| value / per),
+                Some(_) => numbers.pers.get(place).map(|per| value / per),
                 None => Some(*value),
             };
             let value = value.filter(|value| value.is_finite());
-            findings.add(subject, verdict(definition, bounds, value, numbers.and));
+            let kept = worst.entry(subject).or_insert(value);
+            // One sensor that is not known does not hide that another is too hot.
+            *kept = match (*kept, value) {
+                (Some(kept), Some(value)) => Some(definition.worse(kept, value)),
+                (kept, value) => kept.or(value),
+            };
         }
-        Coverage::Complete
+        for (subject, value) in worst {
+            let detail = numbers.details.get(subject).copied();
+            let verdict = verdict(definition, bounds, value, detail, numbers.and);
+            findings.add(subject, verdict);
+        }
+        let complete = match numbers.read {
+            Some(read) => read,
+            None => !numbers.values.is_empty() || (definition.collector.is_some() && self.lists),
+        };
+        if complete {
+            Coverage::Complete
+        } else {
+            Coverage::Partial
+        }
     }
 }
 
@@ -244,41 +328,50 @@ fn read(
     }
 }
 
-fn verdict(
+fn verdict<'a>(
     definition: &'static Definition,
     bounds: &Bounds,
     value: Option<f64>,
+    detail: Option<&'a str>,
     and: Option<f64>,
-) -> Verdict<'static> {
+) -> Verdict<'a> {
     let Some(value) = value else {
         return Verdict::Unknown;
     };
-    let reason = Reason::Number { definition, value };
-    let (over, well) = match (bounds.above, bounds.below) {
-        (Some(above), _) => (value > above, value < bounds.clear),
-        (None, Some(below)) => (value < below, value > bounds.clear),
+    let opens = match (bounds.above, bounds.below) {
+        (Some(above), _) => value > above,
+        (None, Some(below)) => value < below,
         (None, None) => return Verdict::Unknown,
     };
-    if definition
+    let clears = match bounds.above {
+        Some(_) => value < bounds.clear,
+        None => value > bounds.clear,
+    };
+    let reason = Reason::Number {
+        definition,
+        value,
+        bounds: (bounds.above, bounds.below, bounds.clear),
+        detail,
+    };
+    let tells_nothing = definition
         .above_is_unknown
-        .is_some_and(|limit| value > limit)
-    {
-        return Verdict::Unknown;
-    }
-    if over {
-        return match (definition.and_above, and) {
-            (None, _) => Verdict::Abnormal {
-                severity: bounds.severity,
-                reason,
+        .is_some_and(|limit| value > limit);
+    let rest_holds = definition
+        .and_above
+        .is_none_or(|least| and.is_some_and(|and| and > least));
+    if tells_nothing {
+        Verdict::Unknown
+    } else if opens && rest_holds {
+        let critical = bounds.critical_above.is_some_and(|bound| value > bound);
+        Verdict::Abnormal {
+            severity: if critical {
+                Severity::Critical
+            } else {
+                bounds.severity
             },
-            (Some(least), Some(and)) if and > least => Verdict::Abnormal {
-                severity: bounds.severity,
-                reason,
-            },
-            (Some(_), _) => Verdict::Unknown,
-        };
-    }
-    if well {
+            reason,
+        }
+    } else if clears {
         Verdict::Normal(reason)
     } else {
         Verdict::Unknown
