@@ -92,8 +92,7 @@ fn explain(name: &str) -> Result<String, Failure> {
         match value.reading {
             Reading::Value => "as it is",
             Reading::Rate => "by the second",
-            Reading::Recent =>
-                "what it grew by lately (half counts after 15 min)",
+            Reading::Recent => "what it grew by lately (half counts after 15 min)",
         }
     );
     if let Some(per) = &value.per {

@@ -8,10 +8,7 @@ use std::fmt::Write as _;
 use super::{Definition, pack};
 
 /// Where the page is read; each rule has an anchor of its name.
-const PAGE: &str = concat!(
-    env!("CARGO_PKG_REPOSITORY"),
-    "/blob/main/docs/runbooks.md"
-);
+const PAGE: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/docs/runbooks.md");
 
 /// A rule that is in the program.
 #[derive(Debug, PartialEq, Eq)]

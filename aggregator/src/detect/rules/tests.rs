@@ -205,7 +205,11 @@ fn what_the_pack_looks_at_is_there() {
             assert!(made || known.is_some(), "{}: no metric {name}", rule.name);
             if let (Some(known), Some(subject)) = (known, &rule.subject) {
                 let has = known.labels.contains(&subject.as_str());
-                assert!(has || Some(name) == and, "{}: {name} by {subject}", rule.name);
+                assert!(
+                    has || Some(name) == and,
+                    "{}: {name} by {subject}",
+                    rule.name
+                );
             }
         }
         if let Some(collector) = &rule.collector {
@@ -252,7 +256,8 @@ fn a_check_that_cannot_tell_is_unknown() {
 
 #[test]
 fn a_sensor_is_held_against_its_own_limit() {
-    let sensor = |metric, sensor, value| shown(metric, &[("chip", "k10"), ("sensor", sensor)], value);
+    let sensor =
+        |metric, sensor, value| shown(metric, &[("chip", "k10"), ("sensor", sensor)], value);
     let mut series = vec![
         sensor("node_hwmon_temp_celsius", "temp1", 80.0),
         sensor("node_hwmon_temp_celsius", "temp2", 50.0),
@@ -297,7 +302,11 @@ fn what_a_working_collector_does_not_name_is_gone() {
     let collector = |metric: &str, name: &str, value| shown(metric, &[("collector", name)], value);
     let success = "node_scrape_collector_success";
     let quiet = [f32::NAN; SIGNALS.len()];
-    let failed = shown("node_md_disks", &[("device", "md0"), ("state", "failed")], 1.0);
+    let failed = shown(
+        "node_md_disks",
+        &[("device", "md0"), ("state", "failed")],
+        1.0,
+    );
     let works = collector(success, "mdadm", 1.0);
     let fails = collector(success, "mdadm", 0.0);
     let empty = collector("muster_agent_collector_absent", "mdadm", 1.0);
@@ -306,13 +315,20 @@ fn what_a_working_collector_does_not_name_is_gone() {
     for (series, expected) in [
         (vec![works], Coverage::Complete),
         (vec![fails], Coverage::Partial),
-        (vec![collector(success, "mdadm", 0.0), empty], Coverage::Complete),
+        (
+            vec![collector(success, "mdadm", 0.0), empty],
+            Coverage::Complete,
+        ),
         (vec![other], Coverage::Complete),
         (vec![], Coverage::Partial),
         (vec![failed], Coverage::Complete),
         (
             vec![
-                shown("node_md_disks", &[("device", "md0"), ("state", "failed")], 1.0),
+                shown(
+                    "node_md_disks",
+                    &[("device", "md0"), ("state", "failed")],
+                    1.0,
+                ),
                 collector(success, "mdadm", 0.0),
             ],
             Coverage::Partial,
@@ -451,9 +467,15 @@ fn a_check_that_fails_is_an_incident_by_its_state() {
     assert_eq!(
         transitions(ticks),
         [
-            format!("10 check_failing warning shop: check shop is warning: slow | warning, slow {opens}"),
-            format!("20 check_failing warning shop: cleared became critical: critical, timeout {opens}"),
-            format!("20 check_failing critical shop: check shop is critical: timeout | critical, timeout {opens}"),
+            format!(
+                "10 check_failing warning shop: check shop is warning: slow | warning, slow {opens}"
+            ),
+            format!(
+                "20 check_failing warning shop: cleared became critical: critical, timeout {opens}"
+            ),
+            format!(
+                "20 check_failing critical shop: check shop is critical: timeout | critical, timeout {opens}"
+            ),
             format!("70 check_failing critical shop: cleared ok, ok {opens}"),
         ]
     );

@@ -91,10 +91,14 @@ pub fn uses_of(family: &Family, labels: &[String]) -> Box<[Use]> {
         if definition.collector.is_some()
             && definition.collector.as_deref() == label(family, labels, "collector")
         {
-            if is(Some(METRICS[catalog::SCRAPE_COLLECTOR_SUCCESS.0 as usize].name)) {
+            if is(Some(
+                METRICS[catalog::SCRAPE_COLLECTOR_SUCCESS.0 as usize].name,
+            )) {
                 put(Part::Read);
             }
-            if is(Some(METRICS[catalog::AGENT_COLLECTOR_ABSENT.0 as usize].name)) {
+            if is(Some(
+                METRICS[catalog::AGENT_COLLECTOR_ABSENT.0 as usize].name,
+            )) {
                 put(Part::Absent);
             }
         }
@@ -194,7 +198,11 @@ impl<'a> Numbers<'a> {
             }
             Part::Per => {
                 let rate = definition.value.reading == Reading::Rate;
-                let value = if rate { sample.rate } else { Some(sample.value) };
+                let value = if rate {
+                    sample.rate
+                } else {
+                    Some(sample.value)
+                };
                 if let Some(value) = value {
                     self.pers.insert((subject, labels), value);
                 }
