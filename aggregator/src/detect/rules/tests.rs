@@ -56,14 +56,14 @@ fn showing(definition: &Definition, value: f64, and: f64) -> (Vec<Shown>, Signal
                 all.push(shown(per, &per_labels, over));
             }
         }
-        (None, Some(signal)) => {
+        (None, signal) => {
+            let signal = signal.as_ref().expect("a rule looks at something");
             let at = SIGNALS.iter().position(|known| known == signal);
             #[expect(clippy::cast_possible_truncation, reason = "a few digits")]
             {
                 signals[at.expect("the pack names signals that there are")] = value as f32;
             }
         }
-        (None, None) => panic!("{} looks at nothing", definition.name),
     }
     if let Some(metric) = definition
         .and
@@ -138,8 +138,10 @@ fn every_rule_of_the_pack_is_true_false_and_not_observed() {
                 definition.above_is_unknown.unwrap_or(above * 2.0 + 1.0) - 0.1,
                 definition.clear * 0.5,
             ),
-            (None, Some(below)) => (below * 0.5, definition.clear + 0.3),
-            (None, None) => panic!("{name} never opens"),
+            (None, below) => {
+                let below = below.expect("a rule opens at a bound");
+                (below * 0.5, definition.clear + 0.3)
+            }
         };
         for (value, and, expected) in [(opens, 1.0, "true"), (clears, 0.0, "false")] {
             let (series, signals) = showing(definition, value, and);
