@@ -780,11 +780,12 @@ fn group_services(hosts: impl Iterator<Item = HostUnits>) -> Vec<v1::ServiceGrou
     let mut groups: BTreeMap<(u8, String), v1::ServiceGroup> = BTreeMap::new();
     for HostUnits { host, units } in hosts {
         for unit in units {
+            let state = unit.word();
             let group = groups
                 .entry((rank(&unit), unit.name.clone()))
                 .or_insert_with(|| v1::ServiceGroup {
-                    state: unit.word().to_owned(),
                     name: unit.name,
+                    state: state.to_owned(),
                     ..v1::ServiceGroup::default()
                 });
             group.hosts.push(host.clone());
