@@ -581,6 +581,8 @@ impl Opening<'_> {
             .err()
             .filter(|_| self.config.history.enabled);
         let no_history = no_history.map(|why| format!("there is no history: {why}"));
+        let feed = self.history.as_ref().ok();
+        let feed = feed.map(|history| Arc::clone(&history.health));
         let about = query::About {
             fleet_name: self.config.fleet_name.clone(),
             started: self.clock.now(),
@@ -592,7 +594,9 @@ impl Opening<'_> {
                     guard.problem(),
                     no_history.clone(),
                 ];
-                problems.into_iter().flatten().collect()
+                let history = feed.as_ref().map(|health| health.problems());
+                let problems = problems.into_iter().flatten();
+                problems.chain(history.into_iter().flatten()).collect()
             }),
             http: query::HttpDoor {
                 address: if http.external_address.is_empty() {

@@ -243,12 +243,9 @@ impl EventsService {
                 };
                 // Without more, all up to the newest that was there before was looked at.
                 let last = found.events.last().map(|kept| kept.number);
-                seen = match last {
-                    Some(last) if found.more => last,
-                    _ => until.max(last.unwrap_or(0)),
-                };
+                seen = found.upto.unwrap_or(until.max(last.unwrap_or(0)));
                 if found.events.is_empty() {
-                    break;
+                    continue;
                 }
                 told = true;
                 let events = found.events.into_iter().map(|kept| chosen.row(kept));
