@@ -689,7 +689,7 @@ impl Opening<'_> {
         let router = http::router(http::HttpState::new(source, settings, ready));
         // One Prometheus server has a connection for each target it scrapes at the same moment.
         let limits = Limits {
-            unauthenticated_per_address: http::connection::MAX_CONNECTIONS,
+            unauthenticated_per_address: http::connection::MAX_OF_ADDRESS,
             ..limits.clone()
         };
         let counters = Arc::clone(&self.counters.http);

@@ -184,7 +184,14 @@ fn whoever_follows_goes_on_where_the_look_ended() {
     let (mut seen, mut told) = (0, Vec::new());
     loop {
         let after = Some(seen);
-        let found = find(&connection, &Choice { after, ..both.clone() }).expect("reads");
+        let found = find(
+            &connection,
+            &Choice {
+                after,
+                ..both.clone()
+            },
+        )
+        .expect("reads");
         told.extend(found.events.iter().map(|kept| kept.number));
         let Some(upto) = found.upto else { break };
         assert!(upto > seen, "it goes on");

@@ -243,7 +243,9 @@ fn conforms(store: &dyn SampleStore) {
     if caps.forgets {
         for store in both {
             store.forget(host(3), 0).expect("forgotten");
-            store.forget(host(200), 0).expect("a host that nobody knows");
+            store
+                .forget(host(200), 0)
+                .expect("a host that nobody knows");
         }
         same(store, &model, &query(0, i64::MAX));
     }
@@ -669,7 +671,11 @@ fn a_window_that_does_not_pack_stops_nothing_else() {
     assert_eq!(store.stats().failures, 1);
     let problem = store.unpacked().expect("it is a problem");
     assert!(problem.contains(&damaged.name), "{problem}");
-    let loose = store.files().iter().filter(|file| !file.packed && file.tier == Tier::Raw).count();
+    let loose = store
+        .files()
+        .iter()
+        .filter(|file| !file.packed && file.tier == Tier::Raw)
+        .count();
     assert!(loose >= 1, "what cannot be packed is kept");
     let known: Vec<String> = store.files().iter().map(|file| file.name.clone()).collect();
     let groups = store.manifest().groups;
@@ -683,7 +689,11 @@ fn a_window_that_does_not_pack_stops_nothing_else() {
     // Its time comes as that of any other.
     let later = now + 6 * HOUR;
     while !matches!(store.maintain(later), Ok(false)) {}
-    assert_eq!(store.stats().files[0], 0, "samples are older than six hours");
+    assert_eq!(
+        store.stats().files[0],
+        0,
+        "samples are older than six hours"
+    );
     assert!(matches!(store.maintain(later), Ok(false)));
     assert_eq!(store.unpacked(), None, "its files are gone");
 }

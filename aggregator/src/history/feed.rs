@@ -256,12 +256,13 @@ where
     while !health.stop.load(Ordering::Acquire) {
         let done = store.maintain(clock.now().as_millis());
         // What is set aside is a problem until it is packed or gone, also while another window is packed.
-        let problem = match &done {
-            Ok(_) => store.unpacked(),
-            Err(error) => Some(store.unpacked().unwrap_or_else(|| {
-                format!("old history files are not removed: {}", chain(error))
-            })),
-        };
+        let problem =
+            match &done {
+                Ok(_) => store.unpacked(),
+                Err(error) => Some(store.unpacked().unwrap_or_else(|| {
+                    format!("old history files are not removed: {}", chain(error))
+                })),
+            };
         let (well, why) = (problem.is_none(), problem.clone());
         if health.note(|problems| &mut problems.unpacked, problem) {
             if well {

@@ -289,7 +289,11 @@ mod tests {
         replace(&storage).expect("replaced");
         assert!(matches!(
             read(&storage),
-            Err(HistoryError::NewerVersion { version: 3, supported: 2, .. })
+            Err(HistoryError::NewerVersion {
+                version: 3,
+                supported: 2,
+                ..
+            })
         ));
     }
 }

@@ -403,7 +403,8 @@ impl<S: Storage> EmbeddedStore<S> {
     fn write_group(&self, group: usize, flushing: &Flushing) -> Result<(), HistoryError> {
         let mut names = Vec::new();
         let written = self.write_files(group, flushing, &mut names);
-        let (added, entry) = written.inspect_err(|_| self.discard(&names, &mut self.committed()))?;
+        let (added, entry) =
+            written.inspect_err(|_| self.discard(&names, &mut self.committed()))?;
         let upto = self.upto(Some(group)).min(flushing.token);
         self.commit(names, |manifest| {
             manifest.upto = manifest.upto.max(upto);

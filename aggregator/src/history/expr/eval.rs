@@ -649,7 +649,10 @@ mod tests {
     ) -> (Result<usize, HistoryError>, u64) {
         let (store, hosts) = (store(), hosts());
         let moments: Vec<i64> = (0..moments).map(|at| 300_000 + at).collect();
-        let cells = Cells::new(room * (moments.len() as u64 + CELLS_OF_LABELS), moments.len());
+        let cells = Cells::new(
+            room * (moments.len() as u64 + CELLS_OF_LABELS),
+            moments.len(),
+        );
         let mut context = Context {
             store: &store,
             hosts: &hosts,
