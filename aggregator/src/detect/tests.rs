@@ -56,6 +56,8 @@ impl Host {
             filesystems_known: shown.filesystems.is_some(),
             units: shown.units.as_deref().unwrap_or_default(),
             units_known: shown.units.is_some(),
+            samples: &[],
+            who: None,
         };
         self.engine.step(&mut self.state, &seen, &mut self.told);
     }
@@ -693,6 +695,8 @@ proptest! {
                     filesystems_known: true,
                     units: shown.units.as_deref().unwrap_or_default(),
                     units_known: true,
+                    samples: &[],
+                    who: None,
                 };
                 host.engine.step(&mut host.state, &seen, &mut host.told);
             }
@@ -743,6 +747,8 @@ fn behave(
             filesystems_known: false,
             units: &[],
             units_known: false,
+            samples: &[],
+            who: None,
         };
         host.engine.step(&mut host.state, &seen, &mut host.told);
     }
