@@ -33,7 +33,9 @@ use super::{
     neighbours::{Neighbourhood, Scope},
     silence::{self, Ended, Mark, Past, Question, Refused, Return, Strain, Trace},
 };
-use crate::detect::{Engine, HostDetection, Observation, Opening, Standing, Transition};
+use crate::detect::{
+    Engine, HostDetection, Observation, Opening, Standing, Transition, rules::Sample,
+};
 
 /// Recent values kept of each field of [`RECENT_FIELDS`].
 const RECENT_TICKS: usize = 30;
@@ -837,7 +839,6 @@ impl HostState {
         let mut liveness = liveness::judge(&voice, now, listening_since);
         let before = self.kept.liveness;
         if self.heard.is_none()
-            && self.greeted.is_none()
             && matches!(before, Some(Liveness::Silent(_)))
             && liveness == Liveness::Late
         {
@@ -891,7 +892,12 @@ impl HostState {
         let (mut cause, account) = silence::presume(&question);
         match before {
             // What told may be forgotten by a restart; what is known stays known.
-            Some(Liveness::Silent(known)) if cause == Silence::Unknown => cause = known,
+            // But for a closed stream of its own: it may turn out to be shared.
+            Some(Liveness::Silent(known))
+                if cause == Silence::Unknown && known != Silence::Crashed =>
+            {
+                cause = known;
+            }
             _ => self.kept.trace.account = account,
         }
         self.mark(heard, cause);
@@ -914,6 +920,7 @@ impl HostState {
             incarnation: session.incarnation,
             produced: ledger.map_or(0, |ledger| ledger.produced),
             cause,
+            strain: self.kept.trace.strain,
         });
     }
 
@@ -933,7 +940,7 @@ impl HostState {
             interval: session.interval,
             now: wall,
         };
-        let (cause, account) = silence::conclude(&mark, &self.kept.trace.strain, &back);
+        let (cause, account) = silence::conclude(&mark, &back);
         let rebooted =
             matches!(cause, Silence::Reboot | Silence::Overdue) && session.boot_id != mark.boot_id;
         let trace = &mut self.kept.trace;
@@ -1084,6 +1091,7 @@ impl HostState {
             // Out of order: it completes the books and the decoder, and tells nothing about now.
             return Ok(());
         }
+        let span = self.kept.last_tick.map(|last| frame.tick.since(last));
         let (signals, clock) = self.derive(frame.tick, context.changes);
         if let Some(clock) = clock.filter(|_| frame.lane == Lane::Live && !context.replayed) {
             if self.clock_offsets.len() == CLOCK_SAMPLES {
@@ -1094,6 +1102,7 @@ impl HostState {
         }
         self.kept.last_tick = Some(frame.tick);
         self.kept.trace.strain = strain(&signals);
+        let samples = rule_samples(self.decoder.slots(), &self.rates, span);
         let seen = Observation {
             tick: frame.tick,
             interval: self.interval(),
@@ -1103,6 +1112,8 @@ impl HostState {
             filesystems_known: !self.kept.derived.filesystems.is_empty(),
             units: &self.kept.units,
             units_known: self.kept.has_units,
+            samples: &samples,
+            who: Some(&self.who),
         };
         context.engine.step(&mut self.kept.detection, &seen, out);
         Ok(())
@@ -1350,6 +1361,31 @@ impl HostState {
         self.rates = vec![f32::NAN; slots.len()];
         Ok(())
     }
+}
+
+/// The series that rules of the pack look at; `span` is the time since the tick before.
+fn rule_samples<'a>(
+    slots: &'a [codec::Slot<Arc<SeriesKey>>],
+    rates: &[f32],
+    span: Option<Duration>,
+) -> Vec<Sample<'a>> {
+    let mut samples = Vec::new();
+    for (slot, rate) in slots.iter().zip(rates) {
+        if !slot.present || slot.key.rules.is_empty() {
+            continue;
+        }
+        let rate = Some(f64::from(*rate)).filter(|rate| rate.is_finite());
+        let grown = rate.zip(span).map(|(rate, span)| rate * span.as_secs_f64());
+        samples.extend(slot.key.rules.iter().map(|&used| Sample {
+            used,
+            family: &slot.key.family,
+            labels: &slot.key.labels,
+            value: slot.scale.value(slot.raw),
+            rate,
+            grown,
+        }));
+    }
+    samples
 }
 
 /// The readings that tell how hard a host is pressed.

@@ -308,6 +308,8 @@ pub struct Mark {
     pub produced: u64,
     /// What is presumed.
     pub cause: Silence,
+    /// Its last readings: those after its return say nothing of before.
+    pub strain: Strain,
 }
 
 /// A silence that is over.
@@ -494,7 +496,8 @@ pub struct Return<'a> {
 
 /// The cause, now that the host is back, and what was seen of it.
 #[must_use]
-pub fn conclude(mark: &Mark, strain: &Strain, back: &Return<'_>) -> (Silence, String) {
+pub fn conclude(mark: &Mark, back: &Return<'_>) -> (Silence, String) {
+    let strain = &mark.strain;
     let same_boot = back.boot_id == mark.boot_id;
     let same_agent = back.incarnation == mark.incarnation;
     match mark.cause {
@@ -807,7 +810,8 @@ mod tests {
 
     #[test]
     fn what_comes_back_tells_what_it_was() {
-        let mark = |cause| Mark {
+        let mark = |cause, strain| Mark {
+            strain,
             heard: at(100),
             boot_id: vec![1; 16],
             incarnation: Incarnation(5),
@@ -878,7 +882,7 @@ mod tests {
             (Silence::Clone, Strain::default(), restarted, Silence::Clone),
         ] {
             assert_eq!(
-                conclude(&mark(cause), &strain, &back).0,
+                conclude(&mark(cause, strain), &back).0,
                 expected,
                 "{cause:?} {back:?}"
             );

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     control::NewDelivery,
-    detect::Severity,
+    detect::{Severity, rules},
     incident::{
         pages::{Event, Lead, Scope, Telling},
         roster::Roster,
@@ -94,6 +94,9 @@ pub struct Problem {
     pub since: String,
     /// Whether it fails now.
     pub open: bool,
+    /// Where it is read what to do about it; empty for a rule that has no such page.
+    #[serde(default)]
+    pub runbook: String,
 }
 
 impl Message {
@@ -113,6 +116,7 @@ impl Message {
                 evidence: plain(&member.subject.evidence),
                 since: member.subject.since.to_string(),
                 open: member.open,
+                runbook: rules::link(&member.subject.rule).unwrap_or_default(),
             })
             .collect();
         let mut hosts: Vec<String> = telling
@@ -137,6 +141,10 @@ impl Message {
         let mut next = vec![format!("muster incident {incident}")];
         if let [host] = &*hosts {
             next.push(format!("muster host {host}"));
+        }
+        let rule = problems.first().map(|problem| &*problem.rule);
+        if let Some(rule) = rule.filter(|rule| rules::runbook(rule).is_some()) {
+            next.push(format!("muster rules explain {rule}"));
         }
         if !telling.event.is_end() {
             next.push(format!("muster ack {incident} -m '…'"));
@@ -278,6 +286,9 @@ impl Message {
             );
             for line in problem.evidence.lines() {
                 let _ = writeln!(out, "  {line}");
+            }
+            if problem.open && !problem.runbook.is_empty() {
+                let _ = writeln!(out, "  to do: {}", problem.runbook);
             }
         }
         let more = self.problem_count - self.problems.len().min(self.problem_count);
