@@ -85,7 +85,7 @@ struct Returned {
 impl Aside {
     /// This collector, where the folder `there` has something in it, in a thread.
     #[must_use]
-    pub fn new(
+    pub fn around(
         collector: Box<dyn Collector>,
         there: Option<&'static str>,
         spare: &Spare,

@@ -202,7 +202,8 @@ pub fn collectors(
 ) -> Vec<Box<dyn Collector>> {
     let spare = aside::Spare::default();
     // Their files may hang.
-    let aside = |collector, there| aside::Aside::new(collector, there, &spare);
+    let aside =
+        |collector: Box<dyn Collector>, there| aside::Aside::around(collector, there, &spare);
     vec![
         Box::new(uname::Uname::default()),
         Box::new(os::Os::default()),
@@ -233,23 +234,23 @@ pub fn collectors(
         Box::new(cpufreq::Cpufreq::default()),
         Box::new(clocksource::Clocksource::default()),
         Box::new(entropy::Entropy::default()),
-        aside(Box::new(hwmon::Hwmon::default()), Some("sys/class/hwmon")),
+        aside(Box::<hwmon::Hwmon>::default(), Some("sys/class/hwmon")),
         aside(
-            Box::new(thermal_zone::ThermalZone::default()),
+            Box::<thermal_zone::ThermalZone>::default(),
             Some("sys/class/thermal"),
         ),
         aside(
-            Box::new(powersupplyclass::PowerSupplyClass::default()),
+            Box::<powersupplyclass::PowerSupplyClass>::default(),
             Some("sys/class/power_supply"),
         ),
-        aside(Box::new(rapl::Rapl::default()), Some("sys/class/powercap")),
+        aside(Box::<rapl::Rapl>::default(), Some("sys/class/powercap")),
         aside(
-            Box::new(edac::Edac::default()),
+            Box::<edac::Edac>::default(),
             Some("sys/devices/system/edac/mc"),
         ),
         Box::new(mdadm::Mdadm::default()),
         Box::new(diskinfo::Diskinfo::new(&config.disk)),
-        aside(Box::new(nvme::Nvme::default()), Some("sys/class/nvme")),
+        aside(Box::<nvme::Nvme>::default(), Some("sys/class/nvme")),
         Box::new(watchdog::Watchdog::default()),
         Box::new(selinux::Selinux::default()),
         Box::new(xfs::Xfs::default()),
@@ -259,15 +260,15 @@ pub fn collectors(
         Box::new(nfs::Nfs::server()),
         Box::new(ipvs::Ipvs::default()),
         aside(
-            Box::new(infiniband::Infiniband::default()),
+            Box::<infiniband::Infiniband>::default(),
             Some("sys/class/infiniband"),
         ),
         aside(
-            Box::new(fibrechannel::Fibrechannel::default()),
+            Box::<fibrechannel::Fibrechannel>::default(),
             Some("sys/class/fc_host"),
         ),
         aside(
-            Box::new(tapestats::Tapestats::default()),
+            Box::<tapestats::Tapestats>::default(),
             Some("sys/class/scsi_tape"),
         ),
         aside(Box::new(textfile::Textfile::new(&config.textfile)), None),
