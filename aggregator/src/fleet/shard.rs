@@ -265,9 +265,11 @@ impl Shard {
             now: Instant::now(),
             replayed: true,
         };
+        let before = host.series_held();
         if let Err(error) = host.restore(checkpoint, &mut context) {
             tracing::warn!(host = %checkpoint.id(), %error, "checkpoint of the host does not read; its state begins anew");
         }
+        self.counters.series_changed(before, host.series_held());
     }
 
     /// Tells the detectors what is open on a host in the store.
@@ -293,7 +295,10 @@ impl Shard {
                     now: Instant::now(),
                     replayed: true,
                 };
-                if host.receive(&frame, &mut context, &mut self.transitions) == Verdict::Store {
+                let before = host.series_held();
+                let verdict = host.receive(&frame, &mut context, &mut self.transitions);
+                self.counters.series_changed(before, host.series_held());
+                if verdict == Verdict::Store {
                     self.counters
                         .frames_replayed
                         .fetch_add(1, Ordering::Relaxed);
@@ -541,8 +546,9 @@ impl Shard {
             );
         }
         self.close(id);
-        if self.hosts.remove(&id).is_some() {
+        if let Some(gone) = self.hosts.remove(&id) {
             self.counters.hosts.fetch_sub(1, Ordering::Relaxed);
+            self.counters.series_changed(gone.series_held(), 0);
             self.neighbours.gone(id);
         }
     }
@@ -607,15 +613,18 @@ impl Shard {
         if frame.incarnation == stream.incarnation {
             stream.received = stream.received.max(frame.seq);
         }
+        let held = host.series_held();
+        let all = self.counters.series.load(Ordering::Relaxed);
         let mut context = Receiving {
             names: &mut self.names,
             engine: &self.engine,
             changes: &mut self.changes,
-            series_quota: self.config.series_quota,
+            series_quota: self.config.quota(held, all),
             now: Instant::now(),
             replayed: false,
         };
         let verdict = host.receive(&frame, &mut context, &mut self.transitions);
+        self.counters.series_changed(held, host.series_held());
         self.counters
             .frames_received
             .fetch_add(1, Ordering::Relaxed);

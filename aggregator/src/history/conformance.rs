@@ -9,7 +9,7 @@ use fastrand::Rng;
 use muster_proto::{
     codec::Intern as _,
     id::HostId,
-    log::{Fault, FaultyStorage},
+    log::{Fault, FaultyStorage, Storage as _},
     series::{Family, Kind, Raw, Scale},
 };
 
@@ -49,17 +49,20 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut names = Names::default();
         let mut keys = Vec::new();
+        let bytes = family("x_bytes_total", Kind::Counter, Scale::One, &["device"]);
+        let bytes = names.family(bytes);
         for device in ["eth0", "eth1"] {
-            let bytes = family("x_bytes_total", Kind::Counter, Scale::One, &["device"]);
             keys.push(names.series(&bytes, &[device.into()]));
         }
-        keys.push(names.series(&family("load", Kind::Gauge, Scale::Centi, &[]), &[]));
-        keys.push(names.series(&family("ratio", Kind::Gauge, Scale::Float, &[]), &[]));
-        keys.push(names.series(&family("constant", Kind::Gauge, Scale::Kibi, &[]), &[]));
-        keys.push(names.series(
-            &family("seconds_total", Kind::Counter, Scale::Float, &[]),
-            &[],
-        ));
+        for (name, kind, scale) in [
+            ("load", Kind::Gauge, Scale::Centi),
+            ("ratio", Kind::Gauge, Scale::Float),
+            ("constant", Kind::Gauge, Scale::Kibi),
+            ("seconds_total", Kind::Counter, Scale::Float),
+        ] {
+            let family = names.family(family(name, kind, scale, &[]));
+            keys.push(names.series(&family, &[]));
+        }
         Self {
             keys,
             raws: BTreeMap::new(),
@@ -629,4 +632,95 @@ fn damage_is_named_and_the_rest_is_read() {
         }
         storage.edit(&raw[0].name, |bytes| *bytes = before);
     }
+}
+
+#[test]
+fn a_manifest_is_made_anew_from_the_files() {
+    type Harm = fn(&FaultyStorage);
+    let harms: [(&str, Harm); 3] = [
+        ("damaged", |storage| {
+            storage.edit("manifest", |bytes| bytes[20] ^= 1);
+        }),
+        ("gone", |storage| {
+            storage.remove("manifest").expect("removed");
+        }),
+        ("a group's file", |storage| {
+            let files = storage.files();
+            let name = files.keys().find(|name| name.ends_with(".mhg"));
+            let name = name.expect("there is one").clone();
+            storage.edit(&name, |bytes| bytes[20] ^= 1);
+        }),
+    ];
+    for (what, harm) in harms {
+        let storage = FaultyStorage::new();
+        let store = embedded(&storage);
+        let mut world = World::new(4);
+        for step in 0..6 * 60 {
+            for number in 0..3 {
+                world.append(&[&store], host(number), START + step * 60_000);
+            }
+        }
+        settle(&store, world.token, START + 9 * HOUR);
+        let everything = query(0, i64::MAX);
+        let minutes = SampleQuery {
+            step_ms: 60_000,
+            ..query(0, i64::MAX)
+        };
+        let before = (all(&store, &everything), all(&store, &minutes));
+        drop(store);
+        harm(&storage);
+        let (store, opened) =
+            EmbeddedStore::open(storage.clone(), small(), START).expect("it opens");
+        assert!(!opened.problems.is_empty(), "{what}: it is said");
+        let after = (all(&store, &everything), all(&store, &minutes));
+        assert!(before == after, "{what}: nothing is lost");
+        // It goes on: what comes now is taken, and the files are packed again without counting twice.
+        world.append(&[&store], host(1), START + 10 * HOUR);
+        settle(&store, world.token, START + 13 * HOUR);
+        let (store, opened) =
+            EmbeddedStore::open(storage.clone(), small(), START).expect("it opens");
+        assert_eq!(opened.problems, [""; 0], "{what}");
+        let points = |all: &[HostSeries]| all.iter().map(|s| s.points.len()).sum::<usize>();
+        let now = all(&store, &everything);
+        assert_eq!(
+            points(&now),
+            points(&before.0) + world.keys.len(),
+            "{what}: what was there and one sample of each series"
+        );
+    }
+}
+
+#[test]
+fn what_was_forgotten_leaves_the_disk() {
+    let storage = FaultyStorage::new();
+    let store = embedded(&storage);
+    let mut world = World::new(8);
+    for step in 0..30 * 60 {
+        for number in 0..3 {
+            world.append(&[&store], host(number), START + step * 60_000);
+        }
+    }
+    let now = START + 40 * HOUR;
+    settle(&store, world.token, now);
+    let others = |store: &EmbeddedStore<FaultyStorage>| {
+        let mut series = all(store, &query(0, i64::MAX));
+        series.retain(|series| series.host != host(1));
+        series
+    };
+    let before = others(&store);
+    let files = store.files().len();
+    store.forget(host(1)).expect("forgotten");
+    assert_eq!(store.manifest().forgotten.len(), 1);
+    let mut steps = 0;
+    while store.maintain(now).expect("the disk is well") {
+        steps += 1;
+        assert!(steps <= files, "each file once");
+    }
+    assert_eq!(steps, files, "every file had it");
+    assert_eq!(store.manifest().forgotten, []);
+    for file in store.files().iter() {
+        let block = store.block(&file.name).expect("it opens");
+        assert_eq!(block.place(host(1)), None, "{}", file.name);
+    }
+    assert!(others(&store) == before, "nobody else lost anything");
 }

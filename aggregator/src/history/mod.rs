@@ -22,6 +22,7 @@ pub mod fold;
 pub mod manifest;
 pub mod merge;
 pub mod plain;
+pub mod rebuild;
 pub mod rows;
 pub mod store;
 

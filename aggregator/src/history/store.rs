@@ -10,8 +10,7 @@
 //! while a group's rows are being appended to or read, and for the list of files.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
-    io,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     ops::ControlFlow,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
@@ -22,15 +21,18 @@ use std::{
 use muster_proto::{id::HostId, log::Storage, series::Raw};
 
 use super::{
-    Caps, HistoryConfig, HistoryError, HostSeries, Point, ReadReport, SampleQuery, SampleStore,
-    SeriesKey, SeriesName, StoreStats, Tier, Token,
-    block::{Block, Cells, Chunk, Span, Writer, put_chunk, tick_runs},
-    column::Effort,
+    Caps, HistoryConfig, HistoryError, HostSeries, ReadReport, SampleQuery, SampleStore, SeriesKey,
+    SeriesName, StoreStats, Tier, Token,
+    block::{Block, Span, io_error},
     config::GRACE_MS,
-    manifest::{self, FileEntry, GroupEntry, GroupState, Manifest},
-    merge::{self, Target},
-    rows::{Columns, Rows},
+    manifest::{self, FileEntry, GroupState, Manifest},
+    rebuild::rebuild,
+    rows::Rows,
 };
+
+mod pack;
+mod read;
+mod spill;
 
 /// Open files whose names and indices are kept in memory: a day of a group, in every tier.
 const OPEN_BLOCKS: usize = 64;
@@ -140,8 +142,15 @@ impl<S: Storage> EmbeddedStore<S> {
         config: HistoryConfig,
         now: i64,
     ) -> Result<(Self, Opened), HistoryError> {
-        let manifest = manifest::read(&storage)?.unwrap_or_default();
         let mut opened = Opened::default();
+        let manifest = match manifest::read(&storage) {
+            Ok(Some(manifest)) => manifest,
+            Ok(None) if !was_used(&storage)? => Manifest::default(),
+            Ok(None) | Err(HistoryError::Damaged { .. }) => {
+                rebuild(&storage, &mut opened.problems)?
+            }
+            Err(error) => return Err(error),
+        };
         let mut groups = Groups::default();
         for (number, entry) in manifest.groups.iter().enumerate() {
             let mut head = Head {
@@ -150,7 +159,11 @@ impl<S: Storage> EmbeddedStore<S> {
             };
             let mut aside = Vec::new();
             if let Some(entry) = entry {
-                let state = manifest::read_group(&storage, &entry.file)?;
+                let state = match manifest::read_group(&storage, &entry.file) {
+                    Ok(state) => state,
+                    Err(error @ HistoryError::NewerVersion { .. }) => return Err(error),
+                    Err(error) => hosts_of_files(&storage, &manifest, number, &error, &mut opened),
+                };
                 for (host, place) in state.hosts.iter().zip(0..) {
                     groups.of.insert(*host, (number, place));
                 }
@@ -164,7 +177,7 @@ impl<S: Storage> EmbeddedStore<S> {
         }
         let listed = storage
             .list()
-            .map_err(|error| super::block::io_error("list", ".", error))?;
+            .map_err(|error| io_error("list", ".", error))?;
         let mut here = HashSet::new();
         for name in listed {
             if manifest.names(&name) {
@@ -310,93 +323,6 @@ impl<S: Storage> EmbeddedStore<S> {
         groups.list.iter().enumerate().filter_map(unsaved).collect()
     }
 
-    /// Writes what a group holds in memory. `token` is the last record that was appended, `aside` is kept with
-    /// it. What an earlier call could not write is written first, and alone.
-    ///
-    /// # Errors
-    /// When the disk refuses; everything stays in memory and can be read.
-    pub fn flush(
-        &self,
-        group: usize,
-        token: Token,
-        now: i64,
-        aside: impl FnOnce(&[HostId]) -> Vec<u8>,
-    ) -> Result<(), HistoryError> {
-        let Some(head) = self.group(group) else {
-            return Ok(());
-        };
-        let flushing = {
-            let mut head = lock(&head);
-            head.flushed_at = now;
-            match &head.flushing {
-                Some(waiting) => Arc::clone(waiting),
-                None => {
-                    let fresh = Arc::new(Flushing {
-                        aside: aside(&head.hosts),
-                        windows: std::mem::take(&mut head.windows),
-                        first: head.first.take(),
-                        token,
-                        hosts: head.hosts.clone(),
-                        samples: std::mem::take(&mut head.samples),
-                        memory: std::mem::take(&mut head.memory),
-                    });
-                    head.flushing = Some(Arc::clone(&fresh));
-                    fresh
-                }
-            }
-        };
-        let written = self.write_group(group, &flushing);
-        if let Err(error) = written {
-            Counters::add(&self.counters.failures, 1);
-            return Err(error);
-        }
-        let mut head = lock(&head);
-        head.flushing = None;
-        head.covered = flushing.token;
-        head.known = flushing.hosts.len();
-        Ok(())
-    }
-
-    fn write_group(&self, group: usize, flushing: &Flushing) -> Result<(), HistoryError> {
-        let generation = self.new_generation();
-        let number = u32::try_from(group).unwrap_or(u32::MAX);
-        let mut added = Vec::new();
-        for (start, window) in &flushing.windows {
-            let span = Span {
-                tier: Tier::Raw,
-                group: number,
-                start: *start,
-                end: start + Tier::Raw.window_ms(),
-                generation,
-            };
-            let name = file_name(&span);
-            if let Some(entry) = self.write_window(name, span, window, &flushing.hosts)? {
-                Counters::add(&self.counters.spilled_files, 1);
-                added.push(entry);
-            }
-        }
-        let state = GroupState {
-            hosts: flushing.hosts.clone(),
-            aside: flushing.aside.clone(),
-        };
-        let file = format!("group-{number:06x}-{generation:016x}.mhg");
-        let written = manifest::write_group(&self.storage, &file, &state)?;
-        Counters::add(&self.counters.written_bytes, written);
-        let entry = GroupEntry {
-            covered: flushing.token,
-            file,
-        };
-        let upto = self.upto(Some(group)).min(flushing.token);
-        self.commit(|manifest| {
-            manifest.upto = manifest.upto.max(upto);
-            if manifest.groups.len() <= group {
-                manifest.groups.resize(group + 1, None);
-            }
-            manifest.groups[group] = Some(entry);
-            manifest.files.extend(added);
-        })
-    }
-
     /// Everything up to here is in files, or will be with this group's flush.
     fn upto(&self, flushing: Option<usize>) -> Token {
         let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
@@ -437,75 +363,6 @@ impl<S: Storage> EmbeddedStore<S> {
     /// Notes that everything up to here was appended, or has nothing to append.
     pub fn seen(&self, token: Token) {
         self.newest.fetch_max(token, Ordering::AcqRel);
-    }
-
-    fn write_window(
-        &self,
-        name: String,
-        span: Span,
-        window: &Window,
-        hosts: &[HostId],
-    ) -> Result<Option<FileEntry>, HistoryError> {
-        // By host first, as memory has them; then series by series, as files have them.
-        let mut order: Vec<(HostId, &Rows)> = window
-            .iter()
-            .filter_map(|(place, rows)| Some((*hosts.get(*place as usize)?, rows)))
-            .collect();
-        order.sort_by_key(|(host, _)| *host);
-        let mut listed = Vec::with_capacity(order.len());
-        let mut bytes = Vec::new();
-        let mut names: HashMap<usize, u32> = HashMap::new();
-        let mut keys: Vec<Arc<SeriesKey>> = Vec::new();
-        let mut chunks: Vec<(u32, u32, usize, usize, usize)> = Vec::new();
-        for ((host, rows), place) in order.into_iter().zip(0u32..) {
-            let columns = rows.columns().map_err(|_| HistoryError::Damaged {
-                name: name.clone(),
-                what: "rows in memory",
-            })?;
-            for column in &columns.series {
-                let index = *names
-                    .entry(Arc::as_ptr(&column.key).addr())
-                    .or_insert_with(|| {
-                        keys.push(Arc::clone(&column.key));
-                        u32::try_from(keys.len() - 1).unwrap_or(u32::MAX)
-                    });
-                let from = bytes.len();
-                let cells = Cells::Raw(column.raws.clone());
-                put_chunk(
-                    column.key.family.scale,
-                    &column.runs,
-                    columns.ticks.len(),
-                    &cells,
-                    Effort::Quick,
-                    &mut bytes,
-                );
-                chunks.push((index, place, from, bytes.len(), column.raws.len()));
-            }
-            listed.push((host, tick_runs(&columns.ticks)));
-        }
-        if listed.is_empty() {
-            return Ok(None);
-        }
-        let names: Vec<SeriesName> = keys.iter().map(|key| name_of(key)).collect();
-        let mut ranks: Vec<usize> = (0..names.len()).collect();
-        ranks.sort_by(|one, other| names[*one].order(&names[*other]));
-        let mut rank_of = vec![0; names.len()];
-        for (rank, index) in ranks.iter().enumerate() {
-            rank_of[*index] = rank;
-        }
-        chunks.sort_unstable_by_key(|(index, place, ..)| (rank_of[*index as usize], *place));
-        let mut writer = Writer::create(&self.storage, name, span, listed)?;
-        let mut current = None;
-        for (index, place, from, to, points) in chunks {
-            if current != Some(index) {
-                writer.series(&names[index as usize])?;
-                current = Some(index);
-            }
-            writer.chunk(place, points, &bytes[from..to])?;
-        }
-        let entry = writer.finish()?;
-        Counters::add(&self.counters.written_bytes, entry.bytes);
-        Ok(Some(entry))
     }
 
     fn new_generation(&self) -> u64 {
@@ -589,323 +446,6 @@ impl<S: Storage> EmbeddedStore<S> {
         }
         open.push_back((name.to_owned(), Arc::clone(&block)));
         Ok(block)
-    }
-
-    /// Packs one window that is over, if there is one to pack; whether there was. Then files that are too old, or
-    /// too many, go.
-    ///
-    /// # Errors
-    /// When a file does not read or the disk refuses; the store is as it was.
-    pub fn maintain(&self, now: i64) -> Result<bool, HistoryError> {
-        let files = self.files();
-        if let Some(job) = next_job(&files, now) {
-            self.pack(&files, &job)?;
-            return Ok(true);
-        }
-        self.expire(now)?;
-        Ok(false)
-    }
-
-    fn pack(&self, files: &[FileEntry], job: &Job) -> Result<(), HistoryError> {
-        let mut inputs: Vec<&FileEntry> = files.iter().filter(|file| job.takes(file)).collect();
-        inputs.sort_by_key(|file| file.generation);
-        let generation = self.new_generation();
-        let span = |tier| Span {
-            tier,
-            group: job.group,
-            start: job.start,
-            end: job.end,
-            generation,
-        };
-        let target = |tier| Target {
-            name: file_name(&span(tier)),
-            span: span(tier),
-        };
-        let mut targets = vec![target(job.tier)];
-        if job.tier == Tier::Raw {
-            targets.extend([target(Tier::Minute), target(Tier::Quarter)]);
-        }
-        let mut blocks = Vec::with_capacity(inputs.len());
-        for input in &inputs {
-            blocks.push(self.block(&input.name)?);
-        }
-        let forgotten = merge::forgotten_by(&self.forgotten());
-        let mut written = merge::merge(&self.storage, &blocks, targets, &forgotten)?;
-        for entry in &mut written {
-            Counters::add(&self.counters.written_bytes, entry.bytes);
-            Counters::add(&self.counters.merged_files, 1);
-            // A roll-up of one window may still be put together with its neighbours.
-            entry.packed = entry.tier == job.tier;
-        }
-        let names: HashSet<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
-        self.commit(|manifest| {
-            manifest
-                .files
-                .retain(|file| !names.contains(file.name.as_str()));
-            manifest.files.extend(written);
-        })
-    }
-
-    fn expire(&self, now: i64) -> Result<(), HistoryError> {
-        let files = self.files();
-        let old = |file: &FileEntry| {
-            // Raw samples that came late are rolled up before they go.
-            let done = file.tier != Tier::Raw || file.packed;
-            done && file.end <= now.saturating_sub(self.config.keep_ms(file.tier))
-        };
-        let mut gone: HashSet<String> = files
-            .iter()
-            .filter(|file| old(file))
-            .map(|file| file.name.clone())
-            .collect();
-        let by_age = gone.len() as u64;
-        let mut left: Vec<&FileEntry> = files
-            .iter()
-            .filter(|file| !gone.contains(&file.name))
-            .collect();
-        let mut bytes: u64 = left.iter().map(|file| file.bytes).sum();
-        // The finest first, the oldest of it first: a day of samples costs as much as a year of roll-ups.
-        left.sort_by_key(|file| (file.tier, file.end));
-        let mut by_size = 0;
-        for file in left {
-            if bytes <= self.config.max_bytes {
-                break;
-            }
-            if file.end + GRACE_MS > now {
-                // What is being filled now is the last that anybody wants to lose.
-                continue;
-            }
-            tracing::warn!(
-                file = file.name,
-                tier = file.tier.word(),
-                bytes,
-                limit = self.config.max_bytes,
-                "the history is larger than history.max_size; its oldest file goes before its time"
-            );
-            bytes -= file.bytes;
-            by_size += 1;
-            gone.insert(file.name.clone());
-        }
-        if gone.is_empty() {
-            return Ok(());
-        }
-        self.commit(|manifest| {
-            manifest.files.retain(|file| !gone.contains(&file.name));
-            // Nothing is left of what a host was forgotten in.
-            let oldest = manifest.files.iter().map(|file| file.generation).min();
-            manifest
-                .forgotten
-                .retain(|(_, until)| oldest.is_some_and(|oldest| oldest <= *until));
-        })?;
-        Counters::add(&self.counters.dropped_by_age, by_age);
-        Counters::add(&self.counters.dropped_by_size, by_size);
-        Ok(())
-    }
-
-    fn read_hosts(
-        &self,
-        group: usize,
-        hosts: &[HostId],
-        query: &SampleQuery,
-        report: &mut ReadReport,
-    ) -> Result<Vec<HostSeries>, HistoryError> {
-        let mut found = Found::new(query, report.points);
-        // Memory first: what moves from there to a file meanwhile is read twice and counts once.
-        let in_memory = self.read_head(group, hosts, query);
-        let files = self.files();
-        let forgotten = merge::forgotten_by(&self.forgotten());
-        let plan = plan(&files, u32::try_from(group).unwrap_or(u32::MAX), query);
-        for (file, parts) in plan {
-            let block = match self.block(&file.name) {
-                Ok(block) => block,
-                // Dropped since the list was read: as if it had been asked for a moment later.
-                Err(HistoryError::Io { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound
-                        && !self.files().iter().any(|held| held.name == file.name) =>
-                {
-                    continue;
-                }
-                Err(error) => {
-                    report.missing.push(crate::chain(&error));
-                    continue;
-                }
-            };
-            let generation = file.generation;
-            let places: HashMap<u32, HostId> = hosts
-                .iter()
-                .filter(|host| !forgotten(**host, generation))
-                .filter_map(|host| Some((block.place(*host)?, *host)))
-                .collect();
-            if places.is_empty() {
-                continue;
-            }
-            if let Err(error) = read_block(&block, &places, &parts, query, &mut found) {
-                report.missing.push(crate::chain(&error));
-            }
-            found.check()?;
-        }
-        for (host, key, chunk) in in_memory {
-            found.add(host, &name_of(&key), |points| {
-                chunk.points(&key.family, query.from, query.to, points);
-            });
-        }
-        found.check()?;
-        report.points = found.points;
-        Ok(found.finish())
-    }
-
-    fn read_head(
-        &self,
-        group: usize,
-        hosts: &[HostId],
-        query: &SampleQuery,
-    ) -> Vec<(HostId, Arc<SeriesKey>, Chunk)> {
-        let Some(head) = self.group(group) else {
-            return Vec::new();
-        };
-        let places: Vec<(HostId, u32)> = {
-            let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
-            let place = |host: &HostId| groups.of.get(host).map(|(_, place)| (*host, *place));
-            hosts.iter().filter_map(place).collect()
-        };
-        let mut out = Vec::new();
-        let mut read = |windows: &Windows| {
-            let from = Tier::Raw.window_of(query.from);
-            for (_, window) in windows.range(from..query.to.max(from)) {
-                for (host, place) in &places {
-                    let Some(rows) = window.get(place) else {
-                        continue;
-                    };
-                    // Bytes of our own memory that do not read are as good as none.
-                    let columns = rows.some(|key| query.wants(&key.family, &key.labels));
-                    for (key, chunk) in chunks_of(columns.unwrap_or_default()) {
-                        out.push((*host, key, chunk));
-                    }
-                }
-            }
-        };
-        let head = lock(&head);
-        if let Some(flushing) = &head.flushing {
-            read(&flushing.windows);
-        }
-        read(&head.windows);
-        out
-    }
-}
-
-/// Chunks of all columns.
-fn chunks_of(columns: Columns) -> impl Iterator<Item = (Arc<SeriesKey>, Chunk)> {
-    let all = columns.ticks;
-    columns.series.into_iter().map(move |column| {
-        let rows = column
-            .runs
-            .iter()
-            .flat_map(|(first, count)| *first as usize..(*first + *count) as usize);
-        let chunk = Chunk {
-            ticks: rows.map(|row| all[row]).collect(),
-            cells: Cells::Raw(column.raws),
-        };
-        (column.key, chunk)
-    })
-}
-
-fn read_block<S: Storage>(
-    block: &Block<S>,
-    places: &HashMap<u32, HostId>,
-    parts: &[(i64, i64)],
-    query: &SampleQuery,
-    found: &mut Found<'_>,
-) -> Result<(), HistoryError> {
-    let names = block.series();
-    let range = match &query.metric {
-        Some(metric) => {
-            names.partition_point(|name| name.family.name < *metric)
-                ..names.partition_point(|name| name.family.name <= *metric)
-        }
-        None => 0..names.len(),
-    };
-    for index in range {
-        let name = &names[index];
-        if !query.wants(&name.family, &name.labels) {
-            continue;
-        }
-        block.chunks(
-            index,
-            |place| places.contains_key(&place),
-            |place, chunk| {
-                if let Some(host) = places.get(&place) {
-                    found.add(*host, name, |points| {
-                        for &(from, to) in parts {
-                            chunk.points(&name.family, from, to, points);
-                        }
-                    });
-                }
-            },
-        )?;
-        if found.points > query.max_points {
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
-/// Metric, label names, label values, host: what families of other units are the same metric by.
-type FoundKey = (String, Vec<String>, Vec<String>, HostId);
-
-/// Series put together from pieces.
-struct Found<'q> {
-    query: &'q SampleQuery,
-    points: u64,
-    series: BTreeMap<FoundKey, (SeriesName, Vec<Point>)>,
-}
-
-impl<'q> Found<'q> {
-    fn new(query: &'q SampleQuery, points: u64) -> Self {
-        Self {
-            query,
-            points,
-            series: BTreeMap::new(),
-        }
-    }
-
-    fn add(&mut self, host: HostId, name: &SeriesName, add: impl FnOnce(&mut Vec<Point>)) {
-        let key = (
-            name.family.name.clone(),
-            name.family.labels.clone(),
-            name.labels.clone(),
-            host,
-        );
-        let (_, points) = self
-            .series
-            .entry(key)
-            .or_insert_with(|| (name.clone(), Vec::new()));
-        let before = points.len();
-        add(points);
-        self.points += (points.len() - before) as u64;
-    }
-
-    fn check(&self) -> Result<(), HistoryError> {
-        if self.points > self.query.max_points {
-            return Err(HistoryError::TooMuch {
-                limit: self.query.max_points,
-            });
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Vec<HostSeries> {
-        let mut out = Vec::with_capacity(self.series.len());
-        for ((_, _, _, host), (name, mut points)) in self.series {
-            // Of one time, the point of most samples, else the first that came.
-            if !points.windows(2).all(|pair| pair[0].at < pair[1].at) {
-                points.sort_by_key(|point| (point.at, std::cmp::Reverse(point.count)));
-                points.dedup_by_key(|point| point.at);
-            }
-            if !points.is_empty() {
-                out.push(HostSeries { host, name, points });
-            }
-        }
-        out
     }
 }
 
@@ -1002,7 +542,7 @@ where
         let Some(group) = self.group_of(host) else {
             return Ok(());
         };
-        let until = self.new_generation();
+        let mut until = self.new_generation();
         if let Some(head) = self.group(group) {
             let mut head = lock(&head);
             if head.flushing.is_some() {
@@ -1020,6 +560,8 @@ where
                 head.samples = head.samples.saturating_sub(gone.1);
                 head.windows.retain(|_, window| !window.is_empty());
             }
+            // Under the group's lock: whatever is written after this has nothing of before.
+            until = self.new_generation();
         }
         self.commit(|manifest| manifest.forgotten.push((host, until)))
     }
@@ -1058,112 +600,37 @@ where
     }
 }
 
-/// Files to be put together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Job {
-    tier: Tier,
-    group: u32,
-    start: i64,
-    end: i64,
+/// Whether there was a manifest once: a first change that a crash cut short leaves files without one, but no
+/// roll-ups.
+fn was_used<S: Storage>(storage: &S) -> Result<bool, HistoryError> {
+    let listed = storage
+        .list()
+        .map_err(|error| io_error("list", ".", error))?;
+    Ok(listed.iter().any(|name| name.starts_with("1m-")))
 }
 
-impl Job {
-    fn takes(&self, file: &FileEntry) -> bool {
-        file.tier == self.tier
-            && file.group == self.group
-            && file.start >= self.start
-            && file.end <= self.end
-    }
-}
-
-/// The oldest window that is over and not in one packed file; samples first.
-fn next_job(files: &[FileEntry], now: i64) -> Option<Job> {
-    const DAY: i64 = 86_400_000;
-    const LEVELS: [(Tier, i64); 4] = [
-        (Tier::Raw, Tier::Raw.window_ms()),
-        (Tier::Minute, DAY),
-        (Tier::Quarter, DAY),
-        (Tier::Quarter, Tier::Quarter.window_ms()),
-    ];
-    for (tier, length) in LEVELS {
-        let mut windows: BTreeMap<(i64, u32), (usize, bool)> = BTreeMap::new();
-        for file in files
-            .iter()
-            .filter(|file| file.tier == tier && file.end - file.start <= length)
-        {
-            let start = file.start - file.start.rem_euclid(length);
-            let (count, loose) = windows.entry((start, file.group)).or_default();
-            *count += 1;
-            *loose |= !file.packed;
-        }
-        for ((start, group), (count, loose)) in windows {
-            let end = start + length;
-            let needed = if tier == Tier::Raw { loose } else { count > 1 };
-            if needed && end + GRACE_MS <= now {
-                return Some(Job {
-                    tier,
-                    group,
-                    start,
-                    end,
-                });
-            }
+/// The hosts of a group whose own file does not read: those in its files of samples. The state of their chains is
+/// lost, so their next samples count from their next key frames on.
+fn hosts_of_files<S: Storage>(
+    storage: &S,
+    manifest: &Manifest,
+    group: usize,
+    error: &HistoryError,
+    opened: &mut Opened,
+) -> GroupState {
+    opened.problems.push(crate::chain(error));
+    let of_group = |file: &&FileEntry| file.group as usize == group;
+    let mut hosts = BTreeSet::new();
+    for file in manifest.files.iter().filter(of_group) {
+        // What does not open is named when it is read.
+        if let Ok(block) = Block::open(storage, &file.name) {
+            hosts.extend(block.hosts().iter().copied());
         }
     }
-    None
-}
-
-/// Which files of a group are read, and which parts of them: the tier that suits the step where it is, else the
-/// next finer, else what there is. In the order in which their points are put together.
-fn plan<'f>(
-    files: &'f [FileEntry],
-    group: u32,
-    query: &SampleQuery,
-) -> Vec<(&'f FileEntry, Vec<(i64, i64)>)> {
-    let order = match query.step_ms {
-        900_000.. => [Tier::Quarter, Tier::Minute, Tier::Raw],
-        60_000.. => [Tier::Minute, Tier::Raw, Tier::Quarter],
-        _ => [Tier::Raw, Tier::Minute, Tier::Quarter],
-    };
-    let mut open = vec![(query.from, query.to.max(query.from))];
-    let mut chosen = Vec::new();
-    for tier in order {
-        let of_tier = files
-            .iter()
-            .filter(|file| file.tier == tier && file.group == group);
-        let mut taken = Vec::new();
-        for file in of_tier {
-            let parts = cut(&open, file.start, file.end);
-            if !parts.is_empty() {
-                taken.push((file.start, file.end));
-                chosen.push((file, parts));
-            }
-        }
-        for (start, end) in taken {
-            open = without(&open, start, end);
-        }
+    GroupState {
+        hosts: hosts.into_iter().collect(),
+        aside: Vec::new(),
     }
-    chosen.sort_by_key(|(file, _)| (file.start, file.generation));
-    chosen
-}
-
-/// The parts of `ranges` within `start..end`.
-fn cut(ranges: &[(i64, i64)], start: i64, end: i64) -> Vec<(i64, i64)> {
-    let part = |(from, to): &(i64, i64)| ((*from).max(start), (*to).min(end));
-    ranges
-        .iter()
-        .map(part)
-        .filter(|(from, to)| from < to)
-        .collect()
-}
-
-/// The parts of `ranges` outside `start..end`.
-fn without(ranges: &[(i64, i64)], start: i64, end: i64) -> Vec<(i64, i64)> {
-    let parts = |(from, to): &(i64, i64)| [(*from, (*to).min(start)), ((*from).max(end), *to)];
-    ranges
-        .iter()
-        .flat_map(parts)
-        .filter(|(from, to)| from < to)
-        .collect()
 }
 
 fn file_name(span: &Span) -> String {
