@@ -237,7 +237,8 @@ impl Fleet {
         }
     }
 
-    /// Asks all agents to leave, each within the spread.
+    /// The aggregator stops: asks all agents to leave, each within the spread. From now on nobody is let in: who
+    /// says Hello is asked the same.
     pub async fn drain(&self, spread: Duration) {
         for shard in self.shards.iter() {
             // A shard that is gone has no agents.

@@ -142,7 +142,8 @@ pub enum Message {
     Read(Reader),
     /// The state is to be carried over a restart.
     Checkpoint(oneshot::Sender<Vec<CheckpointedHost>>),
-    /// All agents are asked to leave, each within the spread.
+    /// The aggregator stops: all agents are asked to leave, each within the spread, and those that come back are
+    /// sent away again.
     Drain(Duration),
     /// All agents are asked to connect anew, each within the spread: something new is to be told.
     Nudge(Duration),
@@ -440,15 +441,17 @@ impl Shard {
                 // Whoever asked may have given up; the next checkpoint comes.
                 let _ = reply.send(hosts.collect());
             }
-            Message::Nudge(spread) | Message::Drain(spread) => self.ask_to_leave(spread),
+            Message::Nudge(spread) => self.ask_to_leave(drain_within(spread)),
+            Message::Drain(spread) => {
+                let drain = drain_within(spread);
+                self.draining = Some(drain);
+                self.ask_to_leave(drain);
+            }
         }
     }
 
     /// Agents that leave come back, each at its own moment.
-    fn ask_to_leave(&self, spread: Duration) {
-        let drain = v1::Drain {
-            spread_ms: u32::try_from(spread.as_millis()).unwrap_or(u32::MAX),
-        };
+    fn ask_to_leave(&self, drain: v1::Drain) {
         for stream in self.streams.values() {
             send(
                 &stream.to_agent,
@@ -895,6 +898,12 @@ impl Shard {
         if let Some(host) = self.hosts.get(&id) {
             self.sink.report(id, host.name(), transitions);
         }
+    }
+}
+
+fn drain_within(spread: Duration) -> v1::Drain {
+    v1::Drain {
+        spread_ms: u32::try_from(spread.as_millis()).unwrap_or(u32::MAX),
     }
 }
 
