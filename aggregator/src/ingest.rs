@@ -430,10 +430,10 @@ enum Refusal {
     Status(Status),
 }
 
-fn message(message: aggregator_message::Message) -> v1::AggregatorMessage {
-    v1::AggregatorMessage {
+fn message(message: aggregator_message::Message) -> Box<v1::AggregatorMessage> {
+    Box::new(v1::AggregatorMessage {
         message: Some(message),
-    }
+    })
 }
 
 /// What goes to the agent: the shard's messages, and at the end perhaps a status.
@@ -515,7 +515,8 @@ impl UplinkService {
             };
             service.fleet.tell(host, detach).await;
         });
-        Ok(Box::pin(ReceiverStream::new(outbound).map(Ok)))
+        let outbound = ReceiverStream::new(outbound);
+        Ok(Box::pin(outbound.map(|message| Ok(*message))))
     }
 }
 

@@ -226,7 +226,8 @@ fn main() -> anyhow::Result<()> {
 
 /// Ours, then the others with the same.
 fn measure(options: &mut Options, folder: &Path) -> anyhow::Result<(Figures, Vec<PeerFigures>)> {
-    let figures = run(options, &mut hosts(options)?, &folder.join("muster"))?;
+    let mut ours = hosts(options)?;
+    let figures = run(options, &mut ours, &folder.join("muster"))?;
     let mut peers = Vec::new();
     if options.peers {
         for peer in Peer::ALL {

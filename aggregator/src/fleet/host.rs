@@ -1279,9 +1279,13 @@ impl HostState {
         if self.decoder.decoded_to() != 0 {
             self.decoder.snapshot(|key| &key.labels[..], &mut decoder);
         }
+        decoder.shrink_to_fit();
+        let mut kept = postcard::to_stdvec(&self.kept)?;
+        // All hosts' wait for the file at once.
+        kept.shrink_to_fit();
         Ok(CheckpointedHost {
             id: self.who.id,
-            kept: postcard::to_stdvec(&self.kept)?,
+            kept,
             decoded_to: self.decoder.decoded_to(),
             decoder,
         })

@@ -48,8 +48,9 @@ const STALL: Duration = Duration::from_secs(2);
 /// How long an agent is asked to stay away when the log cannot take its frames.
 const LOG_RETRY: Duration = Duration::from_secs(5);
 
-/// Where the messages to one agent's stream go.
-pub type ToAgent = mpsc::Sender<v1::AggregatorMessage>;
+/// Where the messages to one agent's stream go. Boxed: a channel holds room for 32 of them, and there is one for each
+/// host.
+pub type ToAgent = mpsc::Sender<Box<v1::AggregatorMessage>>;
 
 /// Bytes of an agent's credit that are in use, until this is dropped.
 pub type Credit = Option<OwnedSemaphorePermit>;
@@ -986,9 +987,9 @@ impl Recalls {
 }
 
 fn send(to_agent: &ToAgent, message: v1::aggregator_message::Message) {
-    let message = v1::AggregatorMessage {
+    let message = Box::new(v1::AggregatorMessage {
         message: Some(message),
-    };
+    });
     // Full or closed: the callers say why that is no loss.
     let _ = to_agent.try_send(message);
 }
