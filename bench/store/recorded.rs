@@ -176,7 +176,7 @@ impl Parser {
 /// The value as a whole number of a unit, if it is one exactly.
 fn whole(value: f64, scale: Scale, factor: f64) -> Option<Raw> {
     let scaled = (value * factor).round();
-    if scale == Scale::Float || !(scaled.abs() < EXACT) {
+    if scale == Scale::Float || scaled.is_nan() || scaled.abs() >= EXACT {
         return None;
     }
     #[expect(clippy::cast_possible_truncation, reason = "below 2^53")]
