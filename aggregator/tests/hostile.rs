@@ -210,6 +210,8 @@ fn a_flood_of_unit_names_makes_few_incidents() {
             filesystems_known: true,
             units: &units,
             units_known: true,
+            samples: &[],
+            who: None,
         };
         engine.step(&mut state, &seen, &mut told);
     }

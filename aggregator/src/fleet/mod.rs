@@ -92,6 +92,7 @@ pub struct Counters {
     pub frames_duplicate: AtomicU64,
     pub frames_lost: AtomicU64,
     pub throttled: AtomicU64,
+    pub stalls: AtomicU64,
     rejected: [AtomicU64; REJECT_REASONS.len()],
 }
 
@@ -148,6 +149,7 @@ impl Counters {
             frames_lost: load(&self.frames_lost),
             frames_rejected: self.rejected_by_reason().map(|(_, count)| count).sum(),
             throttled: load(&self.throttled),
+            stalls: load(&self.stalls),
         }
     }
 }
@@ -166,6 +168,7 @@ pub struct Totals {
     pub frames_lost: u64,
     pub frames_rejected: u64,
     pub throttled: u64,
+    pub stalls: u64,
 }
 
 /// What a reader is told beside the host.

@@ -15,6 +15,7 @@ use muster_proto::{
 };
 
 use super::derive::Input;
+use crate::detect::rules::{Use, uses_of};
 
 /// A series of any host: family, label values, and what it contributes to what is derived.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct SeriesKey {
     pub rated: bool,
     /// Whether it restarts with the agent and not with the host.
     pub of_agent: bool,
+    /// Rules that look at it.
+    pub rules: Box<[Use]>,
 }
 
 /// The table of names.
@@ -104,6 +107,7 @@ impl Intern for Names {
             labels: labels.to_vec(),
             input,
             rated: input.is_rated(family.kind),
+            rules: uses_of(family, labels),
             of_agent: family.kind == Kind::Counter && family.name.starts_with("muster_agent_"),
         });
         self.series.entry(hash).or_default().push(Arc::clone(&key));

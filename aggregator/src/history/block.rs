@@ -688,8 +688,6 @@ pub struct Block<S: Storage> {
     storage: S,
     file: S::File,
     name: String,
-    bytes: u64,
-    points: u64,
     span: Span,
     hosts: Vec<HostId>,
     ticks: Vec<Vec<TickRun>>,
@@ -754,8 +752,6 @@ impl<S: Storage> Block<S> {
             storage: storage.clone(),
             file,
             name: name.to_owned(),
-            bytes: len,
-            points: u64::from_le_bytes(array(&footer[60..68])),
             span,
             hosts,
             ticks,
@@ -767,21 +763,6 @@ impl<S: Storage> Block<S> {
     /// What stands in it.
     pub fn span(&self) -> &Span {
         &self.span
-    }
-
-    /// What a manifest says of it, as far as the file tells: not whether it was made from all of its window.
-    pub fn entry(&self) -> FileEntry {
-        FileEntry {
-            name: self.name.clone(),
-            tier: self.span.tier,
-            group: self.span.group,
-            start: self.span.start,
-            end: self.span.end,
-            generation: self.span.generation,
-            bytes: self.bytes,
-            points: self.points,
-            packed: false,
-        }
     }
 
     /// Its hosts by place.

@@ -9,12 +9,12 @@ use fastrand::Rng;
 use muster_proto::{
     codec::Intern as _,
     id::HostId,
-    log::{Fault, FaultyStorage, Storage as _},
+    log::{Fault, FaultyStorage},
     series::{Family, Kind, Raw, Scale},
 };
 
 use super::{
-    EmbeddedStore, HistoryConfig, HistoryError, HostSeries, LabelMatch, PlainStore, Point,
+    EmbeddedStore, GiveUp, HistoryConfig, HistoryError, HostSeries, LabelMatch, PlainStore, Point,
     SampleQuery, SampleStore, SeriesKey, Tier, Token,
     config::RAW_WINDOW_MS,
     fold::{self, Fold},
@@ -125,6 +125,7 @@ fn query(from: i64, to: i64) -> SampleQuery {
         to,
         step_ms: 0,
         max_points: 10_000_000,
+        give_up: GiveUp::default(),
     }
 }
 
@@ -244,8 +245,10 @@ fn conforms(store: &dyn SampleStore) {
     assert!(broken_off.is_ok() && given == 1);
     if caps.forgets {
         for store in both {
-            store.forget(host(3)).expect("forgotten");
-            store.forget(host(200)).expect("a host that nobody knows");
+            store.forget(host(3), 0).expect("forgotten");
+            store
+                .forget(host(200), 0)
+                .expect("a host that nobody knows");
         }
         same(store, &model, &query(0, i64::MAX));
     }
@@ -634,93 +637,101 @@ fn damage_is_named_and_the_rest_is_read() {
     }
 }
 
+/// One damaged window of one group, and old files of another.
 #[test]
-fn a_manifest_is_made_anew_from_the_files() {
-    type Harm = fn(&FaultyStorage);
-    let harms: [(&str, Harm); 3] = [
-        ("damaged", |storage| {
-            storage.edit("manifest", |bytes| bytes[20] ^= 1);
-        }),
-        ("gone", |storage| {
-            storage.remove("manifest").expect("removed");
-        }),
-        ("a group's file", |storage| {
-            let files = storage.files();
-            let name = files.keys().find(|name| name.ends_with(".mhg"));
-            let name = name.expect("there is one").clone();
-            storage.edit(&name, |bytes| bytes[20] ^= 1);
-        }),
-    ];
-    for (what, harm) in harms {
-        let storage = FaultyStorage::new();
-        let store = embedded(&storage);
-        let mut world = World::new(4);
-        for step in 0..6 * 60 {
-            for number in 0..3 {
-                world.append(&[&store], host(number), START + step * 60_000);
-            }
-        }
-        settle(&store, world.token, START + 9 * HOUR);
-        let everything = query(0, i64::MAX);
-        let minutes = SampleQuery {
-            step_ms: 60_000,
-            ..query(0, i64::MAX)
-        };
-        let before = (all(&store, &everything), all(&store, &minutes));
-        drop(store);
-        harm(&storage);
-        let (store, opened) =
-            EmbeddedStore::open(storage.clone(), small(), START).expect("it opens");
-        assert!(!opened.problems.is_empty(), "{what}: it is said");
-        let after = (all(&store, &everything), all(&store, &minutes));
-        assert!(before == after, "{what}: nothing is lost");
-        // It goes on: what comes now is taken, and the files are packed again without counting twice.
-        world.append(&[&store], host(1), START + 10 * HOUR);
-        settle(&store, world.token, START + 13 * HOUR);
-        let (store, opened) =
-            EmbeddedStore::open(storage.clone(), small(), START).expect("it opens");
-        assert_eq!(opened.problems, [""; 0], "{what}");
-        let points = |all: &[HostSeries]| all.iter().map(|s| s.points.len()).sum::<usize>();
-        let now = all(&store, &everything);
-        assert_eq!(
-            points(&now),
-            points(&before.0) + world.keys.len(),
-            "{what}: what was there and one sample of each series"
-        );
-    }
-}
-
-#[test]
-fn what_was_forgotten_leaves_the_disk() {
+fn a_window_that_does_not_pack_stops_nothing_else() {
     let storage = FaultyStorage::new();
-    let store = embedded(&storage);
-    let mut world = World::new(8);
-    for step in 0..30 * 60 {
-        for number in 0..3 {
+    let config = HistoryConfig {
+        raw: Duration::from_secs(6 * 3600),
+        ..small()
+    };
+    let (store, _) = EmbeddedStore::open(storage.clone(), config.clone(), START).expect("opens");
+    let mut world = World::new(3);
+    for step in 0..4 * 60 {
+        for number in 0..6 {
             world.append(&[&store], host(number), START + step * 60_000);
         }
     }
-    let now = START + 40 * HOUR;
-    settle(&store, world.token, now);
-    let others = |store: &EmbeddedStore<FaultyStorage>| {
-        let mut series = all(store, &query(0, i64::MAX));
-        series.retain(|series| series.host != host(1));
-        series
-    };
-    let before = others(&store);
-    let files = store.files().len();
-    store.forget(host(1)).expect("forgotten");
-    assert_eq!(store.manifest().forgotten.len(), 1);
-    let mut steps = 0;
-    while store.maintain(now).expect("the disk is well") {
-        steps += 1;
-        assert!(steps <= files, "each file once");
+    for group in store.unsaved() {
+        store
+            .flush(group, world.token, START + 4 * HOUR, |_| Vec::new())
+            .expect("the disk is well");
     }
-    assert_eq!(steps, files, "every file had it");
-    assert_eq!(store.manifest().forgotten, []);
-    for file in store.files().iter() {
-        let block = store.block(&file.name).expect("it opens");
-        assert_eq!(block.place(host(1)), None, "{}", file.name);
+    let damaged = store.files()[0].clone();
+    storage.edit(&damaged.name, |bytes| bytes[100] ^= 1);
+    let (store, _) = EmbeddedStore::open(storage.clone(), config, START).expect("opens");
+    let now = START + 5 * HOUR;
+    let (mut failed, mut packed) = (0, 0);
+    loop {
+        match store.maintain(now) {
+            Ok(true) => packed += 1,
+            Ok(false) => break,
+            Err(_) => failed += 1,
+        }
+        assert!(failed < 5, "it is not tried for ever");
     }
-    assert!(others(&store) == before, "nobody else lost anything");
+    assert_eq!((failed, packed), (1, 3), "four windows, one damaged");
+    assert_eq!(store.stats().failures, 1);
+    let problem = store.unpacked().expect("it is a problem");
+    assert!(problem.contains(&damaged.name), "{problem}");
+    let loose = store
+        .files()
+        .iter()
+        .filter(|file| !file.packed && file.tier == Tier::Raw)
+        .count();
+    assert!(loose >= 1, "what cannot be packed is kept");
+    let known: Vec<String> = store.files().iter().map(|file| file.name.clone()).collect();
+    let groups = store.manifest().groups;
+    for name in storage.files().keys() {
+        let of_group = groups.iter().flatten().any(|group| group.file == *name);
+        assert!(
+            known.contains(name) || of_group || name == "manifest",
+            "{name} is left of a failed packing"
+        );
+    }
+    // Its time comes as that of any other.
+    let later = now + 6 * HOUR;
+    while !matches!(store.maintain(later), Ok(false)) {}
+    assert_eq!(
+        store.stats().files[0],
+        0,
+        "samples are older than six hours"
+    );
+    assert!(matches!(store.maintain(later), Ok(false)));
+    assert_eq!(store.unpacked(), None, "its files are gone");
+}
+
+/// Space that a failed flush or packing has taken must be free again, or a full disk stays full.
+#[test]
+fn a_full_disk_keeps_nothing_of_what_failed() {
+    for after in 0..40 {
+        let storage = FaultyStorage::new();
+        let store = embedded(&storage);
+        let mut world = World::new(4);
+        for step in 0..3 * 60 {
+            world.append(&[&store], host(1), START + step * 60_000);
+        }
+        let token = world.token;
+        let flush = || store.flush(0, token, START, |_| Vec::new());
+        storage.fail(after, Fault::NoSpace, false);
+        if flush().is_err() {
+            flush().expect("the disk is well again");
+        }
+        storage.fail(after, Fault::NoSpace, false);
+        let mut now = START + 5 * HOUR;
+        while !matches!(store.maintain(now), Ok(false)) || store.unpacked().is_some() {
+            now += HOUR;
+        }
+        storage.heal();
+        // What could not be removed then goes with the next change.
+        world.append(&[&store], host(1), now);
+        store
+            .flush(0, world.token, now, |_| Vec::new())
+            .expect("the disk is well");
+        let manifest = store.manifest();
+        for name in storage.files().keys() {
+            assert!(manifest.names(name), "{name} is left, operation {after}");
+        }
+        assert_eq!(all(&store, &query(0, i64::MAX)).len(), 6);
+    }
 }
