@@ -35,9 +35,7 @@ const SMALL_MIB: f64 = 32.0;
 
 /// Bad weather of one kind after the other between agents and aggregator.
 pub(crate) fn weather(run: &mut Run, time: u32) -> anyhow::Result<()> {
-    let kinds = BAD.iter().cycle();
-    let bad = kinds.skip(time as usize - 1).next();
-    let bad = bad.copied().unwrap_or(Weather::Clear);
+    let bad = BAD[(time as usize - 1) % BAD.len()];
     let lasts = match bad {
         Weather::Blackhole => BLACKHOLE,
         _ => Duration::from_millis(run.random.u64(1_000..WEATHER_MS)),
