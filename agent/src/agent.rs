@@ -217,8 +217,11 @@ impl Agent {
                             Some(tick) => Some(tick),
                             None => time::timeout(LAST_TICK, sampler.next()).await.ok(),
                         };
-                        if let Some(tick) = tick {
-                            rounds.end(tick, reason);
+                        match tick {
+                            Some(tick) => rounds.end(tick, reason),
+                            // Stopped before its first tick, or right after its clock was set: the end is noted
+                            // down all the same, so that the next start does not take it for a crash.
+                            None => drop(rounds.source.end(sampler.now(), reason)),
                         }
                         break;
                     }
@@ -361,6 +364,12 @@ impl Monitor {
     #[must_use]
     pub fn settled_below(&self) -> u64 {
         self.common.buffer().settled_below()
+    }
+
+    /// The highest number of this life that is known to be durable; 0 before the first.
+    #[must_use]
+    pub fn newest_durable(&self) -> u64 {
+        self.common.buffer().newest_durable()
     }
 
     /// Frames of earlier lives of the agent that wait on disk.

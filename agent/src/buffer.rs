@@ -203,6 +203,8 @@ pub struct Buffer {
     next_seq: u64,
     /// Highest number that was ever put on a stream.
     sent_to: u64,
+    /// Highest number that is durable.
+    newest_durable: u64,
     lost: Vec<Lost>,
     /// Why frames are lost for which memory has no room.
     loss_reason: v1::GapReason,
@@ -234,6 +236,7 @@ impl Buffer {
             bytes: 0,
             next_seq: 1,
             sent_to: 0,
+            newest_durable: 0,
             lost: Vec::new(),
             loss_reason: v1::GapReason::Full,
             spooled: RangeSet::default(),
@@ -311,6 +314,12 @@ impl Buffer {
         let in_memory = self.next_open(0).unwrap_or(self.next_seq);
         self.first_spilled()
             .map_or(in_memory, |spilled| in_memory.min(spilled))
+    }
+
+    /// The highest number that is known to be durable; 0 before the first.
+    #[must_use]
+    pub fn newest_durable(&self) -> u64 {
+        self.newest_durable
     }
 
     /// Number of the oldest frame in memory; the next number without one.
@@ -507,6 +516,9 @@ impl Buffer {
     /// The aggregator has `first..=last` on disk. Numbers that were never sent are not believed.
     pub fn release(&mut self, first: u64, last: u64) {
         let last = last.min(self.sent_to);
+        if first <= last {
+            self.newest_durable = self.newest_durable.max(last);
+        }
         self.lost.retain(|gap| {
             !gap.announced_before
                 .is_some_and(|seq| seq > 0 && (first..=last).contains(&seq))

@@ -19,7 +19,14 @@ use muster_proto::limits;
 use toml::de::DeValue;
 
 use crate::{
-    detect::DetectConfig, events::EventLimits, history::HistoryConfig, notify::NotifyConfig,
+    detect::{
+        DetectConfig, Severity,
+        rules::{Override, Overrides, Time, Word},
+    },
+    events::EventLimits,
+    fleet::DEFAULT_SERIES_IN_ALL,
+    history::HistoryConfig,
+    notify::NotifyConfig,
     pki::is_name,
 };
 
@@ -68,6 +75,8 @@ pub struct Config {
     pub events: EventLimits,
     /// Most series of one host.
     pub series_per_host: usize,
+    /// Most series of all hosts together.
+    pub series_in_all: u64,
     /// Most bytes one agent may have sent and not seen durable.
     pub credit_bytes: u64,
     /// Whether loopback is exempt from the bound on unauthenticated connections of one address.
@@ -112,6 +121,7 @@ impl Default for Config {
             history: HistoryConfig::default(),
             events: EventLimits::default(),
             series_per_host: limits::DEFAULT_SERIES_QUOTA,
+            series_in_all: DEFAULT_SERIES_IN_ALL,
             credit_bytes: 1 << 20,
             exempt_loopback: false,
             detect: DetectConfig::default(),
@@ -187,11 +197,16 @@ impl Draft {
             section.value("series_per_host", &mut config.series_per_host, |value| {
                 settings::whole(value, 1..=limits::MAX_SERIES)
             });
+            section.value("series_in_all", &mut config.series_in_all, |value| {
+                let series = settings::whole(value, 1_000..=10_000_000_000)?;
+                Ok(series as u64)
+            });
             section.value("credit_per_host", &mut config.credit_bytes, |value| {
                 settings::bytes(value, limits::MAX_PAYLOAD_BYTES as u64..=64 << 20)
             });
         });
         root.section("detect", |section| detect(section, &mut config.detect));
+        root.tables("rules", |section| rule(section, &mut config.detect.rules));
         config.notify.keys(root);
         root.section("log", |log| config.log.keys(log));
     }
@@ -213,6 +228,9 @@ impl Draft {
             }
         }
         shared_doors(&self.config, reader);
+        if let Err(error) = Overrides::new(&self.config.detect.rules) {
+            reader.fault("rules", error);
+        }
         self.config.notify.check(reader);
         let detect = &self.config.detect;
         if detect.filesystem_warning_ratio > detect.filesystem_critical_ratio {
@@ -342,6 +360,40 @@ fn detect(section: &mut Section<'_, '_>, detect: &mut DetectConfig) {
         let month = settings::positive(value, MAX_BUDGET_PER_WEEK * WEEKS_A_MONTH)?;
         Ok(month / WEEKS_A_MONTH)
     });
+}
+
+/// Longest time that a rule may ask for.
+const MAX_HOLD: Duration = Duration::from_secs(7 * 86_400);
+
+/// One change of a rule of the pack; whether it fits the rule is checked when all are read.
+fn rule(section: &mut Section<'_, '_>, rules: &mut Vec<Override>) {
+    let mut one = Override::default();
+    section.value("rule", &mut one.rule, string);
+    section.value("hosts", &mut one.hosts, string);
+    section.value("enabled", &mut one.enabled, |value| truth(value).map(Some));
+    for (key, bound) in [
+        ("above", &mut one.above),
+        ("below", &mut one.below),
+        ("clear", &mut one.clear),
+    ] {
+        section.value(key, bound, |value| {
+            settings::positive(value, f64::MAX).map(Some)
+        });
+    }
+    for (key, time) in [
+        ("for", &mut one.open_after),
+        ("clear_for", &mut one.clear_after),
+    ] {
+        section.value(key, time, |value| {
+            let time = settings::duration(value, Duration::ZERO..=MAX_HOLD)?;
+            Ok(Some(Time(time)))
+        });
+    }
+    section.value("severity", &mut one.severity, |value| {
+        let words = Severity::ALL.map(|one| (one.as_str(), one));
+        word(value, &words).map(|severity| Some(Word(severity)))
+    });
+    rules.push(one);
 }
 
 fn listen(value: &DeValue<'_>) -> Result<SocketAddr, String> {

@@ -52,6 +52,10 @@ use crate::{
     pki::{self, Authority},
 };
 
+mod lean;
+
+pub use lean::Door;
+
 /// Longest wait for the Hello of a new stream.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -64,6 +68,13 @@ const MAX_SPOOLED_INCARNATIONS: usize = 64;
 /// A stream that stays silent for this many intervals, and at least [`IDLE_FLOOR`], is closed.
 const IDLE_INTERVALS: u32 = 6;
 const IDLE_FLOOR: Duration = Duration::from_secs(60);
+
+/// Streams that one host may open at once, and each minute; then it is told to wait. An honest one opens one, and some
+/// more when the network is bad or it is killed over and over: each costs a write.
+const MAX_HELLOS: f64 = 60.0;
+const HELLOS_PER_MINUTE: f64 = 20.0;
+/// How long it is told to wait: until there is room for one more.
+const HELLO_PAUSE: Duration = Duration::from_secs(3);
 
 /// Renewals one host may ask for within [`RENEWAL_WINDOW`]: an honest one asks once in weeks, and a few times
 /// more when answers are lost.
@@ -83,8 +94,29 @@ struct Inner {
     connections: AtomicU64,
     /// Begin of each host's window, and what it asked for in it. Bounded by the hosts that have a certificate.
     renewals: Mutex<HashMap<HostId, (Instant, u32)>>,
+    /// How many streams each host may still open, and as of when. Bounded as well.
+    hellos: Hellos,
     /// Who is connected. Bounded as well.
     live: Mutex<HashMap<HostId, Live>>,
+}
+
+#[derive(Debug, Default)]
+struct Hellos(Mutex<HashMap<HostId, (f64, Instant)>>);
+
+impl Hellos {
+    /// Whether a host may open one more stream now.
+    fn takes(&self, host: HostId, now: Instant) -> bool {
+        let mut hellos = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (room, at) = hellos.entry(host).or_insert((MAX_HELLOS, now));
+        let passed = now.saturating_duration_since(*at).as_secs_f64();
+        *room = (*room + passed * HELLOS_PER_MINUTE / 60.0).min(MAX_HELLOS);
+        *at = now;
+        if *room < 1.0 {
+            return false;
+        }
+        *room -= 1.0;
+        true
+    }
 }
 
 /// A machine that is connected.
@@ -150,6 +182,7 @@ impl UplinkService {
             welcome,
             connections: AtomicU64::new(1),
             renewals: Mutex::default(),
+            hellos: Hellos::default(),
             live: Mutex::default(),
         }))
     }
@@ -300,7 +333,7 @@ impl Inner {
         &self,
         presented: &Presented,
         address: SocketAddr,
-        inbound: &mut Streaming<v1::AgentMessage>,
+        inbound: &mut impl Inbound,
         to_agent: &ToAgent,
     ) -> Result<Opened, Refusal> {
         let host = presented.host_id;
@@ -322,6 +355,9 @@ impl Inner {
                 )));
             }
         };
+        if !self.hellos.takes(host, Instant::now()) {
+            return Err(Refusal::Throttle(HELLO_PAUSE));
+        }
         let (session, holds) = self.session(&hello)?;
         let interval = session.interval;
         let facts = hello.facts.clone().unwrap_or_default();
@@ -423,13 +459,15 @@ enum Refusal {
     Deny(v1::DenyReason),
     /// This one is connected.
     Occupied(Live),
+    /// It is to come back after this.
+    Throttle(Duration),
     Status(Status),
 }
 
-fn message(message: aggregator_message::Message) -> v1::AggregatorMessage {
-    v1::AggregatorMessage {
+fn message(message: aggregator_message::Message) -> Box<v1::AggregatorMessage> {
+    Box::new(v1::AggregatorMessage {
         message: Some(message),
-    }
+    })
 }
 
 /// What goes to the agent: the shard's messages, and at the end perhaps a status.
@@ -443,10 +481,35 @@ impl Uplink for UplinkService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let presented = presented(&request)?;
+        let (_, extensions, inbound) = request.into_parts();
+        self.serve(&extensions, inbound).map(Response::new)
+    }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::RenewResponse>, Status> {
+        let presented = presented(request.extensions())?;
+        let csr = request.into_inner().csr;
+        self.0.renew(presented, &csr).await.map(Response::new)
+    }
+}
+
+/// What an agent sends.
+trait Inbound: Stream<Item = Result<v1::AgentMessage, Status>> + Send + Unpin {}
+
+impl<S: Stream<Item = Result<v1::AgentMessage, Status>> + Send + Unpin> Inbound for S {}
+
+impl UplinkService {
+    /// Serves one stream of the connection that the extensions of the request tell of.
+    fn serve(
+        &self,
+        extensions: &http::Extensions,
+        mut inbound: impl Inbound + 'static,
+    ) -> Result<Outbound, Status> {
+        let presented = presented(extensions)?;
         let host = presented.host_id;
-        let (address, ending) = connection(&request)?;
-        let mut inbound = request.into_inner();
+        let (address, ending) = connection(extensions)?;
         let (to_agent, outbound) = mpsc::channel(TO_AGENT);
         let service = Arc::clone(&self.0);
         tokio::spawn(async move {
@@ -486,24 +549,14 @@ impl Uplink for UplinkService {
             };
             service.fleet.tell(host, detach).await;
         });
-        Ok(Response::new(Box::pin(
-            ReceiverStream::new(outbound).map(Ok),
-        )))
-    }
-
-    async fn renew(
-        &self,
-        request: Request<v1::RenewRequest>,
-    ) -> Result<Response<v1::RenewResponse>, Status> {
-        let presented = presented(&request)?;
-        let csr = request.into_inner().csr;
-        self.0.renew(presented, &csr).await.map(Response::new)
+        let outbound = ReceiverStream::new(outbound);
+        Ok(Box::pin(outbound.map(|message| Ok(*message))))
     }
 }
 
 /// Where a connection comes from, and how it will have ended.
-fn connection<T>(request: &Request<T>) -> Result<(SocketAddr, Ending), Status> {
-    let peer = request.extensions().get::<Peer>();
+fn connection(extensions: &http::Extensions) -> Result<(SocketAddr, Ending), Status> {
+    let peer = extensions.get::<Peer>();
     peer.map(|peer| (peer.addr, peer.ending.clone()))
         .ok_or_else(|| Status::internal("a connection without a peer"))
 }
@@ -519,8 +572,8 @@ fn of_note(refusal: &Refusal) -> Option<Refused> {
 }
 
 /// The certificate of a connection.
-fn presented<T>(request: &Request<T>) -> Result<Presented, Status> {
-    let peer = request.extensions().get::<Peer>();
+fn presented(extensions: &http::Extensions) -> Result<Presented, Status> {
+    let peer = extensions.get::<Peer>();
     let found = peer.and_then(|peer| {
         Some(Presented {
             host_id: peer.agent()?,
@@ -611,7 +664,7 @@ impl Inner {
     async fn receive(
         &self,
         opened: &Opened,
-        inbound: &mut Streaming<v1::AgentMessage>,
+        inbound: &mut impl Inbound,
         to_agent: &ToAgent,
     ) -> Result<(), Refusal> {
         let mut gave_bundle = opened.gave_bundle;
@@ -729,8 +782,36 @@ fn refuse(host: HostId, refusal: Refusal, to_agent: &ToAgent) {
             // As above.
             let _ = to_agent.try_send(message(aggregator_message::Message::Deny(deny)));
         }
+        Refusal::Throttle(pause) => {
+            tracing::debug!(%host, "it opens too many streams");
+            let throttle = v1::Throttle {
+                retry_after_ms: u32::try_from(pause.as_millis()).unwrap_or(u32::MAX),
+            };
+            // As above.
+            let _ = to_agent.try_send(message(aggregator_message::Message::Throttle(throttle)));
+        }
         Refusal::Status(status) => {
             tracing::debug!(%host, code = ?status.code(), message = status.message(), "stream ended");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_opens_streams_without_end_is_told_to_wait() {
+        let (hellos, begin) = (Hellos::default(), Instant::now());
+        let host = |number| HostId::from_bytes([number; 16]);
+        let taken = |number, after| {
+            let now = begin + Duration::from_secs(after);
+            (0..100).filter(|_| hellos.takes(host(number), now)).count()
+        };
+        assert_eq!(taken(1, 0), 60);
+        assert_eq!(taken(2, 0), 60, "another host is not concerned");
+        assert_eq!(taken(1, 3), 1, "after the pause it is told of");
+        assert_eq!(taken(1, 63), 20);
+        assert_eq!(taken(1, 3_600), 60);
     }
 }

@@ -10,9 +10,7 @@ use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use muster_proto::{
     id::HostId,
-    limits,
     time::{Clock, SystemClock},
-    v1::uplink_server::UplinkServer,
 };
 use tokio::{
     net::TcpListener,
@@ -39,7 +37,7 @@ use crate::{
     },
     http,
     incident::Incidents,
-    ingest::{Renewing, UplinkService, WelcomeTerms},
+    ingest::{Door, Renewing, UplinkService, WelcomeTerms},
     journal::JournalHealth,
     listen::{self, DoorCounters, Limits},
     notify::{self, Told},
@@ -153,8 +151,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let audited = control.clone();
     tokio::spawn(async move { tell_audit_head(&audited).await });
     let kept = control.kept_time().await?;
-    let guard = GuardedClock::new(Arc::clone(&clock), Box::new(Machine), kept.as_ref());
+    let guard = GuardedClock::new(clock, Box::new(Machine), kept.as_ref());
     let guard = Arc::new(guard);
+    // Everybody's: a clock in doubt must not refuse a fleet's samples as coming from the future either, nor make
+    // agents follow it.
+    let clock: Arc<dyn Clock> = Arc::clone(&guard) as Arc<dyn Clock>;
     let judged_by = Arc::clone(&guard) as Arc<dyn Clock>;
     let doors = Doors::judged_by(Arc::clone(&authority), &config.http.hosts, judged_by)?;
     let doors = Arc::new(doors);
@@ -177,6 +178,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let parts = Parts {
         config: FleetConfig {
             series_quota: config.series_per_host,
+            series_in_all: config.series_in_all,
             credit_bytes: config.credit_bytes,
             epoch: EPOCH,
         },
@@ -201,6 +203,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         &config.notify,
         control.clone(),
         started.fleet.clone(),
+        incidents.clone(),
         config.fleet_name.clone(),
         Arc::clone(&clock),
         stop_rest.clone(),
@@ -531,9 +534,7 @@ impl Opening<'_> {
             Arc::clone(&self.clock),
             terms,
         );
-        let service = UplinkServer::new(service)
-            .max_decoding_message_size(limits::MAX_UPLINK_MESSAGE_BYTES)
-            .max_encoding_message_size(limits::MAX_DOWNLINK_MESSAGE_BYTES);
+        let service = Door::new(service);
         let (refused, refusals) = mpsc::channel(REFUSALS);
         // Set once: this is the only place that opens this door.
         let _ = self.counters.uplink.refused_agents.set(refused);
@@ -581,6 +582,8 @@ impl Opening<'_> {
             .err()
             .filter(|_| self.config.history.enabled);
         let no_history = no_history.map(|why| format!("there is no history: {why}"));
+        let feed = self.history.as_ref().ok();
+        let feed = feed.map(|history| Arc::clone(&history.health));
         let about = query::About {
             fleet_name: self.config.fleet_name.clone(),
             started: self.clock.now(),
@@ -592,7 +595,9 @@ impl Opening<'_> {
                     guard.problem(),
                     no_history.clone(),
                 ];
-                problems.into_iter().flatten().collect()
+                let history = feed.as_ref().map(|health| health.problems());
+                let problems = problems.into_iter().flatten();
+                problems.chain(history.into_iter().flatten()).collect()
             }),
             http: query::HttpDoor {
                 address: if http.external_address.is_empty() {
@@ -685,7 +690,7 @@ impl Opening<'_> {
         let router = http::router(http::HttpState::new(source, settings, ready));
         // One Prometheus server has a connection for each target it scrapes at the same moment.
         let limits = Limits {
-            unauthenticated_per_address: http::connection::MAX_CONNECTIONS,
+            unauthenticated_per_address: http::connection::MAX_OF_ADDRESS,
             ..limits.clone()
         };
         let counters = Arc::clone(&self.counters.http);

@@ -198,6 +198,7 @@ fn a_flood_of_unit_names_makes_few_incidents() {
                     state: UnitState::Failed,
                     since: None,
                     restarts: u64::MAX,
+                    restarts_recent: 0,
                 }
             })
             .collect();
@@ -210,6 +211,8 @@ fn a_flood_of_unit_names_makes_few_incidents() {
             filesystems_known: true,
             units: &units,
             units_known: true,
+            samples: &[],
+            who: None,
         };
         engine.step(&mut state, &seen, &mut told);
     }

@@ -22,7 +22,7 @@ use muster_proto::{
     limits,
     log::{DiskStorage, Fault, FaultyStorage, Log, LogConfig},
     time::{Clock as _, SystemClock},
-    v1::{self, agent_message},
+    v1::{self, agent_message, aggregator_message},
 };
 use support::{Frames, Raw, Site, books, liveness, look, page, until};
 use tokio::{
@@ -429,7 +429,7 @@ async fn a_stop_in_mid_stream_is_bounded_and_what_was_acknowledged_is_there_afte
     stopped.expect("a stop is bounded");
     let mut acknowledged = 50;
     while let Some(message) = raw.hear().await {
-        if let v1::aggregator_message::Message::Ack(ack) = message {
+        if let aggregator_message::Message::Ack(ack) = message {
             let last = ack.durable.iter().map(|range| range.last).max();
             acknowledged = acknowledged.max(last.unwrap_or(0));
         }
@@ -449,6 +449,54 @@ async fn a_stop_in_mid_stream_is_bounded_and_what_was_acknowledged_is_there_afte
     time::timeout(STOP, again.stop())
         .await
         .expect("a stop is bounded");
+}
+
+/// Drain was the last word and the stream is over; false if anything else was said after it.
+async fn sent_away(raw: &mut Raw) -> bool {
+    let drained = matches!(
+        raw.hear().await,
+        Some(aggregator_message::Message::Drain(drain)) if drain.spread_ms == 60_000
+    );
+    drained && raw.hear().await.is_none()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_while_the_aggregator_stops_is_sent_away_and_leaves_no_trace() {
+    let mut site = Site::new();
+    let aggregator = site.start().await;
+    let (here, late) = (
+        site.enrol(&aggregator, facts("here")).await,
+        site.enrol(&aggregator, facts("late")).await,
+    );
+    let mut first = here.raw().await;
+    first.greet().await;
+    // A nudge asks to connect anew, and the next one is let in as ever.
+    aggregator.fleet().nudge(Duration::from_secs(60)).await;
+    let mut second = late.raw().await;
+    second.greet().await;
+    let frame = second.frames.next(1, true);
+    assert!(second.send(frame).await);
+    second.durable(1).await;
+    drop(second);
+    until("the stream is closed", async || {
+        (aggregator.fleet().totals().connected == 1).then_some(())
+    })
+    .await;
+
+    aggregator.fleet().drain(Duration::from_secs(60)).await;
+    let mut again = late.raw().await;
+    again.greet().await;
+    // It may not listen: what it sends all the same is not taken.
+    let frame = again.frames.next(2, true);
+    again.send(frame).await;
+    assert!(sent_away(&mut again).await);
+    let totals = aggregator.fleet().totals();
+    assert_eq!((totals.connected, totals.frames_received), (1, 1));
+    assert_eq!(books(&aggregator, late.host).await.produced, 1);
+    time::timeout(STOP, aggregator.stop())
+        .await
+        .expect("a stop is bounded");
+    assert_eq!(site.stored().count(late.host), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

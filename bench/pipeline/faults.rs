@@ -6,14 +6,23 @@
 //! ```
 //!
 //! After each kill or power cut the log on disk is copied and read as the next start will read it: every frame
-//! that an agent knows to be durable must stand in it, once. At the end, for each life of each agent, the
+//! that an agent knows to be durable must stand in it, once. Of a series of kills the next one strikes as soon as
+//! some agents have something acknowledged again, while the others are still coming back; one in twenty-five waits
+//! for all. Then the log is read from its beginning too, and otherwise only what is new in it. At the end, for each life of each agent, the
 //! numbers given are exactly those stored, refused or given up. The last line is one JSON object; the exit
 //! status says whether every promise was kept.
 
+mod disks;
+mod gate;
+mod hostile;
+mod hosts;
 mod installation;
+mod intruders;
 mod load;
 mod loop_disk;
+mod network;
 mod oracle;
+mod proxy;
 mod run;
 mod scenarios;
 
@@ -21,7 +30,8 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use installation::DiskOf;
-use run::{Run, Setting};
+use intruders::Peer;
+use run::{BREATHE_EVERY, Run, Setting};
 
 #[derive(Parser)]
 struct Options {
@@ -33,9 +43,15 @@ struct Options {
     /// Made-up hosts
     #[arg(long, default_value_t = 200)]
     hosts: u32,
-    /// Seconds between the samples of a host
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=600))]
-    interval: u32,
+    /// Seconds between the samples of a host [default: 1; in a partition 10]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=600))]
+    interval: Option<u32>,
+    /// Series of a host that floods the fleet with them
+    #[arg(long, default_value_t = 1_000_000)]
+    series: u32,
+    /// How long a partition lasts for the agents
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=168))]
+    hours: u64,
     /// Connections that say nothing
     #[arg(long, default_value_t = 5_000)]
     connections: u32,
@@ -62,7 +78,28 @@ enum Scenario {
     Storm,
     /// Connections that say nothing or a byte, beside agents that work
     SilentConnections,
+    /// All agents are cut off for a day, which passes as fast as their spools take it
+    Partition,
+    /// Clocks of agents and aggregator jump by minutes to years; hosts sleep (needs libfaketime)
+    Clocks,
+    /// A network that delays, cuts to bytes, flips, swallows, half closes or resets
+    Proxy,
+    /// A host with a million series, beside agents that work
+    HostileSeries,
+    /// Hosts are banned while they send, and come back with resumed sessions of TLS
+    Revoke,
+    /// Peers without a certificate, with one of their own making, or with one for another door
+    WrongIdentity,
+    /// A joined host that opens streams and resets them as fast as it can
+    RapidReset,
+    /// A joined host that sends frames and messages that are too large
+    Oversized,
+    /// Each operation of a simulated disk fails, once and for ever, under the log and under the spool
+    Disk,
 }
+
+/// Hostile peers in one repetition.
+const PEERS: u32 = 30;
 
 impl Scenario {
     fn disk(self) -> Option<DiskOf> {
@@ -73,9 +110,33 @@ impl Scenario {
         }
     }
 
-    fn happen(self, run: &mut Run, options: &Options) -> anyhow::Result<()> {
+    fn setting(self, options: &Options) -> Setting {
+        let interval = if self == Self::Partition { 10 } else { 1 };
+        Setting {
+            scenario: described(self).0,
+            hosts: options.hosts,
+            interval: Duration::from_secs(options.interval.unwrap_or(interval).into()),
+            seed: options.seed,
+            times: options.times,
+            disk: self.disk(),
+            // A spool is a thread.
+            spool: options.hosts <= 1_000,
+            proxy: self == Self::Proxy,
+            own_clock: matches!(self, Self::Partition | Self::Clocks),
+            is_virtual: self == Self::Partition,
+            // Of a series of kills some agents are hit again and again before they were heard once.
+            may_be_silent: matches!(self, Self::Partition | Self::Proxy | Self::KillAgent),
+        }
+    }
+
+    /// Whether a fault of this kind may strike a fleet that is still coming back from the one before.
+    fn is_quick(self) -> bool {
+        matches!(self, Self::KillAggregator | Self::KillAgent)
+    }
+
+    fn happen(self, run: &mut Run, options: &Options, time: u32) -> anyhow::Result<()> {
         match self {
-            Self::List => Ok(()),
+            Self::List | Self::Disk => Ok(()),
             Self::KillAggregator => run.kill_aggregator(),
             Self::KillAgent => run.kill_agents(|_| Ok(())),
             Self::PowerAggregator => scenarios::power_cut_of_aggregator(run),
@@ -83,6 +144,14 @@ impl Scenario {
             Self::Chaos => scenarios::something(run),
             Self::Storm => scenarios::storm(run),
             Self::SilentConnections => scenarios::silent_connections(run, options.connections),
+            Self::Partition => network::partition(run, options.hours),
+            Self::Clocks => network::clocks(run, time),
+            Self::Proxy => network::weather(run, time),
+            Self::HostileSeries => hostile::series(run, options.series),
+            Self::Revoke => hostile::revoke(run, time),
+            Self::WrongIdentity => intruders::meet(run, Peer::WrongIdentity, PEERS),
+            Self::RapidReset => intruders::meet(run, Peer::RapidReset, PEERS),
+            Self::Oversized => intruders::meet(run, Peer::Oversized, PEERS),
         }
     }
 }
@@ -100,6 +169,16 @@ fn described(scenario: Scenario) -> (String, String) {
     )
 }
 
+/// Fails every operation of a disk.
+fn sweep(options: &Options) -> anyhow::Result<()> {
+    let swept = disks::sweep(options.seed)?;
+    let mut line = serde_json::to_value(swept)?;
+    line["scenario"] = described(options.scenario).0.into();
+    line["seed"] = options.seed.into();
+    println!("{line}");
+    Ok(())
+}
+
 fn main() -> anyhow::Result<()> {
     if load::ran_as_load()? {
         return Ok(());
@@ -115,19 +194,17 @@ fn main() -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let mut run = Run::start(&Setting {
-        scenario: described(options.scenario).0,
-        hosts: options.hosts,
-        interval: Duration::from_secs(options.interval.into()),
-        seed: options.seed,
-        times: options.times,
-        disk: options.scenario.disk(),
-        // A spool is a thread.
-        spool: options.hosts <= 1_000,
-    })?;
+    if options.scenario == Scenario::Disk {
+        return sweep(&options);
+    }
+    let mut run = Run::start(&options.scenario.setting(&options))?;
     for time in 1..=options.times {
-        run.settle()?;
-        options.scenario.happen(&mut run, &options)?;
+        if options.scenario.is_quick() && time % BREATHE_EVERY != 1 {
+            run.soon()?;
+        } else {
+            run.settle()?;
+        }
+        options.scenario.happen(&mut run, &options, time)?;
         let (lost, silent) = (run.outcome.acked_lost, run.outcome.false_silent);
         eprintln!(
             "{time} of {}: {lost} lost, {silent} falsely silent",

@@ -36,6 +36,46 @@ pub(crate) enum DiskOf {
     Agents,
 }
 
+/// A wall clock of its own for a process: the distribution's libfaketime, which reads the offset from a file. The
+/// clocks that nobody sets are the machine's.
+struct FakedClock {
+    library: PathBuf,
+    offset: PathBuf,
+}
+
+impl FakedClock {
+    /// One that is right, its offset in this file.
+    fn make(offset: PathBuf) -> anyhow::Result<Self> {
+        let mut library = None;
+        for folder in fs::read_dir("/usr/lib")? {
+            let there = folder?.path().join("faketime/libfaketimeMT.so.1");
+            if there.exists() {
+                library = Some(there);
+            }
+        }
+        let library =
+            library.context("a clock that jumps needs libfaketime: apt-get install faketime")?;
+        let made = Self { library, offset };
+        made.set(0)?;
+        Ok(made)
+    }
+
+    fn set(&self, ahead_seconds: i64) -> anyhow::Result<()> {
+        // In one step: the process must not read half of it.
+        let new = self.offset.with_extension("new");
+        fs::write(&new, format!("{ahead_seconds:+}\n"))?;
+        Ok(fs::rename(&new, &self.offset)?)
+    }
+
+    fn give(&self, command: &mut Command) {
+        command
+            .env("LD_PRELOAD", &self.library)
+            .env("FAKETIME_TIMESTAMP_FILE", &self.offset)
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("FAKETIME_NO_CACHE", "1");
+    }
+}
+
 /// An aggregator's folders and doors, and its process while it runs.
 pub(crate) struct Installation {
     folder: PathBuf,
@@ -43,8 +83,11 @@ pub(crate) struct Installation {
     agents: PathBuf,
     disk: Option<LoopDisk>,
     config: PathBuf,
+    /// Holds what the aggregator's wall clock is ahead of the machine's, and what reads it.
+    clock: Option<FakedClock>,
     uplink: SocketAddr,
     enrolment: SocketAddr,
+    operator: SocketAddr,
     http: SocketAddr,
     process: Option<Child>,
 }
@@ -95,13 +138,52 @@ impl Installation {
             agents,
             disk: made,
             config,
+            clock: None,
             uplink: ports[0],
             enrolment: ports[1],
+            operator: ports[2],
             http: ports[3],
             process: None,
         };
         made.run(&["init", "--name", "127.0.0.1"])?;
         Ok(made)
+    }
+
+    /// Gives the aggregator a wall clock of its own, from its next start on.
+    pub(crate) fn fake_clock(&mut self) -> anyhow::Result<()> {
+        self.clock = Some(FakedClock::make(self.folder.join("clock"))?);
+        Ok(())
+    }
+
+    /// The aggregator's wall clock jumps: it is so many seconds ahead of the machine's from now on.
+    pub(crate) fn set_clock(&self, ahead_seconds: i64) -> anyhow::Result<()> {
+        let clock = self.clock.as_ref().context("the clock is the machine's")?;
+        clock.set(ahead_seconds)
+    }
+
+    /// An operator says that the aggregator's clock is right.
+    pub(crate) fn confirm_clock(&self) -> anyhow::Result<()> {
+        self.run(&["clock", "confirm"]).map(drop)
+    }
+
+    /// What an operator with all rights gets for these words.
+    pub(crate) fn operator(&self, words: &[&str]) -> anyhow::Result<String> {
+        let config = self.folder.join("operator.toml");
+        if !config.exists() {
+            let socket = self.folder.join("admin.sock");
+            let mut login = self.beside("muster")?;
+            login.args([
+                "login",
+                "--role",
+                "admin",
+                "--name",
+                "bench",
+                "--admin-socket",
+            ]);
+            printed(login.arg(socket).env("MUSTER_CONFIG", &config))?;
+        }
+        let mut command = self.beside("muster")?;
+        printed(command.args(words).env("MUSTER_CONFIG", &config))
     }
 
     /// The folder of this run: the aggregator's `state`, and room for whatever else belongs to it.
@@ -129,6 +211,11 @@ impl Installation {
         self.uplink
     }
 
+    /// The door for operators.
+    pub(crate) fn operator_door(&self) -> SocketAddr {
+        self.operator
+    }
+
     /// The door for joining hosts.
     pub(crate) fn enrolment(&self) -> SocketAddr {
         self.enrolment
@@ -149,33 +236,34 @@ impl Installation {
         Ok(token.trim().to_owned())
     }
 
-    fn program(&self, verb: &[&str]) -> anyhow::Result<Command> {
+    /// A program that was built beside this one.
+    fn beside(&self, name: &str) -> anyhow::Result<Command> {
         let program = env::current_exe()?
             .parent()
             .and_then(Path::parent)
             .context("this program is in no build folder")?
-            .join("muster-aggregator");
+            .join(name);
         ensure!(
             program.exists(),
             "{} is not there: build muster-aggregator first",
             program.display()
         );
         let mut command = Command::new(program);
-        command
-            .args(verb)
-            .env("MUSTER_AGGREGATOR_CONFIG", &self.config);
+        command.env("MUSTER_AGGREGATOR_CONFIG", &self.config);
+        Ok(command)
+    }
+
+    fn program(&self, verb: &[&str]) -> anyhow::Result<Command> {
+        let mut command = self.beside("muster-aggregator")?;
+        command.args(verb);
+        if let Some(clock) = &self.clock {
+            clock.give(&mut command);
+        }
         Ok(command)
     }
 
     fn run(&self, verb: &[&str]) -> anyhow::Result<String> {
-        let output = self.program(verb)?.output()?;
-        ensure!(
-            output.status.success(),
-            "muster-aggregator {}: {}",
-            verb.join(" "),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        printed(&mut self.program(verb)?)
     }
 
     /// Starts the aggregator and waits until it says that it is ready; how long that took.
@@ -242,6 +330,18 @@ impl Drop for Installation {
     }
 }
 
+/// What a program printed that ended well.
+fn printed(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.stdin(Stdio::null()).output()?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// A number of a scrape page, by its name with labels.
 pub(crate) fn value(page: &str, name: &str) -> Option<f64> {
     page.lines().find_map(|line| {
@@ -250,7 +350,8 @@ pub(crate) fn value(page: &str, name: &str) -> Option<f64> {
     })
 }
 
-fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
+/// Status and body of a page.
+pub(crate) fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     // HTTP/1.0: the answer comes in one piece and ends with the connection.

@@ -1,7 +1,7 @@
 //! Made-up agents in a process of their own, over real mutually authenticated TLS, driven line by line.
 //!
-//! The process is this program again with `load` as its first argument. It answers a line `books` on its
-//! standard input with one line of JSON, and `stop` with the last one; when its input ends it ends too, so
+//! The process is this program again with `load` as its only argument. The first line of its standard input is the
+//! plan; each further one an [`Order`], answered with one line of JSON. When its input ends it ends too, so
 //! that nothing is left behind by a driver that dies. Identities stay in its folder, so a new process with
 //! the same folder plays the same hosts.
 
@@ -18,10 +18,11 @@ use std::{
 
 use anyhow::Context as _;
 use muster_agent::{
-    Agent, AgentConfig, Credentials, Monitor, Source as _,
+    Agent, AgentConfig, Credentials, Monitor, Source,
     buffer::{Books, BufferLimits},
     enrol,
     identity::Identity,
+    sampler::HostClock,
     simulate::SimulatedHost,
     spool::{SpoolConfig, SpoolLimits},
     telemetry::Own,
@@ -32,13 +33,19 @@ use muster_proto::{
     v1,
 };
 use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process, setrlimit};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
+    runtime,
     sync::{Semaphore, mpsc},
     task::JoinSet,
     time::{self, Instant},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::{
+    gate::{Gate, Gated},
+    hosts::{Jumping, Restless},
+};
 
 /// Hosts that join at a time; the door takes 32 connections of one address.
 const JOINING: usize = 16;
@@ -47,8 +54,14 @@ const JOINING: usize = 16;
 const TIMED: usize = 20;
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
+/// Of the frames of one agent so many may wait for its spool while time is virtual: more would find its queue full.
+const UNSPOOLED: u64 = 1_500;
+
+/// Virtual time passes in steps of this.
+const VIRTUAL_STEP: Duration = Duration::from_secs(600);
+
 /// What a load is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Plan {
     /// Where hosts join.
     pub enrolment: SocketAddr,
@@ -64,6 +77,31 @@ pub(crate) struct Plan {
     pub seed: u64,
     /// Whether agents keep a spool, as installed ones do. It is a thread each, so not for thousands.
     pub spool: bool,
+    /// Where to connect to, if not where the identity says.
+    pub uplink: Option<SocketAddr>,
+    /// Whether [`Order::Away`] will be given, which takes a runtime of one thread.
+    pub is_virtual: bool,
+    /// Instead of what a host has: so many series in each sample, and others in the next.
+    pub fresh_series: u32,
+}
+
+/// What the process is told.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) enum Order {
+    /// How things stand.
+    Books,
+    /// All agents end in order.
+    Stop,
+    /// The wall clocks of all hosts jump by so many milliseconds.
+    Wall(i64),
+    /// All hosts sleep for so many milliseconds and wake now.
+    Asleep(i64),
+    /// Connections break, new ones are refused.
+    Cut,
+    /// So many seconds pass, as fast as the agents can work.
+    Away(u64),
+    /// Connections are possible again.
+    Heal,
 }
 
 /// What became of the frames of one agent.
@@ -87,6 +125,8 @@ pub(crate) struct AgentBooks {
     pub settled_below: u64,
     /// Frames of earlier lives that wait on disk.
     pub left_by_earlier_lives: u64,
+    /// The highest number that is known to be durable.
+    pub newest_durable: u64,
 }
 
 /// What the load process answers.
@@ -124,12 +164,6 @@ impl Load {
     pub(crate) fn start(plan: &Plan) -> anyhow::Result<Self> {
         let mut process = Command::new(env::current_exe()?)
             .arg("load")
-            .arg(plan.enrolment.to_string())
-            .arg(plan.hosts.to_string())
-            .arg(plan.interval.as_millis().to_string())
-            .arg(&plan.folder)
-            .arg(plan.seed.to_string())
-            .arg(plan.spool.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -140,8 +174,7 @@ impl Load {
             to,
             from: BufReader::new(from),
         };
-        writeln!(load.to, "{}", plan.token)?;
-        load.read().context("the load process did not begin")?;
+        load.say(plan).context("the load process did not begin")?;
         Ok(load)
     }
 
@@ -155,19 +188,23 @@ impl Load {
 
     /// The books of all agents now.
     pub(crate) fn books(&mut self) -> anyhow::Result<Report> {
-        writeln!(self.to, "books")?;
-        self.read()
+        self.order(Order::Books)
+    }
+
+    /// Gives an order; the books when it was carried out.
+    pub(crate) fn order(&mut self, order: Order) -> anyhow::Result<Report> {
+        self.say(&order)
     }
 
     /// Stops all agents; their last books.
     pub(crate) fn stop(mut self) -> anyhow::Result<Report> {
-        writeln!(self.to, "stop")?;
-        let last = self.read()?;
+        let last = self.order(Order::Stop)?;
         self.process.wait()?;
         Ok(last)
     }
 
-    fn read(&mut self) -> anyhow::Result<Report> {
+    fn say(&mut self, what: &impl Serialize) -> anyhow::Result<Report> {
+        writeln!(self.to, "{}", serde_json::to_string(what)?)?;
         let mut line = String::new();
         self.from.read_line(&mut line)?;
         serde_json::from_str(&line).context("the load process answered something else")
@@ -189,38 +226,33 @@ pub(crate) fn ran_as_load() -> anyhow::Result<bool> {
     if args.next().as_deref() != Some("load") {
         return Ok(false);
     }
-    let mut next = || {
-        args.next()
-            .context("usage: load ENROLMENT HOSTS MS FOLDER SEED SPOOL")
-    };
-    let mut plan = Plan {
-        enrolment: next()?.parse()?,
-        token: String::new(),
-        hosts: next()?.parse()?,
-        interval: Duration::from_millis(next()?.parse()?),
-        folder: next()?.into(),
-        seed: next()?.parse()?,
-        spool: next()?.parse()?,
-    };
     allow_descriptors()?;
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(async move {
-            let mut lines = lines();
-            plan.token = lines.recv().await.context("no token")?;
-            let mut running = Running::start(&plan).await?;
-            answer(&running.report())?;
-            while let Some(line) = lines.recv().await {
-                if line == "stop" {
-                    answer(&running.stop().await)?;
-                    return Ok(());
-                }
-                answer(&running.report())?;
+    let mut lines = lines();
+    let plan: Plan = read(&mut lines)?.context("no plan")?;
+    let mut builder = if plan.is_virtual {
+        runtime::Builder::new_current_thread()
+    } else {
+        runtime::Builder::new_multi_thread()
+    };
+    builder.enable_all().build()?.block_on(async move {
+        let mut running = Running::start(&plan).await?;
+        answer(&running.report())?;
+        while let Some(line) = lines.recv().await {
+            match serde_json::from_str(&line)? {
+                Order::Stop => return answer(&running.stop().await),
+                order => running.obey(order).await,
             }
-            Ok::<(), anyhow::Error>(())
-        })?;
+            answer(&running.report())?;
+        }
+        Ok::<(), anyhow::Error>(())
+    })?;
     Ok(true)
+}
+
+/// The first line, before there is a runtime.
+fn read<T: DeserializeOwned>(lines: &mut mpsc::Receiver<String>) -> anyhow::Result<Option<T>> {
+    let line = lines.blocking_recv();
+    Ok(line.as_deref().map(serde_json::from_str).transpose()?)
 }
 
 /// A connection is a descriptor, and the usual limit is 1,024.
@@ -231,7 +263,7 @@ pub(crate) fn allow_descriptors() -> anyhow::Result<()> {
 }
 
 /// The lines of the standard input; the channel closes when it ends.
-fn lines() -> mpsc::Receiver<String> {
+pub(crate) fn lines() -> mpsc::Receiver<String> {
     let (to, lines) = mpsc::channel(1);
     thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {
@@ -252,6 +284,8 @@ fn answer(report: &Report) -> anyhow::Result<()> {
 
 struct Running {
     agents: Vec<(String, Monitor)>,
+    gate: Arc<Gate>,
+    clock: Arc<Jumping>,
     tasks: JoinSet<(usize, Books)>,
     stop: CancellationToken,
     values: u64,
@@ -261,16 +295,20 @@ struct Running {
 impl Running {
     async fn start(plan: &Plan) -> anyhow::Result<Self> {
         let places = Arc::new(Semaphore::new(JOINING));
+        let (gate, clock) = (Arc::new(Gate::default()), Arc::new(Jumping::new()));
         let mut joining = JoinSet::new();
         for number in 1..=plan.hosts {
             let (plan, places) = (plan.clone(), Arc::clone(&places));
+            let (gate, clock) = (Arc::clone(&gate), Arc::clone(&clock));
             joining.spawn(async move {
                 let _place = places.acquire_owned().await;
-                join(&plan, number).await
+                join(&plan, number, gate, clock).await
             });
         }
         let mut running = Self {
             agents: Vec::new(),
+            gate,
+            clock,
             tasks: JoinSet::new(),
             stop: CancellationToken::new(),
             values: 0,
@@ -317,6 +355,45 @@ impl Running {
         report
     }
 
+    async fn obey(&mut self, order: Order) {
+        match order {
+            Order::Books | Order::Stop => {}
+            Order::Wall(ms) => self.clock.jump(ms),
+            Order::Asleep(ms) => self.clock.sleep(ms),
+            Order::Cut => self.gate.cut(),
+            Order::Away(seconds) => self.pass(Duration::from_secs(seconds)).await,
+            Order::Heal => self.gate.heal(),
+        }
+    }
+
+    /// Lets time pass as fast as the agents can work: timers fire in their order, without the waits between.
+    async fn pass(&self, mut left: Duration) {
+        time::pause();
+        while !left.is_zero() {
+            let step = left.min(VIRTUAL_STEP);
+            time::sleep(step).await;
+            left -= step;
+            // Spools are threads, for which no time has passed.
+            while self.unspooled() > UNSPOOLED {
+                thread::sleep(LOOK_EVERY);
+            }
+        }
+        time::resume();
+    }
+
+    /// Frames of the agent whose spool is furthest behind; none without spools.
+    fn unspooled(&self) -> u64 {
+        let behind = self.agents.iter().map(|(_, monitor)| {
+            let books = monitor.books();
+            if books.spooled == 0 {
+                0
+            } else {
+                books.held - books.spooled.min(books.held)
+            }
+        });
+        behind.max().unwrap_or(0)
+    }
+
     async fn stop(&mut self) -> Report {
         self.stop.cancel();
         let mut last = self.report();
@@ -339,11 +416,17 @@ fn books(host: &str, monitor: &Monitor, books: Books) -> AgentBooks {
         lost: books.lost,
         settled_below: monitor.settled_below(),
         left_by_earlier_lives: monitor.left_by_earlier_lives(),
+        newest_durable: monitor.newest_durable(),
     }
 }
 
 /// An agent of the host with this number, joined now or in an earlier process; and the values in a sample.
-async fn join(plan: &Plan, number: u64) -> anyhow::Result<(String, Agent, u64)> {
+async fn join(
+    plan: &Plan,
+    number: u64,
+    gate: Arc<Gate>,
+    clock: Arc<Jumping>,
+) -> anyhow::Result<(String, Agent, u64)> {
     let state = plan.folder.join(number.to_string());
     std::fs::create_dir_all(&state)?;
     let mut source = SimulatedHost::new(number);
@@ -352,6 +435,7 @@ async fn join(plan: &Plan, number: u64) -> anyhow::Result<(String, Agent, u64)> 
     // A fresh one: a counter that went back would be a reset.
     let source = SimulatedHost::new(number);
     let (host, address) = identity(plan, &state, source.facts()).await?;
+    let address = plan.uplink.map_or(address, |uplink| uplink.to_string());
     let config = AgentConfig {
         host,
         interval: plan.interval,
@@ -367,8 +451,16 @@ async fn join(plan: &Plan, number: u64) -> anyhow::Result<(String, Agent, u64)> 
         status_socket: None,
         seed: plan.seed.wrapping_mul(1_000_003).wrapping_add(number),
     };
-    let credentials = Credentials::on_disk(&state, address);
-    let agent = Agent::new(config, credentials, Box::new(source));
+    let mut credentials = Credentials::on_disk(&state, address);
+    credentials.connector = Box::new(Gated {
+        inner: credentials.connector,
+        gate,
+    });
+    let source: Box<dyn Source> = match plan.fresh_series {
+        0 => Box::new(source),
+        series => Box::new(Restless::new(source, series)),
+    };
+    let agent = Agent::with_clock(config, credentials, source, clock as Arc<dyn HostClock>);
     Ok((host.to_string(), agent, values))
 }
 

@@ -40,6 +40,7 @@ pub(crate) fn power_cut_of_aggregator(run: &mut Run) -> anyhow::Result<()> {
     run.installation.end(Signal::KILL)?;
     run.installation.disk()?.cut()?;
     run.check_log(&report)?;
+    run.outcome.kills += 1;
     run.start_aggregator()
 }
 
@@ -198,7 +199,7 @@ fn connect_from(from: SocketAddr, to: SocketAddr) -> anyhow::Result<TcpStream> {
 }
 
 /// Resident memory of the aggregator.
-fn resident_bytes(run: &Run) -> anyhow::Result<u64> {
+pub(crate) fn resident_bytes(run: &Run) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", run.installation.pid()?))?;
     let kib = status.lines().find_map(|line| {
         let words = line.strip_prefix("VmRSS:")?;

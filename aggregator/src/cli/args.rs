@@ -227,6 +227,9 @@ pub enum Command {
     Login(Login),
     /// Show who you are to the aggregator
     Whoami,
+    /// Show what Muster calls wrong, and check changes of it
+    #[command(subcommand)]
+    Rules(super::rules::Rules),
     /// Print what other programs need
     #[command(subcommand)]
     Export(Export),

@@ -33,6 +33,7 @@ pub mod query;
 pub mod quiet;
 pub mod removal;
 pub mod renew;
+pub mod rules;
 pub mod services;
 pub mod session;
 pub mod summary;
@@ -459,6 +460,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             };
             Ok(Rendered::text(scrape.yaml()))
         }
+        Command::Rules(command) => rules::run(command).map(Rendered::text),
         Command::Export(Export::Metrics(args)) => export_metrics::run(session, args).await,
         Command::Export(Export::Ca) => session.roots().map(Rendered::text),
         Command::Completion { shell } => {

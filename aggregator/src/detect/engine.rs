@@ -28,6 +28,7 @@ use super::{
     host_score::{HostScore, Watch},
     host_silent::HostSilent,
     memory_leak::{MemoryLeak, Usage},
+    rules::{self, Bounds, Grown, Overrides, Watcher},
     unit_failed::UnitFailed,
 };
 use crate::fleet::SIGNALS;
@@ -48,6 +49,7 @@ pub struct Engine {
     memory_leak: MemoryLeak,
     unit_failed: UnitFailed,
     host_score: HostScore,
+    overrides: Overrides,
 }
 
 /// What the engine and its detectors remember about one host.
@@ -58,6 +60,7 @@ pub struct HostDetection {
     score: Watch,
     filling: Filling,
     usage: Usage,
+    grown: Grown,
     /// By rule, then by subject; only what is open or on its way.
     tracks: BTreeMap<String, Tracks>,
 }
@@ -114,6 +117,8 @@ impl Engine {
             memory_leak: MemoryLeak,
             unit_failed: UnitFailed,
             host_score: HostScore::new(config),
+            // The configuration was checked when it was read; entries that are not acceptable change nothing.
+            overrides: Overrides::new(&config.rules).unwrap_or_default(),
         }
     }
 
@@ -193,15 +198,74 @@ impl Engine {
             score,
             filling,
             usage,
+            grown,
             tracks,
             ..
         } = state;
+        if let Evidence::Tick(seen) = &step.evidence {
+            self.judge_pack(grown, tracks, seen, step, out);
+        }
         run(&self.host_silent, silent, tracks, step, out);
         run(&self.filesystem_full, &mut (), tracks, step, out);
         run(&self.filesystem_full_soon, filling, tracks, step, out);
         run(&self.memory_leak, usage, tracks, step, out);
         run(&self.unit_failed, &mut (), tracks, step, out);
         run(&self.host_score, score, tracks, step, out);
+    }
+}
+
+/// One rule of the pack at one tick.
+struct OfPack<'a> {
+    watcher: &'a Watcher<'a>,
+    at: usize,
+    bounds: &'a Bounds,
+    rule: &'static Rule,
+}
+
+impl Detector for OfPack<'_> {
+    type State = ();
+
+    fn rule(&self) -> &'static Rule {
+        self.rule
+    }
+
+    fn step(&self, (): &mut (), _: &Evidence<'_>, findings: &mut Findings<'_>) -> Coverage {
+        let Some(definition) = rules::pack().get(self.at) else {
+            return Coverage::Partial;
+        };
+        if !self.bounds.enabled() {
+            // Nothing is wrong by a rule that is off: what it had opened ends as what is gone does.
+            return Coverage::Complete;
+        }
+        self.watcher
+            .judge(self.at, definition, self.bounds, findings)
+    }
+}
+
+impl Engine {
+    /// Runs the rules of the pack that know something or have something open.
+    fn judge_pack(
+        &self,
+        grown: &mut Grown,
+        tracks: &mut BTreeMap<String, Tracks>,
+        seen: &Observation<'_>,
+        step: Step<'_>,
+        out: &mut Vec<Transition>,
+    ) {
+        let watcher = Watcher::new(seen, grown);
+        for (at, definition) in rules::pack().iter().enumerate() {
+            if !watcher.knows(at) && !tracks.contains_key(&definition.name) {
+                continue;
+            }
+            let (bounds, rule) = self.overrides.of(at, seen.who);
+            let one = OfPack {
+                watcher: &watcher,
+                at,
+                bounds: &bounds,
+                rule,
+            };
+            run(&one, &mut (), tracks, step, out);
+        }
     }
 }
 
@@ -235,7 +299,7 @@ impl HostDetection {
 
     /// The host was booted: its memory begins anew.
     pub fn rebooted(&mut self) {
-        self.usage.forget();
+        self.usage.restarted();
     }
 
     /// When the filesystem mounted there will be full of data, and when of inodes, if they grow.
@@ -275,6 +339,7 @@ impl HostDetection {
         self.score.forget_time();
         self.filling.forget_time();
         self.usage.forget();
+        self.grown.forget_time();
         for track in self.tracks.values_mut().flat_map(BTreeMap::values_mut) {
             track.interrupt();
             track.undated = track.open.is_some();

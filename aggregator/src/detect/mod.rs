@@ -23,6 +23,7 @@ mod novelty;
 pub mod offline;
 mod reason;
 mod ring;
+pub mod rules;
 mod score;
 mod slope;
 mod unit_failed;
@@ -38,7 +39,7 @@ pub use novelty::{Novel, Novelty};
 pub use reason::{Hours, Reason};
 pub use score::ScoreState;
 
-use crate::fleet::{FilesystemPoint, Liveness, Signals, Unit, silence::Past};
+use crate::fleet::{Enrolled, FilesystemPoint, Liveness, Signals, Unit, silence::Past};
 
 /// Bounds an operator may move. Those that no one has had a reason to move are constants of the detectors.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -52,6 +53,9 @@ pub struct DetectConfig {
     pub filesystem_available_bytes: f64,
     /// How many alerts a host-week its score may list it for falsely.
     pub budget_per_host_week: f64,
+    /// What an operator changes about the rules of the pack.
+    #[serde(skip)]
+    pub rules: Vec<rules::Override>,
 }
 
 impl Default for DetectConfig {
@@ -61,6 +65,7 @@ impl Default for DetectConfig {
             filesystem_critical_ratio: 0.97,
             filesystem_available_bytes: 50.0 * 1024.0 * 1024.0 * 1024.0,
             budget_per_host_week: budget::DEFAULT_PER_WEEK,
+            rules: Vec::new(),
         }
     }
 }
@@ -85,6 +90,10 @@ pub struct Observation<'a> {
     pub units: &'a [Unit],
     /// Whether it reports any; otherwise `units` says nothing.
     pub units_known: bool,
+    /// The series that rules of the pack look at.
+    pub samples: &'a [rules::Sample<'a>],
+    /// Who it is, for overrides of the rules that are not for all.
+    pub who: Option<&'a Enrolled>,
 }
 
 /// What a detector is asked to judge.

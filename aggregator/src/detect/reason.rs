@@ -7,7 +7,7 @@ use std::fmt;
 
 use muster_proto::time::Timestamp;
 
-use super::forecast::Forecast;
+use super::{forecast::Forecast, rules::Definition};
 use crate::fleet::{Silence, UnitState, silence::Past};
 
 /// Why a detector said what it said.
@@ -45,6 +45,17 @@ pub enum Reason<'a> {
     NoLeak {
         /// Share in use now.
         used_ratio: f64,
+    },
+    /// A number that a rule of the pack looks at.
+    Number {
+        /// The rule.
+        definition: &'static Definition,
+        /// The number.
+        value: f64,
+        /// Above or below which it opens here, and where it clears.
+        bounds: (Option<f64>, Option<f64>, f64),
+        /// What more is said of the subject.
+        detail: Option<&'a str>,
     },
     /// A level that does not fill up soon.
     NotFullSoon {
@@ -123,6 +134,12 @@ impl Reason<'_> {
                 format!("memory leaks: all used in {}", Hours(*forecast))
             }
             Self::NoLeak { .. } => "memory does not leak".to_owned(),
+            Self::Number {
+                definition,
+                value,
+                detail,
+                ..
+            } => definition.sentence(subject, *value, *detail),
             Self::NotFullSoon { .. } => format!("{subject} does not fill up soon"),
             Self::Unit { state, .. } => format!("{subject} is {}", state.as_str()),
             Self::Silence {
@@ -178,6 +195,19 @@ impl fmt::Display for Reason<'_> {
                 Percent(*used_ratio),
                 Hours(*forecast)
             ),
+            Self::Number {
+                definition,
+                value,
+                bounds: (above, below, clear),
+                detail,
+            } => {
+                f.write_str(&definition.unit.show(*value))?;
+                if let Some(detail) = detail {
+                    write!(f, ", {detail}")?;
+                }
+                let condition = definition.condition_of(*above, *below, *clear);
+                write!(f, " (opens {condition})")
+            }
             Self::NoLeak { used_ratio } => write!(
                 f,
                 "used {}, not rising from day to day",

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
+    before::Before,
     derive::{self, Derived, Gather, Input, Signals},
     gaps::Gaps,
     liveness::{self, Liveness, Silence, Voice},
@@ -33,7 +34,9 @@ use super::{
     neighbours::{Neighbourhood, Scope},
     silence::{self, Ended, Mark, Past, Question, Refused, Return, Strain, Trace},
 };
-use crate::detect::{Engine, HostDetection, Observation, Opening, Standing, Transition};
+use crate::detect::{
+    Engine, HostDetection, Observation, Opening, Standing, Transition, rules::Sample,
+};
 
 /// Recent values kept of each field of [`RECENT_FIELDS`].
 const RECENT_TICKS: usize = 30;
@@ -159,6 +162,42 @@ pub struct Unit {
     pub since: Option<Timestamp>,
     /// Automatic restarts as the service manager counts them.
     pub restarts: u64,
+    /// Those of the last ten minutes. Not kept: the next sample tells it again.
+    #[serde(skip)]
+    pub restarts_recent: u64,
+}
+
+/// Automatic restarts within ten minutes from which on a unit is in a loop. systemd's own limit (five within ten
+/// seconds) ends only loops that are quick; a service that dies every minute is restarted for ever.
+const LOOP_RESTARTS: u64 = 3;
+
+/// The word for a unit in a loop of restarts.
+pub const CRASH_LOOP: &str = "crash-loop";
+
+impl Unit {
+    /// Whether it dies and is restarted again and again. Between two deaths it is active or activating, so that its
+    /// state at any moment says nothing; one that systemd has given up on is failed, and one that was stopped is not
+    /// restarted any more.
+    #[must_use]
+    pub fn is_crash_loop(&self) -> bool {
+        let ended = matches!(self.state, UnitState::Failed | UnitState::Inactive);
+        self.restarts_recent >= LOOP_RESTARTS && !ended
+    }
+
+    /// Whether somebody should look at it: it failed, or fails again and again.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.state == UnitState::Failed || self.is_crash_loop()
+    }
+
+    /// Its state in a word: systemd's, or [`CRASH_LOOP`].
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self.is_crash_loop() {
+            true => CRASH_LOOP,
+            false => self.state.as_str(),
+        }
+    }
 }
 
 /// systemd's active states.
@@ -290,11 +329,17 @@ pub struct HostState {
     /// State of the backfilled chain; ends with the stream, and the agent begins that chain again.
     aside: Option<(Incarnation, Decoder<Arc<SeriesKey>>)>,
     /// The value each series had at the tick before; parallel to the decoder's slots.
-    before: Vec<Option<Raw>>,
+    before: Vec<Before>,
     rates: Vec<f32>,
     events: VecDeque<v1::Event>,
     checksums: VecDeque<(Incarnation, u64, u32)>,
     heard: Option<Instant>,
+    /// When it first said Hello after that.
+    greeted: Option<Instant>,
+    /// When it was last sent away, or held up, by no fault of its own.
+    excused: Option<Instant>,
+    /// Whether the detectors were told how it stands since this process started.
+    observed: bool,
     /// The last sign of life from which the next gap counts: on the stream that is open, with us listening.
     gap_from: Option<Instant>,
     connected: bool,
@@ -322,6 +367,9 @@ impl HostState {
             events: VecDeque::new(),
             checksums: VecDeque::new(),
             heard: None,
+            greeted: None,
+            excused: None,
+            observed: false,
             gap_from: None,
             connected: false,
             address: None,
@@ -426,6 +474,12 @@ impl HostState {
     #[must_use]
     pub fn series_count(&self) -> usize {
         self.decoder.slots().iter().filter(|s| s.present).count()
+    }
+
+    /// Number of series that are held for it, with a value now or not.
+    #[must_use]
+    pub fn series_held(&self) -> usize {
+        self.decoder.slots().len()
     }
 
     /// What the host is listed by.
@@ -557,6 +611,20 @@ impl HostState {
         }
     }
 
+    /// It said Hello. One that keeps saying it and sends nothing has time from the first on; and one that was silent
+    /// without a word before is so until its first samples.
+    pub fn greeted(&mut self, now: Instant) {
+        let silent = matches!(self.liveness(), Liveness::Silent(cause) if !cause.is_announced());
+        if !silent {
+            self.greeted.get_or_insert(now);
+        }
+    }
+
+    /// What it sends cannot be taken now: it is silent by no fault of its own, and has time to come back from now on.
+    pub fn excuse(&mut self, now: Instant) {
+        self.excused = Some(now);
+    }
+
     /// Where its stream comes from.
     pub fn set_address(&mut self, address: Option<IpAddr>) {
         self.address = address;
@@ -582,25 +650,30 @@ impl HostState {
     /// A new session begins: from a Hello, or from the log.
     pub fn begin_session(&mut self, session: Session) {
         let new_boot = self.boot_id() != Some(&session.boot_id);
+        // Whose memory was lost has not rebooted by that.
+        if new_boot && self.boot_id().is_some() {
+            self.kept.detection.rebooted();
+        }
         let last = self
             .kept
             .session
             .as_ref()
             .map(|session| session.incarnation);
         let new_agent = last != Some(session.incarnation);
-        if new_boot {
-            self.kept.detection.rebooted();
-        }
         if new_boot || new_agent {
             for (slot, before) in self.decoder.slots().iter().zip(&mut self.before) {
                 if new_boot || slot.key.of_agent {
-                    *before = None;
+                    *before = Before::NONE;
                 }
             }
         }
         self.kept.session = Some(session);
         self.kept.goodbye = None;
         self.kept.trace.goodbye_at = None;
+        if matches!(self.kept.liveness, Some(Liveness::Silent(cause)) if cause.is_announced()) {
+            // What was announced is over. From here on its silence would be its own, after a restart of ours too.
+            self.kept.liveness = Some(Liveness::Late);
+        }
     }
 
     /// What is already here of an incarnation, for the Welcome.
@@ -644,6 +717,7 @@ impl HostState {
         if !context.replayed && of_now {
             // Refused or not, it is a sign of life.
             self.heard = Some(context.now);
+            self.greeted = None;
             if let Some(before) = self.gap_from.replace(context.now) {
                 let gap = context.now.saturating_duration_since(before);
                 self.kept.gaps.note(gap);
@@ -774,12 +848,13 @@ impl HostState {
             .map(|session| session.incarnation);
         if current == Some(incarnation) {
             self.kept.goodbye = Some(Silence::of_goodbye(reason));
+            self.greeted = None;
             // The last frame came just before it, and that time is in the log too.
             self.kept.trace.goodbye_at = self.kept.last_received;
         }
     }
 
-    /// How the host stands now, if that changed.
+    /// How the host stands now, if that changed or nobody was told since this process started.
     pub fn judge(&mut self, surroundings: &Surroundings<'_>) -> Option<Liveness> {
         let &Surroundings {
             now,
@@ -787,12 +862,16 @@ impl HostState {
             listening_since,
             ..
         } = surroundings;
+        let listening_since = self
+            .excused
+            .map_or(listening_since, |excused| listening_since.max(excused));
         if self.gap_from.is_some_and(|from| from < listening_since) {
             // We did not listen in between: it is no gap of the host's.
             self.gap_from = None;
         }
         let voice = Voice {
             heard: self.heard,
+            greeted: self.greeted,
             ever_heard: self.kept.last_received.is_some(),
             interval: self.interval(),
             late_after: self.kept.gaps.late_after(self.interval()),
@@ -812,7 +891,11 @@ impl HostState {
         if let Liveness::Silent(_) = liveness {
             liveness = Liveness::Silent(self.presume(before, surroundings));
         }
-        if before == Some(liveness) {
+        // What the detectors concluded before a restart may not have come to the store: they are told once anew.
+        let settled = matches!(liveness, Liveness::Live | Liveness::Silent(_));
+        let first = settled && !self.observed;
+        self.observed |= settled;
+        if before == Some(liveness) && !first {
             return None;
         }
         self.tell_neighbours(liveness, surroundings);
@@ -852,7 +935,12 @@ impl HostState {
         let (mut cause, account) = silence::presume(&question);
         match before {
             // What told may be forgotten by a restart; what is known stays known.
-            Some(Liveness::Silent(known)) if cause == Silence::Unknown => cause = known,
+            // But for a closed stream of its own: it may turn out to be shared.
+            Some(Liveness::Silent(known))
+                if cause == Silence::Unknown && known != Silence::Crashed =>
+            {
+                cause = known;
+            }
             _ => self.kept.trace.account = account,
         }
         self.mark(heard, cause);
@@ -875,6 +963,7 @@ impl HostState {
             incarnation: session.incarnation,
             produced: ledger.map_or(0, |ledger| ledger.produced),
             cause,
+            strain: self.kept.trace.strain,
         });
     }
 
@@ -894,7 +983,7 @@ impl HostState {
             interval: session.interval,
             now: wall,
         };
-        let (cause, account) = silence::conclude(&mark, &self.kept.trace.strain, &back);
+        let (cause, account) = silence::conclude(&mark, &back);
         let rebooted =
             matches!(cause, Silence::Reboot | Silence::Overdue) && session.boot_id != mark.boot_id;
         let trace = &mut self.kept.trace;
@@ -1031,7 +1120,7 @@ impl HostState {
         if let Some(old) = old {
             self.carry_over(&old);
         }
-        self.before.resize(self.decoder.slots().len(), None);
+        self.before.resize(self.decoder.slots().len(), Before::NONE);
         self.rates.resize(self.decoder.slots().len(), f32::NAN);
         self.take_events(context.changes);
         let ahead = |tick: Timestamp| tick > frame.received.plus(limits::MAX_FUTURE);
@@ -1045,6 +1134,7 @@ impl HostState {
             // Out of order: it completes the books and the decoder, and tells nothing about now.
             return Ok(());
         }
+        let span = self.kept.last_tick.map(|last| frame.tick.since(last));
         let (signals, clock) = self.derive(frame.tick, context.changes);
         if let Some(clock) = clock.filter(|_| frame.lane == Lane::Live && !context.replayed) {
             if self.clock_offsets.len() == CLOCK_SAMPLES {
@@ -1055,6 +1145,7 @@ impl HostState {
         }
         self.kept.last_tick = Some(frame.tick);
         self.kept.trace.strain = strain(&signals);
+        let samples = rule_samples(self.decoder.slots(), &self.rates, span);
         let seen = Observation {
             tick: frame.tick,
             interval: self.interval(),
@@ -1064,6 +1155,8 @@ impl HostState {
             filesystems_known: !self.kept.derived.filesystems.is_empty(),
             units: &self.kept.units,
             units_known: self.kept.has_units,
+            samples: &samples,
+            who: Some(&self.who),
         };
         context.engine.step(&mut self.kept.detection, &seen, out);
         Ok(())
@@ -1100,7 +1193,7 @@ impl HostState {
     fn last_values(&self) -> HashMap<*const SeriesKey, Raw> {
         let slots = self.decoder.slots().iter().zip(&self.before);
         slots
-            .filter_map(|(slot, before)| Some((Arc::as_ptr(&slot.key), (*before)?)))
+            .filter_map(|(slot, before)| Some((Arc::as_ptr(&slot.key), before.get()?)))
             .collect()
     }
 
@@ -1108,7 +1201,10 @@ impl HostState {
     fn carry_over(&mut self, old: &HashMap<*const SeriesKey, Raw>) {
         let slots = self.decoder.slots().iter();
         self.before = slots
-            .map(|slot| old.get(&Arc::as_ptr(&slot.key)).copied())
+            .map(|slot| {
+                let held = old.get(&Arc::as_ptr(&slot.key));
+                held.map_or(Before::NONE, |raw| Before::of(*raw))
+            })
             .collect();
         self.rates.clear();
     }
@@ -1139,14 +1235,14 @@ impl HostState {
         let parallel = self.before.iter_mut().zip(&mut self.rates);
         for (slot, (before, rate)) in self.decoder.slots().iter().zip(parallel) {
             if !slot.present {
-                *before = None;
+                *before = Before::NONE;
                 *rate = f32::NAN;
                 continue;
             }
             let value = slot.scale.value(slot.raw);
             let mut per_second = None;
             if slot.key.rated {
-                let last = before.map(|raw| slot.scale.value(raw));
+                let last = before.get().map(|raw| slot.scale.value(raw));
                 per_second = last
                     .zip(seconds)
                     .and_then(|(last, seconds)| derive::rate(last, value, seconds));
@@ -1154,7 +1250,7 @@ impl HostState {
                 {
                     *rate = per_second.unwrap_or(f64::NAN) as f32;
                 }
-                *before = Some(slot.raw);
+                *before = Before::of(slot.raw);
             }
             filesystem_seen |= matches!(slot.key.input, Input::Filesystem(_));
             gather.add(slot.key.input, value, per_second);
@@ -1204,13 +1300,17 @@ impl HostState {
         let slots = self.decoder.slots();
         let touched = |id: &u32| {
             let input = slots[*id as usize].key.input;
-            matches!(input, Input::UnitState | Input::UnitRestarts)
+            matches!(
+                input,
+                Input::UnitState | Input::UnitRestarts | Input::UnitRestartsRecent
+            )
         };
         if !changes.key && !changes.changed.iter().chain(&changes.absent).any(touched) {
             return;
         }
         let mut states: BTreeMap<&str, UnitState> = BTreeMap::new();
         let mut restarts: HashMap<&str, u64> = HashMap::new();
+        let mut recent: HashMap<&str, u64> = HashMap::new();
         let mut reported = false;
         for slot in slots.iter().filter(|slot| slot.present) {
             let Some(name) = slot.key.labels.first() else {
@@ -1230,6 +1330,9 @@ impl HostState {
                 }
                 Input::UnitRestarts => {
                     restarts.insert(name, u64::try_from(slot.raw.as_int()).unwrap_or(0));
+                }
+                Input::UnitRestartsRecent => {
+                    recent.insert(name, u64::try_from(slot.raw.as_int()).unwrap_or(0));
                 }
                 _ => {}
             }
@@ -1251,6 +1354,7 @@ impl HostState {
                     None => None,
                 },
                 restarts: restarts.get(name).copied().unwrap_or(0),
+                restarts_recent: recent.get(name).copied().unwrap_or(0),
             })
             .collect();
         self.kept.units = units;
@@ -1269,9 +1373,13 @@ impl HostState {
         if self.decoder.decoded_to() != 0 {
             self.decoder.snapshot(|key| &key.labels[..], &mut decoder);
         }
+        decoder.shrink_to_fit();
+        let mut kept = postcard::to_stdvec(&self.kept)?;
+        // All hosts' wait for the file at once.
+        kept.shrink_to_fit();
         Ok(CheckpointedHost {
             id: self.who.id,
-            kept: postcard::to_stdvec(&self.kept)?,
+            kept,
             decoded_to: self.decoder.decoded_to(),
             decoder,
         })
@@ -1306,11 +1414,42 @@ impl HostState {
         let slots = self.decoder.slots();
         self.before = slots
             .iter()
-            .map(|slot| (slot.present && slot.key.rated).then_some(slot.raw))
+            .map(|slot| {
+                if slot.present && slot.key.rated {
+                    Before::of(slot.raw)
+                } else {
+                    Before::NONE
+                }
+            })
             .collect();
         self.rates = vec![f32::NAN; slots.len()];
         Ok(())
     }
+}
+
+/// The series that rules of the pack look at; `span` is the time since the tick before.
+fn rule_samples<'a>(
+    slots: &'a [codec::Slot<Arc<SeriesKey>>],
+    rates: &[f32],
+    span: Option<Duration>,
+) -> Vec<Sample<'a>> {
+    let mut samples = Vec::new();
+    for (slot, rate) in slots.iter().zip(rates) {
+        if !slot.present || slot.key.rules.is_empty() {
+            continue;
+        }
+        let rate = Some(f64::from(*rate)).filter(|rate| rate.is_finite());
+        let grown = rate.zip(span).map(|(rate, span)| rate * span.as_secs_f64());
+        samples.extend(slot.key.rules.iter().map(|&used| Sample {
+            used,
+            family: &slot.key.family,
+            labels: &slot.key.labels,
+            value: slot.scale.value(slot.raw),
+            rate,
+            grown,
+        }));
+    }
+    samples
 }
 
 /// The readings that tell how hard a host is pressed.
@@ -1429,56 +1568,4 @@ impl CheckpointedHost {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_boot_outlives_all_that_the_boot_brings() {
-        let who = Enrolled {
-            id: HostId::from_bytes([1; 16]),
-            name: "web-01".to_owned(),
-            labels: BTreeMap::new(),
-            facts: v1::HostFacts::default(),
-            certificate_not_after: None,
-        };
-        let mut host = HostState::new(who, Timestamp::from_millis(0));
-        let mut tell = |kind: v1::EventKind, at_ms, fields| {
-            let event = v1::Event {
-                kind: kind.into(),
-                at_ms,
-                fields,
-                ..v1::Event::default()
-            };
-            let mut changes = Changes {
-                events: vec![event],
-                ..Changes::default()
-            };
-            host.take_events(&mut changes);
-            (host.last_boot(), host.events().count())
-        };
-        let boot = |clean| {
-            let key = v1::EventFieldKey::Clean;
-            vec![
-                event::integer(key, clean),
-                event::integer(v1::EventFieldKey::DownMs, 90_000),
-            ]
-        };
-        assert_eq!(
-            tell(v1::EventKind::UnitStateChanged, 0, Vec::new()),
-            (None, 1)
-        );
-        for (at_ms, clean) in [(1_000, 0), (2_000, 1)] {
-            tell(v1::EventKind::Booted, at_ms, boot(clean));
-            for _ in 0..3 * RECENT_EVENTS {
-                let expected = LastBoot {
-                    at: Timestamp::from_millis(at_ms),
-                    clean: clean == 1,
-                    away: Duration::from_secs(90),
-                };
-                let (last, kept) = tell(v1::EventKind::UnitStateChanged, at_ms, Vec::new());
-                assert_eq!(last, Some(expected));
-                assert!(kept <= RECENT_EVENTS);
-            }
-        }
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@
 //! short functions on hosts inside the shard that owns them. Hosts are spread over shards by their
 //! random id, so shards are even.
 
+mod before;
 pub mod checkpoint;
 pub mod derive;
 pub mod gaps;
@@ -29,7 +30,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
     derive::{Derived, FilesystemPoint, SIGNALS, Signals},
-    host::{Enrolled, HostState, SeriesView, Unit, UnitState},
+    host::{CRASH_LOOP, Enrolled, HostState, SeriesView, Unit, UnitState},
     liveness::{Liveness, Silence},
 };
 use self::{
@@ -48,34 +49,50 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct FleetConfig {
     /// Most series of a host; its frames are refused beyond.
     pub series_quota: usize,
+    /// Most series of all hosts together; frames that would bring more are refused.
+    pub series_in_all: u64,
     /// Most bytes of payload an agent may have sent and not seen durable.
     pub credit_bytes: u64,
     /// Epoch of this aggregator's ownership; stands in every durable write.
     pub epoch: u64,
 }
 
+/// 100,000 hosts of 200 series. What is to be kept of that in memory is some 2 GB.
+pub const DEFAULT_SERIES_IN_ALL: u64 = 20_000_000;
+
+impl FleetConfig {
+    /// Most series of a host that has `held` of `all` now.
+    fn quota(&self, held: usize, all: u64) -> usize {
+        let left = usize::try_from(self.series_in_all.saturating_sub(all)).unwrap_or(usize::MAX);
+        self.series_quota.min(held.saturating_add(left))
+    }
+}
+
 impl Default for FleetConfig {
     fn default() -> Self {
         Self {
             series_quota: limits::DEFAULT_SERIES_QUOTA,
+            series_in_all: DEFAULT_SERIES_IN_ALL,
             credit_bytes: 1024 * 1024,
             epoch: 1,
         }
     }
 }
 
-/// What happened since start. Only grows, but for `hosts` and `connected`.
+/// What happened since start. Only grows, but for `hosts`, `connected` and `series`.
 #[derive(Debug, Default)]
 #[expect(missing_docs, reason = "each is named for what it counts")]
 pub struct Counters {
     pub hosts: AtomicU64,
     pub connected: AtomicU64,
+    pub series: AtomicU64,
     pub frames_received: AtomicU64,
     pub frames_stored: AtomicU64,
     pub frames_replayed: AtomicU64,
     pub frames_duplicate: AtomicU64,
     pub frames_lost: AtomicU64,
     pub throttled: AtomicU64,
+    pub stalls: AtomicU64,
     rejected: [AtomicU64; REJECT_REASONS.len()],
 }
 
@@ -90,6 +107,17 @@ pub const REJECT_REASONS: [v1::RejectReason; 6] = [
 ];
 
 impl Counters {
+    /// A host has so many series now, after so many before.
+    pub fn series_changed(&self, before: usize, now: usize) {
+        if now >= before {
+            self.series
+                .fetch_add((now - before) as u64, Ordering::Relaxed);
+        } else {
+            self.series
+                .fetch_sub((before - now) as u64, Ordering::Relaxed);
+        }
+    }
+
     /// Counts a refused frame.
     pub fn rejected(&self, reason: v1::RejectReason) {
         if let Some(at) = REJECT_REASONS.iter().position(|known| *known == reason) {
@@ -113,6 +141,7 @@ impl Counters {
         Totals {
             hosts: load(&self.hosts),
             connected: load(&self.connected),
+            series: load(&self.series),
             frames_received: load(&self.frames_received),
             frames_stored: load(&self.frames_stored),
             frames_replayed: load(&self.frames_replayed),
@@ -120,6 +149,7 @@ impl Counters {
             frames_lost: load(&self.frames_lost),
             frames_rejected: self.rejected_by_reason().map(|(_, count)| count).sum(),
             throttled: load(&self.throttled),
+            stalls: load(&self.stalls),
         }
     }
 }
@@ -130,6 +160,7 @@ impl Counters {
 pub struct Totals {
     pub hosts: u64,
     pub connected: u64,
+    pub series: u64,
     pub frames_received: u64,
     pub frames_stored: u64,
     pub frames_replayed: u64,
@@ -137,6 +168,7 @@ pub struct Totals {
     pub frames_lost: u64,
     pub frames_rejected: u64,
     pub throttled: u64,
+    pub stalls: u64,
 }
 
 /// What a reader is told beside the host.
@@ -208,7 +240,8 @@ impl Fleet {
         }
     }
 
-    /// Asks all agents to leave, each within the spread.
+    /// The aggregator stops: asks all agents to leave, each within the spread. From now on nobody is let in: who
+    /// says Hello is asked the same.
     pub async fn drain(&self, spread: Duration) {
         for shard in self.shards.iter() {
             // A shard that is gone has no agents.

@@ -106,12 +106,14 @@ pub(super) fn render(
 fn ingest(page: &mut Writer, totals: &IngestTotals) {
     for (own, value) in [
         (&CONNECTED, totals.agents_connected),
+        (&SERIES, totals.series),
         (&STORED, totals.frames_stored),
         (&DUPLICATE, totals.frames_duplicate),
         (&LOST, totals.frames_lost),
         (&QUEUE, totals.queue_bytes),
         (&LOG, totals.log_bytes),
         (&LOG_FAILURES, totals.log_failures),
+        (&STALLS, totals.stalls),
         (&INCIDENTS_WAITING, totals.incident_changes_waiting),
     ] {
         page.own(own).sample([], whole(value));
@@ -215,6 +217,11 @@ const CONNECTED: Own = Own(
     Kind::Gauge,
     "Agents with an open stream.",
 );
+const SERIES: Own = Own(
+    "muster_aggregator_series",
+    Kind::Gauge,
+    "Series of which the latest value is held, of all hosts.",
+);
 const STORED: Own = Own(
     "muster_aggregator_frames_stored_total",
     Kind::Counter,
@@ -254,6 +261,11 @@ const LOG_FAILURES: Own = Own(
     "muster_aggregator_log_commit_failures_total",
     Kind::Counter,
     "Commits to the log that failed; agents keep the frames until one succeeds.",
+);
+const STALLS: Own = Own(
+    "muster_aggregator_stalls_total",
+    Kind::Counter,
+    "Times in which a shard did not run for more than 2 s, or the clock jumped: nobody is called silent for them.",
 );
 const INCIDENTS_WAITING: Own = Own(
     "muster_aggregator_incident_changes_waiting",

@@ -115,9 +115,11 @@ impl FleetRead for LiveFleet {
                 .map(|(reason, count)| (reason_word(reason), count))
                 .collect(),
             agents_connected: totals.connected,
+            series: totals.series,
             queue_bytes: self.journal.queued_bytes(),
             log_bytes: self.journal.disk_bytes.load(Ordering::Relaxed),
             log_failures: self.journal.failures.load(Ordering::Relaxed),
+            stalls: totals.stalls,
             incident_changes_waiting: self.incidents.totals().waiting,
             connections: self.doors.connections(),
             history: self.history.as_ref().map(HistoryTotals::of),

@@ -124,12 +124,16 @@ pub struct IngestTotals {
     pub frames_rejected: Vec<(&'static str, u64)>,
     /// Agents connected now.
     pub agents_connected: u64,
+    /// Series held of all hosts.
+    pub series: u64,
     /// Bytes received and not yet durable.
     pub queue_bytes: u64,
     /// Size of the log on disk.
     pub log_bytes: u64,
     /// Commits to the log that failed.
     pub log_failures: u64,
+    /// Times in which it stood still, or its clock jumped.
+    pub stalls: u64,
     /// Incidents whose last change waits for the store.
     pub incident_changes_waiting: u64,
     /// Connections by door and outcome, both closed sets.

@@ -1,0 +1,387 @@
+//! The rules' numbers out of a host's series, and what they say.
+//!
+//! Which series a rule looks at is found once, when a series' name is interned ([`uses_of`]); at each tick the
+//! fold hands over only those ([`Sample`]). Everything else here is a pure step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use muster_proto::{
+    catalog::{self, METRICS},
+    series::Family,
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Definition, Reading, Value, overrides::Bounds, pack};
+use crate::{
+    detect::{Coverage, Findings, Observation, Reason, Severity, Verdict},
+    fleet::SIGNALS,
+};
+
+/// Half of what a counter grew counts after this.
+const RECENT_HALF_LIFE_SECONDS: f64 = 900.0;
+/// Subjects of one rule whose growth is followed.
+const MAX_GROWING: usize = 64;
+/// What has faded to this is forgotten.
+const FADED: f64 = 0.01;
+
+/// A place of a series in a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Use {
+    rule: u8,
+    part: Part,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Value,
+    Per,
+    And,
+    Detail,
+    Unless,
+    /// Whether the rule's collector worked.
+    Read,
+    /// That the host does not have what the rule's collector reads.
+    Absent,
+}
+
+/// One series of a host that a rule looks at, at one tick.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample<'a> {
+    /// Where.
+    pub used: Use,
+    /// Its family and the values of its labels.
+    pub family: &'a Family,
+    /// One for each label of the family.
+    pub labels: &'a [String],
+    /// Its value.
+    pub value: f64,
+    /// What it grew by a second over the last tick, where that is known.
+    pub rate: Option<f64>,
+    /// What it grew by.
+    pub grown: Option<f64>,
+}
+
+/// The places of a series in the rules of the pack.
+#[must_use]
+pub fn uses_of(family: &Family, labels: &[String]) -> Box<[Use]> {
+    let mut uses = Vec::new();
+    for (rule, definition) in (0..).zip(pack()) {
+        let mut put = |part| uses.push(Use { rule, part });
+        if definition.value.takes(family, labels) {
+            put(Part::Value);
+        }
+        let is = |metric: Option<&str>| metric == Some(family.name.as_str());
+        if is(definition.value.per.as_deref()) {
+            put(Part::Per);
+        }
+        if definition
+            .and
+            .as_ref()
+            .is_some_and(|and| and.takes(family, labels))
+        {
+            put(Part::And);
+        }
+        if is(definition.detail.as_ref().map(|detail| &*detail.metric)) {
+            put(Part::Detail);
+        }
+        if is(definition.unless.as_deref()) {
+            put(Part::Unless);
+        }
+        if definition.collector.is_some()
+            && definition.collector.as_deref() == label(family, labels, "collector")
+        {
+            if is(Some(
+                METRICS[catalog::SCRAPE_COLLECTOR_SUCCESS.0 as usize].name,
+            )) {
+                put(Part::Read);
+            }
+            if is(Some(
+                METRICS[catalog::AGENT_COLLECTOR_ABSENT.0 as usize].name,
+            )) {
+                put(Part::Absent);
+            }
+        }
+    }
+    uses.into()
+}
+
+impl Value {
+    fn takes(&self, family: &Family, labels: &[String]) -> bool {
+        self.metric.as_deref() == Some(family.name.as_str())
+            && self.labels.iter().all(|(key, allowed)| {
+                let value = label(family, labels, key);
+                value.is_some_and(|value| allowed.iter().any(|one| one == value))
+            })
+    }
+}
+
+fn label<'a>(family: &Family, labels: &'a [String], key: &str) -> Option<&'a str> {
+    let at = family.labels.iter().position(|name| name == key)?;
+    labels.get(at).map(String::as_str)
+}
+
+/// How much counters grew lately, by rule and subject; only of those that did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(in crate::detect) struct Grown {
+    counts: BTreeMap<String, BTreeMap<String, f64>>,
+    at: Option<Timestamp>,
+}
+
+impl Grown {
+    /// Lets what there is fade until `tick`.
+    fn fade(&mut self, tick: Timestamp) {
+        let passed = self
+            .at
+            .replace(tick)
+            .map_or(0.0, |at| tick.since(at).as_secs_f64());
+        let left = 0.5_f64.powf(passed / RECENT_HALF_LIFE_SECONDS);
+        self.counts.retain(|_, subjects| {
+            subjects.retain(|_, count| {
+                *count *= left;
+                *count > FADED
+            });
+            !subjects.is_empty()
+        });
+    }
+
+    fn add(&mut self, rule: &str, subject: &str, grown: f64) -> f64 {
+        if grown > 0.0 {
+            let subjects = self.counts.entry(rule.to_owned()).or_default();
+            if subjects.contains_key(subject) || subjects.len() < MAX_GROWING {
+                *subjects.entry(subject.to_owned()).or_default() += grown;
+            }
+        }
+        let subjects = self.counts.get(rule);
+        subjects
+            .and_then(|subjects| subjects.get(subject))
+            .copied()
+            .unwrap_or(0.0)
+    }
+
+    pub(in crate::detect) fn forget_time(&mut self) {
+        self.at = None;
+    }
+}
+
+/// What a number belongs to: its subject and, where it is one of two that are compared, all of its labels, so that
+/// the temperature of one sensor is not held against the limit of another.
+type Place<'a> = (&'a str, &'a [String]);
+
+/// The numbers of one rule at one tick.
+#[derive(Debug, Default)]
+struct Numbers<'a> {
+    values: BTreeMap<Place<'a>, f64>,
+    pers: BTreeMap<Place<'a>, f64>,
+    and: Option<f64>,
+    details: BTreeMap<&'a str, &'a str>,
+    unless: BTreeSet<&'a str>,
+    /// Whether the rule's collector worked, or had nothing to read; `None` where the host says nothing of it.
+    read: Option<bool>,
+}
+
+impl<'a> Numbers<'a> {
+    fn take(&mut self, definition: &Definition, sample: &Sample<'a>, grown: &mut Grown) {
+        let subject = definition.subject.as_deref();
+        let subject = subject.and_then(|key| label(sample.family, sample.labels, key));
+        let subject = subject.unwrap_or("");
+        let labels = match definition.value.per {
+            Some(_) => sample.labels,
+            None => &[],
+        };
+        match sample.used.part {
+            Part::Value => {
+                if let Some(value) = read(definition, sample, subject, grown) {
+                    let kept = self.values.entry((subject, labels)).or_insert(value);
+                    *kept = definition.worse(*kept, value);
+                }
+            }
+            Part::Per => {
+                let rate = definition.value.reading == Reading::Rate;
+                let value = if rate {
+                    sample.rate
+                } else {
+                    Some(sample.value)
+                };
+                if let Some(value) = value {
+                    self.pers.insert((subject, labels), value);
+                }
+            }
+            Part::And => self.and = sample.rate.or(self.and),
+            Part::Detail => {
+                let key = definition.detail.as_ref().map(|detail| &*detail.label);
+                let word = key.and_then(|key| label(sample.family, sample.labels, key));
+                if let Some(word) = word.filter(|_| sample.value > 0.0) {
+                    self.details.insert(subject, word);
+                }
+            }
+            Part::Unless => {
+                if sample.value > 0.0 {
+                    self.unless.insert(subject);
+                }
+            }
+            Part::Read => self.read = Some(self.read == Some(true) || sample.value > 0.0),
+            Part::Absent => {
+                if sample.value > 0.0 {
+                    self.read = Some(true);
+                }
+            }
+        }
+    }
+}
+
+impl Definition {
+    /// The worse of two values.
+    fn worse(&self, one: f64, other: f64) -> f64 {
+        if self.below.is_some() {
+            one.min(other)
+        } else {
+            one.max(other)
+        }
+    }
+}
+
+/// What all rules of the pack say of one tick.
+pub(in crate::detect) struct Watcher<'a> {
+    numbers: Vec<Numbers<'a>>,
+    /// The host lists its collectors: one that is not among them is switched off.
+    lists: bool,
+}
+
+impl<'a> Watcher<'a> {
+    /// Takes the numbers out of what a host showed.
+    pub(in crate::detect) fn new(seen: &'a Observation<'a>, grown: &mut Grown) -> Self {
+        grown.fade(seen.tick);
+        let mut numbers: Vec<Numbers<'_>> = Vec::new();
+        numbers.resize_with(pack().len(), Numbers::default);
+        for sample in seen.samples {
+            let rule = usize::from(sample.used.rule);
+            if let Some((definition, numbers)) = pack().get(rule).zip(numbers.get_mut(rule)) {
+                numbers.take(definition, sample, grown);
+            }
+        }
+        for (definition, numbers) in pack().iter().zip(&mut numbers) {
+            let signal = definition.value.signal.as_deref();
+            let at = signal.and_then(|name| SIGNALS.iter().position(|known| *known == name));
+            let value = at.map(|at| f64::from(seen.signals[at]));
+            if let Some(value) = value.filter(|value| value.is_finite()) {
+                numbers.values.insert(("", &[]), value);
+            }
+        }
+        let lists = numbers.iter().any(|numbers| numbers.read.is_some());
+        Self { numbers, lists }
+    }
+
+    /// Whether anything is known of the rule at this place of the pack.
+    pub(in crate::detect) fn knows(&self, at: usize) -> bool {
+        self.numbers
+            .get(at)
+            .is_some_and(|numbers| !numbers.values.is_empty())
+    }
+
+    /// What the rule at this place of the pack says, with an operator's bounds.
+    pub(in crate::detect) fn judge(
+        &self,
+        at: usize,
+        definition: &'static Definition,
+        bounds: &Bounds,
+        findings: &mut Findings<'_>,
+    ) -> Coverage {
+        let numbers = &self.numbers[at];
+        let mut worst: BTreeMap<&str, Option<f64>> = BTreeMap::new();
+        for (place @ (subject, _), value) in &numbers.values {
+            if numbers.unless.contains(subject) {
+                continue;
+            }
+            let value = match &definition.value.per {
+                Some(_) => numbers.pers.get(place).map(|per| value / per),
+                None => Some(*value),
+            };
+            let value = value.filter(|value| value.is_finite());
+            let kept = worst.entry(subject).or_insert(value);
+            // One sensor that is not known does not hide that another is too hot.
+            *kept = match (*kept, value) {
+                (Some(kept), Some(value)) => Some(definition.worse(kept, value)),
+                (kept, value) => kept.or(value),
+            };
+        }
+        for (subject, value) in worst {
+            let detail = numbers.details.get(subject).copied();
+            let verdict = verdict(definition, bounds, value, detail, numbers.and);
+            findings.add(subject, verdict);
+        }
+        let complete = match numbers.read {
+            Some(read) => read,
+            None => !numbers.values.is_empty() || (definition.collector.is_some() && self.lists),
+        };
+        if complete {
+            Coverage::Complete
+        } else {
+            Coverage::Partial
+        }
+    }
+}
+
+fn read(
+    definition: &Definition,
+    sample: &Sample<'_>,
+    subject: &str,
+    grown: &mut Grown,
+) -> Option<f64> {
+    match definition.value.reading {
+        Reading::Value => Some(sample.value),
+        Reading::Rate => sample.rate,
+        // Without growth in this tick it is not known, and what there was has faded.
+        Reading::Recent => Some(grown.add(&definition.name, subject, sample.grown?)),
+    }
+}
+
+fn verdict<'a>(
+    definition: &'static Definition,
+    bounds: &Bounds,
+    value: Option<f64>,
+    detail: Option<&'a str>,
+    and: Option<f64>,
+) -> Verdict<'a> {
+    let Some(value) = value else {
+        return Verdict::Unknown;
+    };
+    let opens = match (bounds.above, bounds.below) {
+        (Some(above), _) => value > above,
+        (None, Some(below)) => value < below,
+        (None, None) => return Verdict::Unknown,
+    };
+    let clears = match bounds.above {
+        Some(_) => value < bounds.clear,
+        None => value > bounds.clear,
+    };
+    let reason = Reason::Number {
+        definition,
+        value,
+        bounds: (bounds.above, bounds.below, bounds.clear),
+        detail,
+    };
+    let tells_nothing = definition
+        .above_is_unknown
+        .is_some_and(|limit| value > limit);
+    let rest_holds = definition
+        .and_above
+        .is_none_or(|least| and.is_some_and(|and| and > least));
+    if tells_nothing {
+        Verdict::Unknown
+    } else if opens && rest_holds {
+        let critical = bounds.critical_above.is_some_and(|bound| value > bound);
+        Verdict::Abnormal {
+            severity: if critical {
+                Severity::Critical
+            } else {
+                bounds.severity
+            },
+            reason,
+        }
+    } else if clears {
+        Verdict::Normal(reason)
+    } else {
+        Verdict::Unknown
+    }
+}
