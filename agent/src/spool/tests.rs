@@ -286,7 +286,7 @@ fn a_disk_that_fails_costs_samples_and_not_what_happened() {
     assert!(
         seqs.iter()
             .copied()
-            .eq((1..front).filter(|seq| *seq == 4 || seq % 7 == 0)),
+            .eq((1..front).filter(|seq| *seq == 4 || seq.is_multiple_of(7))),
         "{seqs:?}"
     );
     host.buffer.mark_sent(front);
@@ -533,7 +533,7 @@ impl Host {
         });
         if let Some(frame) = self.buffer.newest().map(Held::to_spool) {
             self.spool.append(&frame);
-            if seq % 7 == 0 {
+            if seq.is_multiple_of(7) {
                 let outline = frame.outline(&happened(seq));
                 self.spool.keep(outline.expect("something happened"));
             }
