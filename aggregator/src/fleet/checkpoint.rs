@@ -9,7 +9,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, BufWriter, Seek as _, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -82,14 +82,39 @@ pub fn read(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
     postcard::from_bytes(body).map(Some).map_err(|_| unusable())
 }
 
+/// Bytes that are handed to the kernel together.
+const WRITE_BYTES: usize = 256 * 1024;
+
+/// Adds up the checksum of what is written, and keeps the error that postcard has no words for.
+struct Summed<W> {
+    to: W,
+    checksum: u32,
+    failed: Option<io::Error>,
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.to.write(bytes) {
+            Ok(written) => {
+                self.checksum = crc32c::crc32c_append(self.checksum, &bytes[..written]);
+                Ok(written)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
+            Err(error) => {
+                let kind = error.kind();
+                self.failed = Some(error);
+                Err(kind.into())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
 /// Replaces the file.
 pub fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-    let body = postcard::to_stdvec(checkpoint)?;
-    let mut header = Vec::with_capacity(HEADER_BYTES);
-    header.extend_from_slice(MAGIC);
-    header.extend_from_slice(&VERSION.to_le_bytes());
-    header.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
-
     let io = |action| {
         move |source| CheckpointError::Io {
             action,
@@ -105,8 +130,30 @@ pub fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError
         .mode(0o600)
         .open(&temporary)
         .map_err(io("create"))?;
-    file.write_all(&header)
-        .and_then(|()| file.write_all(&body))
+    // The body goes to the file as it is made: it is the whole fleet. Its checksum stands before it.
+    file.write_all(&[0; HEADER_BYTES]).map_err(io("write"))?;
+    let summed = Summed {
+        to: &mut file,
+        checksum: 0,
+        failed: None,
+    };
+    let mut body = BufWriter::with_capacity(WRITE_BYTES, summed);
+    let encoded = postcard::to_io(checkpoint, &mut body).map(|_| ());
+    let flushed = body.flush();
+    let Summed {
+        checksum, failed, ..
+    } = body.into_parts().0;
+    if let Some(source) = failed {
+        return Err(io("write")(source));
+    }
+    encoded?;
+    flushed.map_err(io("write"))?;
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    header.extend_from_slice(MAGIC);
+    header.extend_from_slice(&VERSION.to_le_bytes());
+    header.extend_from_slice(&checksum.to_le_bytes());
+    file.seek(SeekFrom::Start(0))
+        .and_then(|_| file.write_all(&header))
         .and_then(|()| file.sync_data())
         .map_err(io("write"))?;
     fs::rename(&temporary, path).map_err(io("replace"))?;
