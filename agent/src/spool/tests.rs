@@ -1,6 +1,6 @@
 //! The spool on a disk that forgets, fills and fails; with the buffer beside it, as in the agent.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use muster_proto::{
     codec::{Changes, Decoder, Intern},
@@ -84,7 +84,7 @@ struct Nameless;
 impl Intern for Nameless {
     type Key = ();
 
-    fn series(&mut self, _: &Family, _: &[String]) {}
+    fn series(&mut self, _: &Arc<Family>, _: &[String]) {}
 }
 
 /// Whether an aggregator takes it without anything before it, as a frame without series.
