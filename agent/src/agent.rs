@@ -175,7 +175,6 @@ impl Agent {
     pub fn monitor(&self) -> Monitor {
         Monitor {
             common: Arc::clone(&self.common),
-            address: self.uplink.address().to_owned(),
         }
     }
 
@@ -191,7 +190,6 @@ impl Agent {
         } = self;
         let fixed = status::Fixed {
             host_id: config.host.to_string(),
-            address: uplink.address().to_owned(),
             started: time::Instant::now(),
         };
         let stop = CancellationToken::new();
@@ -338,7 +336,6 @@ fn start_spool(config: SpoolConfig, common: &Arc<Common>) {
 #[derive(Clone)]
 pub struct Monitor {
     common: Arc<Common>,
-    address: String,
 }
 
 impl Monitor {
@@ -379,14 +376,21 @@ impl Monitor {
         spool.map_or(0, |spool| spool.status().frames)
     }
 
+    /// `host:port` of the aggregator in use, or of the one that is tried next.
+    #[must_use]
+    pub fn server(&self) -> String {
+        self.common.server()
+    }
+
     /// How the link stands, in one line for people.
     #[must_use]
     pub fn line(&self) -> String {
+        let server = self.common.server();
         let link = self.common.link();
         match (link.connected_since, &link.fault) {
-            (Some(_), _) => format!("connected to {}", self.address),
-            (None, Some((cause, _))) => format!("not connected to {}: {cause}", self.address),
-            (None, None) => format!("connecting to {}", self.address),
+            (Some(_), _) => format!("connected to {server}"),
+            (None, Some((cause, _))) => format!("not connected to {server}: {cause}"),
+            (None, None) => format!("connecting to {server}"),
         }
     }
 }
@@ -575,7 +579,8 @@ impl<'a> Rounds<'a> {
             kept.map(Held::to_spool)
         };
         if let Some((spool, frame)) = self.common.spool().zip(spooled) {
-            spool.append(frame);
+            let outline = frame.outline(&events);
+            spool.append(frame, outline);
             if std::mem::take(&mut self.commit) {
                 // A recording is evidence: it must not wait for the next commit.
                 spool.commit();

@@ -12,7 +12,8 @@
 //! first when memory is full is the oldest chain, whole.
 //!
 //! Where there is a [spool](crate::spool), it tells which frames are on disk too. Those are not lost when
-//! memory is full: they are *spilled*, still held, and sent from the disk.
+//! memory is full: they are *spilled*, still held, and sent from the disk. So are frames of which the spool keeps
+//! what happened: that is sent in their place when the samples are nowhere any more.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -102,6 +103,12 @@ impl Held {
     #[must_use]
     pub fn tick(&self) -> Timestamp {
         self.encoded.tick
+    }
+
+    /// Whether it can be decoded without the one before it.
+    #[must_use]
+    pub fn is_key(&self) -> bool {
+        self.encoded.key
     }
 
     /// Bytes of payload.
@@ -210,7 +217,9 @@ pub struct Buffer {
     loss_reason: v1::GapReason,
     /// Numbers that are on disk and not settled.
     spooled: RangeSet,
-    /// Of these, the numbers that are not in memory any more.
+    /// Numbers of which the spool keeps what happened, whatever becomes of the samples, and that are not settled.
+    outlined: RangeSet,
+    /// Of both, the numbers that are not in memory any more.
     spilled: RangeSet,
     books: Books,
     key_wanted: bool,
@@ -240,6 +249,7 @@ impl Buffer {
             lost: Vec::new(),
             loss_reason: v1::GapReason::Full,
             spooled: RangeSet::default(),
+            outlined: RangeSet::default(),
             spilled: RangeSet::default(),
             books: Books::default(),
             key_wanted: true,
@@ -280,10 +290,11 @@ impl Buffer {
             }
             Event::Dropped(gone) => {
                 let (mut first, mut samples) = (gone.first, gone.samples);
-                while let Some(seq) = self.spooled.next_present(first)
+                while let Some(seq) = self.next_elsewhere(first)
                     && seq <= gone.last
                 {
                     self.spooled.remove(seq);
+                    self.outlined.remove(seq);
                     if self.spilled.remove(seq) {
                         self.books.held -= 1;
                         self.lose(seq, std::mem::take(&mut samples), gone.reason);
@@ -291,9 +302,23 @@ impl Buffer {
                     first = seq + 1;
                 }
             }
+            Event::Outlined(seq) => {
+                if self.is_open(seq) {
+                    self.outlined.insert(seq);
+                }
+            }
+            Event::Due => {}
             Event::WantKey => self.key_wanted = true,
             Event::LossReason(reason) => self.loss_reason = reason,
         }
+    }
+
+    /// The first number from here on of which the spool holds something.
+    fn next_elsewhere(&self, from: u64) -> Option<u64> {
+        let sets = [&self.spooled, &self.outlined];
+        sets.into_iter()
+            .filter_map(|set| set.next_present(from))
+            .min()
     }
 
     /// Whether the frame is on disk and not settled.
@@ -608,6 +633,7 @@ impl Buffer {
         {
             self.spilled.remove(seq);
             self.spooled.remove(seq);
+            self.outlined.remove(seq);
             self.count(how);
             any = true;
         }
@@ -637,6 +663,7 @@ impl Buffer {
         }
         frame.settled = Some(how);
         self.spooled.remove(seq);
+        self.outlined.remove(seq);
         self.count(how);
         true
     }
@@ -677,7 +704,7 @@ impl Buffer {
             if frame.settled.is_some() {
                 continue;
             }
-            if self.spooled.contains(frame.seq) {
+            if self.spooled.contains(frame.seq) || self.outlined.contains(frame.seq) {
                 self.spilled.insert(frame.seq);
                 continue;
             }

@@ -19,6 +19,7 @@ use crate::{
     settings::{self, Faults, Reader, Section, directory, suggestion, text, texts, truth},
     spool::{MIN_SPOOL_BYTES, SpoolConfig, SpoolLimits},
     telemetry::LogConfig,
+    uplink::servers::MAX_SERVERS,
     watch::WatchConfig,
 };
 
@@ -49,8 +50,9 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// Time between ticks, within [`limits::MIN_INTERVAL`] and [`limits::MAX_INTERVAL`].
     pub interval: Duration,
-    /// `host:port` of the aggregator's uplink; else the identity says it.
-    pub uplink_address: Option<String>,
+    /// `host:port` of the uplinks of aggregators, in the order in which they are tried; when empty, the identity says
+    /// it.
+    pub uplink_addresses: Vec<String>,
     /// Labels of this host for selectors. Those of the join token win.
     pub labels: BTreeMap<String, String>,
     /// Collectors.
@@ -81,7 +83,7 @@ impl Default for Config {
             state_dir: PathBuf::from("/var/lib/muster-agent"),
             runtime_dir: PathBuf::from("/run/muster-agent"),
             interval: Duration::from_secs(10),
-            uplink_address: None,
+            uplink_addresses: Vec::new(),
             labels: BTreeMap::new(),
             collect: CollectConfig::default(),
             checks: ChecksConfig::default(),
@@ -153,9 +155,7 @@ impl Config {
         root.value("runtime_dir", &mut self.runtime_dir, directory);
         root.value("interval", &mut self.interval, interval);
         root.section("uplink", |uplink| {
-            uplink.value("address", &mut self.uplink_address, |value| {
-                settings::address(value).map(Some)
-            });
+            uplink.value("address", &mut self.uplink_addresses, addresses);
         });
         root.section("labels", |labels| labels.each(&mut self.labels, label));
         root.section("buffer", |buffer| {
@@ -225,6 +225,20 @@ impl Config {
             reader.fault(key, why);
         }
     }
+}
+
+/// One `host:port`, or a list of them.
+fn addresses(value: &DeValue<'_>) -> Result<Vec<String>, String> {
+    let Some(items) = value.as_array() else {
+        return settings::address(value).map(|address| vec![address]);
+    };
+    if !(1..=MAX_SERVERS).contains(&items.len()) {
+        return Err(format!("expected 1 to {MAX_SERVERS} addresses"));
+    }
+    items
+        .iter()
+        .map(|item| settings::address(item.get_ref()))
+        .collect()
 }
 
 fn collectors(section: &mut Section<'_, '_>, config: &mut CollectConfig) {
@@ -354,7 +368,7 @@ mod tests {
         assert_eq!(config.state_dir, Path::new("/srv/agent"));
         assert_eq!(config.status_socket(), Path::new("/run/x/status.sock"));
         assert_eq!(config.interval, Duration::from_secs(60));
-        assert_eq!(config.uplink_address.as_deref(), Some("[::1]:7443"));
+        assert_eq!(config.uplink_addresses, ["[::1]:7443"]);
         assert_eq!(config.labels["site/rack"], "fra 3");
         assert_eq!(config.buffer.max_bytes, 8 << 20);
         assert_eq!(

@@ -29,6 +29,7 @@ use crate::{
         connect::{Connector, TlsConnector},
         fault::Fault,
         renew::Slots,
+        servers::Announced,
     },
 };
 
@@ -45,6 +46,12 @@ impl Credentials {
     /// connection, so that a renewed certificate or a new trust bundle is used without a restart.
     #[must_use]
     pub fn on_disk(state: &Path, address: String) -> Self {
+        Self::on_disk_to(state, vec![address])
+    }
+
+    /// As [`Credentials::on_disk`], towards several aggregators of one authority, the first of which is preferred.
+    #[must_use]
+    pub fn on_disk_to(state: &Path, servers: Vec<String>) -> Self {
         let time = TrustedTime::default();
         if let Some(last) = identity::load_time(state) {
             time.remembered(last);
@@ -62,7 +69,7 @@ impl Credentials {
             Ok(Arc::new(config))
         };
         Self {
-            connector: Box::new(TlsConnector::new(address, Box::new(tls))),
+            connector: Box::new(TlsConnector::new(servers, Box::new(tls))),
             memory: Box::new(OnDisk {
                 state: state.to_owned(),
                 sessions: 0..0,
@@ -182,6 +189,14 @@ impl Memory for OnDisk {
 
     fn bundle_version(&self) -> u64 {
         Identity::load(&self.state).map_or(0, |identity| identity.bundle_version)
+    }
+
+    fn servers(&self) -> Vec<Announced> {
+        identity::load_servers(&self.state)
+    }
+
+    fn keep_servers(&mut self, servers: &[Announced]) -> io::Result<()> {
+        identity::store_servers(&self.state, servers).map_err(io::Error::other)
     }
 
     fn certificate_expires(&self) -> Option<Timestamp> {

@@ -10,6 +10,7 @@
 //! <state>/identity/session         the last session number set aside
 //! <state>/identity/ratchet         the value of the last Welcome
 //! <state>/identity/time            the aggregator's time at the last Welcome, milliseconds
+//! <state>/identity/servers         what an aggregator announced: id and address of each further one, a line each
 //! <state>/identity/machine         which machine this is ([`crate::machine`])
 //! <state>/enrolling/               the same while joining; takes its final name when complete
 //! ```
@@ -26,7 +27,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::machine;
+use crate::{
+    machine,
+    uplink::servers::{self, Announced},
+};
 use muster_proto::{
     id::HostId,
     owner,
@@ -50,6 +54,7 @@ const SETTINGS: &str = "identity.toml";
 const SESSION: &str = "session";
 const RATCHET: &str = "ratchet";
 const TIME: &str = "time";
+const SERVERS: &str = "servers";
 /// Folders that make this machine the host it is, samples that wait included.
 pub(crate) const OF_THE_HOST: [&str; 3] = [FOLDER, JOINING, "spool"];
 
@@ -281,6 +286,33 @@ pub fn load_time(state: &Path) -> Option<Timestamp> {
 pub fn store_time(state: &Path, time: Timestamp) -> Result<(), IdentityError> {
     let text = format!("{}\n", time.as_millis());
     replace(&state.join(FOLDER), TIME, text.as_bytes(), 0o600)
+}
+
+/// The aggregators that were announced last; none if nothing that reads was kept.
+#[must_use]
+pub fn load_servers(state: &Path) -> Vec<Announced> {
+    let text = fs::read_to_string(state.join(FOLDER).join(SERVERS)).unwrap_or_default();
+    let servers = text.lines().filter_map(|line| {
+        let (id, address) = line.split_once(' ')?;
+        let server = Announced {
+            id: id.to_owned(),
+            address: address.to_owned(),
+        };
+        servers::is_sound(&server).then_some(server)
+    });
+    servers.take(servers::MAX_SERVERS).collect()
+}
+
+/// Keeps the aggregators that were announced.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn store_servers(state: &Path, servers: &[Announced]) -> Result<(), IdentityError> {
+    let lines = servers
+        .iter()
+        .map(|server| format!("{} {}\n", server.id, server.address));
+    let text: String = lines.collect();
+    replace(&state.join(FOLDER), SERVERS, text.as_bytes(), 0o600)
 }
 
 /// Where the identity is.

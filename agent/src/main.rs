@@ -330,18 +330,18 @@ fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Re
         let source = LiveHost::new(HostRoot::at("/"), &config.collect, &labels)
             .with_checks(&config.checks)
             .watched(&config.watch(), config.recorder);
-        let address = config
-            .uplink_address
-            .clone()
-            .unwrap_or_else(|| identity.uplink_address.clone());
+        let servers = match &config.uplink_addresses[..] {
+            [] => vec![identity.uplink_address.clone()],
+            given => given.to_vec(),
+        };
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             host_id = %identity.host_id,
-            address,
+            servers = servers.join(", "),
             interval_ms = config.interval.as_millis(),
             "agent starts"
         );
-        let credentials = Credentials::on_disk(&config.state_dir, address);
+        let credentials = Credentials::on_disk_to(&config.state_dir, servers);
         let agent = Agent::new(
             AgentConfig {
                 host: identity.host_id,

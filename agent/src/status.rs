@@ -64,8 +64,11 @@ pub struct Status {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LinkStatus {
-    /// Where the agent connects to.
+    /// Where the agent is connected to, or tries next.
     pub address: String,
+    /// All aggregators it may use, in the order in which they are tried.
+    #[serde(default)]
+    pub servers: Vec<String>,
     /// How long the session stands; absent without one.
     pub connected_seconds: Option<u64>,
     /// When the next attempt is due; absent while one is made or a session stands.
@@ -183,7 +186,6 @@ impl RoundStats {
 /// What does not change while the agent runs.
 pub(crate) struct Fixed {
     pub(crate) host_id: String,
-    pub(crate) address: String,
     pub(crate) started: Instant,
 }
 
@@ -193,11 +195,17 @@ fn status(common: &Common, fixed: &Fixed) -> Status {
     let uptime = now - fixed.started;
     let books = common.buffer().books();
     let bytes = common.buffer().bytes() as u64;
+    let (address, servers) = {
+        let servers = common.servers();
+        let all = servers.addresses().into_iter().map(ToOwned::to_owned);
+        (servers.current().to_owned(), all.collect())
+    };
     let link = {
         let link = common.link();
         let (fault, hint) = link.fault.clone().unzip();
         LinkStatus {
-            address: fixed.address.clone(),
+            address,
+            servers,
             connected_seconds: link.connected_since.map(|since| (now - since).as_secs()),
             retry_in_seconds: link.retry_at.map(|at| (at - now).as_secs()),
             fault,
@@ -374,6 +382,11 @@ pub fn render(status: &Status) -> String {
         ),
         None => write!(out, "not connected to {} (uplink)", link.address),
     };
+    if let Some(at) = link.servers.iter().position(|one| *one == link.address)
+        && link.servers.len() > 1
+    {
+        let _ = write!(out, ", server {} of {}", at + 1, link.servers.len());
+    }
     if let Some(left) = link.certificate_left_seconds {
         let days = left.div_euclid(86_400);
         let _ = write!(out, ", certificate {days} d left");
@@ -497,6 +510,7 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::uplink::servers::Servers;
 
     fn example() -> Status {
         Status {
@@ -506,6 +520,7 @@ mod tests {
             uptime_seconds: 300_000,
             link: LinkStatus {
                 address: "muster.example:7443".into(),
+                servers: vec!["muster.example:7443".into()],
                 connected_seconds: Some(273_600),
                 retry_in_seconds: None,
                 fault: None,
@@ -646,9 +661,9 @@ mod tests {
             [0; 16],
             Duration::from_secs(10),
         ));
+        *common.servers() = Servers::new(vec!["a:1".into()], Vec::new());
         let fixed = Fixed {
             host_id: "ab".into(),
-            address: "a:1".into(),
             started: Instant::now(),
         };
         let listener = bind(&path).expect("bound");

@@ -61,6 +61,8 @@ pub struct Config {
     pub runtime_dir: PathBuf,
     /// Agents' door.
     pub uplink: SocketAddr,
+    /// `host:port` of the uplinks agents may use, in the order in which they are to be tried: told to every agent.
+    pub announce: Vec<String>,
     /// Joining hosts' door; bound only while a join token is valid.
     pub enrolment: SocketAddr,
     /// Operators' door.
@@ -114,6 +116,7 @@ impl Default for Config {
             state_dir: "/var/lib/muster".into(),
             runtime_dir: "/run/muster".into(),
             uplink: everywhere(7443),
+            announce: Vec::new(),
             enrolment: everywhere(7444),
             operator: everywhere(7445),
             http: HttpConfig::default(),
@@ -171,8 +174,11 @@ impl Draft {
         root.value("fleet_name", &mut config.fleet_name, string);
         root.value("state_dir", &mut config.state_dir, directory);
         root.value("runtime_dir", &mut config.runtime_dir, directory);
+        root.section("uplink", |uplink| {
+            uplink.value("listen", &mut config.uplink, listen);
+            uplink.value("announce", &mut config.announce, addresses);
+        });
         for (door, address) in [
-            ("uplink", &mut config.uplink),
             ("enrolment", &mut config.enrolment),
             ("operator", &mut config.operator),
         ] {
@@ -271,6 +277,23 @@ fn shared_doors(config: &Config, reader: &mut Reader) {
             );
         }
     }
+}
+
+/// Most servers that an agent takes.
+const MAX_ANNOUNCED: usize = 16;
+
+/// A list of `host:port`.
+fn addresses(value: &DeValue<'_>) -> Result<Vec<String>, String> {
+    let items = value
+        .as_array()
+        .ok_or_else(|| format!("expected a list of addresses, found {}", value.type_str()))?;
+    if items.len() > MAX_ANNOUNCED {
+        return Err(format!("at most {MAX_ANNOUNCED} addresses are announced"));
+    }
+    items
+        .iter()
+        .map(|item| settings::address(item.get_ref()))
+        .collect()
 }
 
 /// Names as a `Host` header has them, without the port.

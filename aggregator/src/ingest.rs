@@ -150,6 +150,8 @@ pub struct WelcomeTerms {
     pub credit_bytes: u64,
     /// See [`crate::fleet::FleetConfig`].
     pub epoch: u64,
+    /// `host:port` of the aggregators agents may use; empty: nothing is said.
+    pub servers: Vec<String>,
 }
 
 /// What is decided about identities with.
@@ -204,9 +206,23 @@ impl Inner {
             max_interval_ms: millis(limits::MAX_INTERVAL),
             heartbeat_ms: 0,
             bundle: newer.then_some(bundle),
-            servers: None,
+            servers: self.servers(),
             fleet_hint: u32::try_from(self.fleet.totals().hosts).unwrap_or(u32::MAX),
         }
+    }
+
+    /// The aggregators agents may use, each under its address as its name.
+    fn servers(&self) -> Option<v1::ServerList> {
+        let servers = self.welcome.servers.iter().map(|address| v1::Server {
+            id: address.clone(),
+            address: address.clone(),
+            weight: 1,
+        });
+        let servers: Vec<_> = servers.collect();
+        (!servers.is_empty()).then_some(v1::ServerList {
+            generation: 1,
+            servers,
+        })
     }
 
     /// Checks a Hello and brings it into the terms of this program.

@@ -521,6 +521,7 @@ impl Opening<'_> {
         let terms = WelcomeTerms {
             credit_bytes: self.config.credit_bytes,
             epoch: EPOCH,
+            servers: self.config.announce.clone(),
         };
         let service = UplinkService::new(
             self.fleet.clone(),
@@ -622,7 +623,8 @@ impl Opening<'_> {
             about,
             Arc::clone(&self.clock),
         )
-        .with_told(self.told.clone());
+        .with_told(self.told.clone())
+        .with_incidents(self.incidents.clone());
         let history = query::HistoryService::new(
             self.fleet.clone(),
             self.control.clone(),

@@ -12,8 +12,15 @@ use std::{
     time::Duration,
 };
 
+use muster_agent::{
+    Agent, AgentConfig, Credentials, Monitor,
+    buffer::{Books, BufferLimits},
+    simulate::SimulatedHost,
+};
 use muster_aggregator::{
-    fleet::{Liveness, Silence, shard::Message},
+    control::{COPY_SIGNS, IncidentFilter},
+    fleet::{HostState, Liveness, Silence, shard::Message},
+    ingest::COPY_RULE,
     journal::{Entry, Journal, Record, Stored},
     serve::Aggregator,
 };
@@ -21,15 +28,16 @@ use muster_proto::{
     id::{HostId, Incarnation},
     limits,
     log::{DiskStorage, Fault, FaultyStorage, Log, LogConfig},
-    time::{Clock as _, SystemClock},
+    time::{Clock as _, SystemClock, Timestamp},
     v1::{self, agent_message, aggregator_message},
 };
 use support::{Frames, Raw, Site, books, liveness, look, page, until};
 use tokio::{
     sync::mpsc,
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
     time::{self, Instant},
 };
+use tokio_util::sync::CancellationToken;
 
 /// A stop is bounded: three seconds for the agents, two for the doors, and the last checkpoint.
 const STOP: Duration = Duration::from_secs(15);
@@ -340,6 +348,7 @@ async fn whose_a_frame_is_comes_from_the_certificate_alone() {
         incarnation: raw.frames.incarnation,
         last_seq: 1_000,
         reason: v1::FinReason::Shutdown.into(),
+        complete: false,
     }))
     .await;
     until("the thief has said goodbye for itself", async || {
@@ -447,6 +456,272 @@ async fn a_stop_in_mid_stream_is_bounded_and_what_was_acknowledged_is_there_afte
         ranges.any(|range| range.first == 1 && range.last >= acknowledged)
     }));
     time::timeout(STOP, again.stop())
+        .await
+        .expect("a stop is bounded");
+}
+
+/// Produced, stored and lost of each life of a host's agent, oldest first.
+async fn lives(aggregator: &Aggregator, host: HostId) -> Vec<(u64, u64, u64, u64)> {
+    let lives = look(aggregator, host, HostState::lives).await;
+    let lives = lives.expect("the host is known").into_iter();
+    lives
+        .map(|life| (life.incarnation, life.produced, life.stored, life.lost))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_books_of_an_earlier_life_are_closed_when_nothing_more_will_come_of_it() {
+    let mut site = Site::new();
+    let aggregator = site.start().await;
+    let host = site.enrol(&aggregator, facts("killed")).await;
+    let mut first = host.raw().await;
+    first.greet().await;
+    for seq in [1, 2, 5] {
+        let frame = first.frames.next(seq, true);
+        assert!(first.send(frame).await);
+        first.durable(seq).await;
+    }
+    // kill -9: what it held besides is not known to anybody.
+    drop(first);
+    let gone = async |aggregator: &Aggregator| {
+        until("the stream is closed", async || {
+            (aggregator.fleet().totals().connected == 0).then_some(())
+        })
+        .await;
+    };
+    gone(&aggregator).await;
+    assert_eq!(lives(&aggregator, host.host).await, [(1, 5, 3, 0)]);
+
+    let end = |incarnation, last_seq| {
+        agent_message::Message::Fin(v1::Fin {
+            incarnation,
+            last_seq,
+            complete: true,
+            ..v1::Fin::default()
+        })
+    };
+    let mut second = host.raw().await;
+    second.frames = Frames::new(2);
+    second.greet().await;
+    // Said twice it is the same: an answer may be lost.
+    for _ in 0..2 {
+        assert!(second.say(end(1, 7)).await);
+    }
+    let frame = second.frames.next(1, true);
+    assert!(second.send(frame).await);
+    second.durable(1).await;
+    let expected = [(1, 7, 3, 4), (2, 1, 1, 0)];
+    assert_eq!(lives(&aggregator, host.host).await, expected);
+    assert_eq!(aggregator.fleet().totals().frames_lost, 4);
+    // The life that speaks cannot be over, nor one that would have taken a week more than is known.
+    assert!(second.say(end(2, 1)).await);
+    assert_eq!(second.end().await, Some(v1::DenyReason::ProtocolViolation));
+    gone(&aggregator).await;
+    let mut third = host.raw().await;
+    third.frames = Frames::new(2);
+    third.greet().await;
+    assert!(third.say(end(1, 10_000_000)).await);
+    assert_eq!(third.end().await, Some(v1::DenyReason::ProtocolViolation));
+    assert_eq!(lives(&aggregator, host.host).await, expected);
+    time::timeout(STOP, aggregator.stop())
+        .await
+        .expect("a stop is bounded");
+
+    let aggregator = site.start().await;
+    assert_eq!(lives(&aggregator, host.host).await, expected);
+    time::timeout(STOP, aggregator.stop())
+        .await
+        .expect("a stop is bounded");
+}
+
+/// Copies a folder with what is below it.
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    let mode = Permissions::from_mode(0o700);
+    std::fs::set_permissions(to, mode).expect("its mode");
+    for entry in std::fs::read_dir(from).expect("listed") {
+        let entry = entry.expect("listed");
+        let place = to.join(entry.file_name());
+        let kind = entry.file_type().expect("its kind");
+        if kind.is_dir() {
+            copy_folder(&entry.path(), &place);
+        } else if kind.is_file() {
+            std::fs::copy(entry.path(), place).expect("copied");
+        }
+    }
+}
+
+/// An agent in a test's hands.
+struct Hand {
+    monitor: Monitor,
+    stop: CancellationToken,
+    task: JoinHandle<Books>,
+}
+
+impl Hand {
+    /// Runs the agent of a made-up host with the identity under `state`.
+    fn start(host: HostId, state: &Path, servers: Vec<String>, seed: u64) -> Self {
+        let config = AgentConfig {
+            host,
+            interval: limits::MIN_INTERVAL,
+            buffer: BufferLimits::default(),
+            spool: None,
+            status_socket: None,
+            seed,
+        };
+        let credentials = Credentials::on_disk_to(state, servers);
+        let agent = Agent::new(config, credentials, Box::new(SimulatedHost::new(seed)));
+        let (monitor, stop) = (agent.monitor(), CancellationToken::new());
+        let stopped = stop.clone();
+        let task = tokio::spawn(agent.run(async move {
+            stopped.cancelled().await;
+            v1::FinReason::Stopped
+        }));
+        Self {
+            monitor,
+            stop,
+            task,
+        }
+    }
+
+    async fn durable(&self, frames: u64) {
+        until("frames become durable", async || {
+            (self.monitor.books().durable >= frames).then_some(())
+        })
+        .await;
+    }
+
+    async fn stop(self) -> Books {
+        self.stop.cancel();
+        let ended = time::timeout(support::PATIENCE, self.task).await;
+        ended.expect("a stop is bounded").expect("no panic")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_goes_on_to_the_next_aggregator_of_its_authority() {
+    let mut site = Site::new();
+    let first = site.start().await;
+    let host = site.enrol(&first, facts("moving")).await;
+    first.stop().await;
+    // The second is the first as of a backup.
+    let folder = tempfile::tempdir().expect("a folder");
+    copy_folder(&site.config.state_dir, &folder.path().join("state"));
+    let any = std::net::SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
+    let mut config = site.config.clone();
+    config.state_dir = folder.path().join("state");
+    config.runtime_dir = folder.path().to_owned();
+    (config.uplink, config.enrolment, config.operator) = (any, any, any);
+    config.http.listen = any;
+    let second = muster_aggregator::serve::start(&config)
+        .await
+        .expect("it starts");
+    let second_uplink = second.addresses().uplink.to_string();
+    // The first names the second in its Welcome; the agent is configured with the first alone.
+    site.config.announce = vec![second_uplink.clone()];
+    let first = site.start().await;
+    let first_uplink = first.addresses().uplink.to_string();
+    let later = site.enrol(&first, facts("later")).await;
+
+    let agent = Hand::start(host.host, host.state.path(), vec![first_uplink.clone()], 1);
+    agent.durable(2).await;
+    assert_eq!(agent.monitor.server(), first_uplink);
+    assert_eq!(books(&second, host.host).await.produced, 0);
+    // A host of which the second does not know goes to the first.
+    let other = Hand::start(
+        later.host,
+        later.state.path(),
+        vec![second_uplink.clone(), first_uplink.clone()],
+        2,
+    );
+    other.durable(1).await;
+    assert_eq!(other.monitor.server(), first_uplink);
+    other.stop().await;
+
+    time::timeout(STOP, first.stop())
+        .await
+        .expect("a stop is bounded");
+    until("the second has its frames", async || {
+        (books(&second, host.host).await.stored >= 2).then_some(())
+    })
+    .await;
+    assert_eq!(agent.monitor.server(), second_uplink);
+    assert_eq!(
+        liveness(&second, host.host).await,
+        Some(Liveness::Live),
+        "known from the backup"
+    );
+    let last = agent.stop().await;
+    assert_eq!((last.lost, last.held), (0, 0));
+    // It is known after a restart of the agent too, with the first still away.
+    let again = Hand::start(host.host, host.state.path(), vec![first_uplink], 1);
+    again.durable(1).await;
+    assert_eq!(again.monitor.server(), second_uplink);
+    again.stop().await;
+    time::timeout(STOP, second.stop())
+        .await
+        .expect("a stop is bounded");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_machines_with_one_identity_are_told_apart_and_never_merged() {
+    let mut site = Site::new();
+    let aggregator = site.start().await;
+    let host = site.enrol(&aggregator, facts("original")).await;
+    let copied = tempfile::tempdir().expect("a folder");
+    copy_folder(host.state.path(), copied.path());
+    let original = Hand::start(host.host, host.state.path(), vec![host.uplink.clone()], 1);
+    original.durable(1).await;
+    // The copy is another boot. It is started again and again, as a machine in doubt is.
+    for _ in 0..COPY_SIGNS {
+        let copy = Hand::start(host.host, copied.path(), vec![host.uplink.clone()], 2);
+        until("the copy is turned away", async || {
+            let line = copy.monitor.line();
+            line.starts_with("not connected").then_some(())
+        })
+        .await;
+        let books = copy.stop().await;
+        assert_eq!(books.durable, 0, "nothing of it was taken");
+    }
+    let control = aggregator.control();
+    let quarantined = control.quarantined_hosts().await.expect("readable");
+    assert_eq!(quarantined.len(), 1);
+    assert_eq!(quarantined[0].0, host.host);
+    let incidents = until("there is an incident", async || {
+        let (open, _) = control
+            .incidents(IncidentFilter::default())
+            .await
+            .expect("readable");
+        let of_copy = open.into_iter().filter(|open| open.rule == COPY_RULE);
+        Some(of_copy.collect::<Vec<_>>()).filter(|open| !open.is_empty())
+    })
+    .await;
+    assert_eq!(incidents.len(), 1, "one is enough");
+    // What came between the first sign and the last is named where it is shown.
+    let always = (Timestamp::from_millis(0), SystemClock.now());
+    let doubts = control
+        .doubts(Some(host.host), always)
+        .await
+        .expect("readable");
+    assert_eq!(doubts.len(), 1);
+    assert_eq!(doubts[0].until, quarantined[0].1);
+    assert!(doubts[0].from < doubts[0].until);
+
+    // The one that was first goes on; when it is gone the copy does not take its place.
+    let before = original.monitor.books().durable;
+    original.durable(before + 1).await;
+    let last = original.stop().await;
+    let copy = Hand::start(host.host, copied.path(), vec![host.uplink.clone()], 2);
+    until("the copy is refused", async || {
+        let line = copy.monitor.line();
+        line.starts_with("not connected").then_some(())
+    })
+    .await;
+    assert_eq!(copy.stop().await.durable, 0);
+    let lives = lives(&aggregator, host.host).await;
+    assert_eq!(lives.len(), 1, "the copy has none");
+    assert_eq!((lives[0].1, lives[0].2), (last.produced, last.durable));
+    time::timeout(STOP, aggregator.stop())
         .await
         .expect("a stop is bounded");
 }

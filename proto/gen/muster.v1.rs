@@ -499,16 +499,16 @@ pub struct Have {
     #[prost(uint64, tag = "3")]
     pub decoded_to: u64,
 }
-/// Aggregators an agent may use, signed by the authority, so that an aggregator alone cannot move agents.
+/// Aggregators an agent may use besides those it was configured with, in the order in which they are tried. Addresses
+/// only: whatever answers there must show a certificate of the fleet's own authority, as ever, so a list cannot lead
+/// elsewhere. Replaces the list of the Welcome before; empty or absent: as before.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServerList {
     #[prost(uint64, tag = "1")]
     pub generation: u64,
+    /// At most 16.
     #[prost(message, repeated, tag = "2")]
     pub servers: ::prost::alloc::vec::Vec<Server>,
-    /// Over the other fields, by a key that chains to a root of the trust bundle.
-    #[prost(bytes = "vec", tag = "3")]
-    pub signature: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Server {
@@ -558,7 +558,8 @@ pub struct Gap {
     #[prost(uint64, tag = "5")]
     pub samples: u64,
 }
-/// Clean end of an incarnation.
+/// The end of an incarnation: of the one that speaks, said by itself when it stops; or, with `complete`, of an earlier
+/// one, said by the one that has delivered what it left behind.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Fin {
     #[prost(fixed64, tag = "1")]
@@ -567,6 +568,10 @@ pub struct Fin {
     pub last_seq: u64,
     #[prost(enumeration = "FinReason", tag = "3")]
     pub reason: i32,
+    /// Nothing more of this incarnation will come: what is not here of it, up to last_seq or the highest number that was
+    /// heard of, is lost.
+    #[prost(bool, tag = "4")]
+    pub complete: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Ack {
@@ -608,10 +613,10 @@ pub struct Drain {
     #[prost(uint32, tag = "1")]
     pub spread_ms: u32,
 }
-/// Use another server of the signed list.
+/// Use another server of the list for a while. Obeyed seldom, see docs/delivery.md.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Redirect {
-    /// Server.id
+    /// Server.id, or the address of a configured one.
     #[prost(string, tag = "1")]
     pub server_id: ::prost::alloc::string::String,
 }
@@ -1895,6 +1900,38 @@ pub struct HostDetail {
     pub failing_checks: ::prost::alloc::vec::Vec<CheckRow>,
     #[prost(uint32, tag = "31")]
     pub checks: u32,
+    /// The books of its agent's lives, oldest first; those before the last 64 are only in the sum.
+    #[prost(message, repeated, tag = "60")]
+    pub lives: ::prost::alloc::vec::Vec<LifeBooks>,
+    /// Times whose data may be of two machines, oldest first.
+    #[prost(message, repeated, tag = "61")]
+    pub doubts: ::prost::alloc::vec::Vec<Doubt>,
+}
+/// From the first sign that two machines speak with one host's identity until only one of them was listened to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Doubt {
+    #[prost(int64, tag = "1")]
+    pub from_ms: i64,
+    #[prost(int64, tag = "2")]
+    pub until_ms: i64,
+}
+/// What became of the frames of one life of an agent. What is not in the sum of the three is still to come: the agent
+/// holds it, or was not heard of since.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LifeBooks {
+    #[prost(fixed64, tag = "1")]
+    pub incarnation: u64,
+    #[prost(uint64, tag = "2")]
+    pub produced: u64,
+    #[prost(uint64, tag = "3")]
+    pub stored: u64,
+    #[prost(uint64, tag = "4")]
+    pub rejected: u64,
+    #[prost(uint64, tag = "5")]
+    pub lost: u64,
+    /// The one of the newest session.
+    #[prost(bool, tag = "6")]
+    pub newest: bool,
 }
 /// A check of one host, as its latest values tell.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -3872,13 +3909,17 @@ pub mod admin_server {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetAuthorityRequest {}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RotateAuthorityRequest {
     #[prost(enumeration = "AuthorityStep", tag = "1")]
     pub step: i32,
     /// Do it although hosts are left behind.
     #[prost(bool, tag = "2")]
     pub force: bool,
+    /// Prepare only: the key of the present root, PEM, where it is kept offline. It vouches for its successor once and is
+    /// not kept.
+    #[prost(bytes = "vec", tag = "3")]
+    pub root_key: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AuthorityStatus {
@@ -7267,7 +7308,7 @@ pub struct HistorySeries {
     #[prost(enumeration = "HistoryFold", tag = "9")]
     pub fold: i32,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HistoryEnd {
     #[prost(message, optional, tag = "1")]
     pub meta: ::core::option::Option<AnswerMeta>,
@@ -7277,6 +7318,16 @@ pub struct HistoryEnd {
     /// Names without wildcards that no host has.
     #[prost(string, repeated, tag = "3")]
     pub unknown_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Times within those asked for whose data may be of two machines.
+    #[prost(message, repeated, tag = "60")]
+    pub doubts: ::prost::alloc::vec::Vec<HostDoubt>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostDoubt {
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub doubt: ::core::option::Option<Doubt>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct QueryHistoryRequest {

@@ -33,9 +33,10 @@ const BATCH_BYTES: usize = 128 * 1024;
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 enum Command {
-    Append(Spooled),
+    Append(Spooled, Option<Spooled>),
     Settle(Incarnation, Vec<(u64, u64)>),
-    Rewind,
+    Rewind(Vec<Incarnation>),
+    Confirm(Incarnation),
     Next(u64, oneshot::Sender<Batch>),
     Commit,
     Stop(oneshot::Sender<()>),
@@ -46,6 +47,7 @@ struct Shared {
     status: SpoolStatus,
     ranges: Vec<v1::SpoolRange>,
     is_open: bool,
+    has_due: bool,
 }
 
 /// Handle to a spool; see the head of this file. The thread ends with it, after a commit.
@@ -83,9 +85,9 @@ impl SpoolHandle {
         Ok(Self { commands, shared })
     }
 
-    /// Hands over a frame of this incarnation.
-    pub fn append(&self, frame: Spooled) {
-        let _ = self.commands.try_send(Command::Append(frame));
+    /// Hands over a frame of this incarnation, and its [`Spooled::outline`] if it has one.
+    pub fn append(&self, frame: Spooled, outline: Option<Spooled>) {
+        let _ = self.commands.try_send(Command::Append(frame, outline));
     }
 
     /// The aggregator has these frames, or has refused them. Said again with every acknowledgement, so one
@@ -96,9 +98,16 @@ impl SpoolHandle {
         }
     }
 
-    /// A session begins: what is not settled is to be sent again.
-    pub fn rewind(&self) {
-        let _ = self.commands.try_send(Command::Rewind);
+    /// The aggregator has noted that nothing more will come of an earlier incarnation. If it finds no room it is told
+    /// again in the next session, and noted again.
+    pub fn confirm(&self, incarnation: Incarnation) {
+        let _ = self.commands.try_send(Command::Confirm(incarnation));
+    }
+
+    /// A session begins, in which the aggregator has said what it has of these incarnations: what is not settled is
+    /// to be sent again.
+    pub fn rewind(&self, named: Vec<Incarnation>) {
+        let _ = self.commands.try_send(Command::Rewind(named));
     }
 
     /// Asks for what is to be sent next beside the live chain; see [`Spool::next_batch`].
@@ -128,6 +137,12 @@ impl SpoolHandle {
     #[must_use]
     pub fn is_open(&self) -> bool {
         lock(&self.shared).is_open
+    }
+
+    /// Whether there is something for [`SpoolHandle::next_batch`] that was not there before.
+    #[must_use]
+    pub fn has_due(&self) -> bool {
+        lock(&self.shared).has_due
     }
 
     /// How it stands.
@@ -208,16 +223,24 @@ impl<F: FnMut(Event)> Keeper<F> {
         let Some(spool) = &mut self.spool else {
             return;
         };
+        let is_due = spool.has_due();
+        let was_due = {
+            // First, so that whoever is told finds it there.
+            let mut shared = lock(&self.shared);
+            shared.is_open = true;
+            shared.status = spool.status();
+            shared.ranges = spool.ranges();
+            std::mem::replace(&mut shared.has_due, is_due)
+        };
         for event in spool.take_events() {
             if matches!(event, Event::LossReason(_)) && spool.is_suspended() {
                 self.probe_at = now + PROBE_EVERY;
             }
             (self.told)(event);
         }
-        let mut shared = lock(&self.shared);
-        shared.is_open = true;
-        shared.status = spool.status();
-        shared.ranges = spool.ranges();
+        if is_due && !was_due {
+            (self.told)(Event::Due);
+        }
     }
 
     fn commit(&mut self) {
@@ -236,13 +259,19 @@ impl<F: FnMut(Event)> Keeper<F> {
             return;
         };
         match command {
-            Command::Append(frame) => spool.append(&frame),
+            Command::Append(frame, outline) => {
+                spool.append(&frame);
+                if let Some(outline) = outline {
+                    spool.keep(outline);
+                }
+            }
+            Command::Confirm(incarnation) => spool.confirm(incarnation),
             Command::Settle(incarnation, ranges) => {
                 for (first, last) in ranges {
                     spool.settle(incarnation, first, last);
                 }
             }
-            Command::Rewind => spool.rewind(),
+            Command::Rewind(named) => spool.rewind(named),
             Command::Next(own_below, reply) => {
                 // A session that has ended asks again in the next.
                 let _ = reply.send(spool.next_batch(own_below, BATCH_BYTES));

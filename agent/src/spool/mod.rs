@@ -9,10 +9,15 @@
 //! space. A disk that fails three times, or is nearly full, is left alone for a minute at a time: until it is
 //! well, frames are in memory only, as they would be without a spool.
 //!
+//! What happened on the host outlives the samples: of each frame with events an outline is kept apart
+//! (`ledger`) and takes the place of its frame when that is dropped. There, too, stands where each earlier
+//! incarnation ended, until the aggregator knows that nothing more will come of it.
+//!
 //! [`Spool`] is plain code over a [`Storage`]; [`SpoolHandle`] is the thread that runs it, because every call
 //! may wait for the disk. The segments are those of [`muster_proto::log`], the records those of `record`.
 
 mod handle;
+mod ledger;
 mod record;
 mod shelf;
 #[cfg(test)]
@@ -32,6 +37,7 @@ pub use handle::SpoolHandle;
 pub use record::Spooled;
 pub use shelf::Missing;
 
+use ledger::Ledger;
 use shelf::Shelf;
 
 /// Bytes after which what was written is made durable, whatever the time.
@@ -97,6 +103,10 @@ pub enum Event {
     },
     /// Frames of the running incarnation are not on disk any more.
     Dropped(Missing),
+    /// What happened in this frame is kept, whatever becomes of its samples.
+    Outlined(u64),
+    /// Something can be sent that could not before.
+    Due,
     /// Only a key frame can be written next.
     WantKey,
     /// Why frames that memory cannot hold are lost from now on.
@@ -138,6 +148,8 @@ pub struct Batch {
     pub frames: Vec<Spooled>,
     /// What will never come, to be told first.
     pub gaps: Vec<v1::Gap>,
+    /// Earlier incarnations of which nothing more will come, to be told last.
+    pub ends: Vec<v1::Fin>,
 }
 
 impl Default for Batch {
@@ -146,6 +158,7 @@ impl Default for Batch {
             incarnation: Incarnation(0),
             frames: Vec::new(),
             gaps: Vec::new(),
+            ends: Vec::new(),
         }
     }
 }
@@ -154,7 +167,7 @@ impl Batch {
     /// Whether there is nothing more to send for now.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty() && self.gaps.is_empty()
+        self.frames.is_empty() && self.gaps.is_empty() && self.ends.is_empty()
     }
 }
 
@@ -165,6 +178,12 @@ pub struct Spool<S: Storage> {
     own: Shelf<S>,
     /// Earlier incarnations, oldest first.
     older: VecDeque<Shelf<S>>,
+    /// What happened, and where incarnations ended.
+    ledger: Ledger<S>,
+    /// Incarnations of which the aggregator has said in this session what it has.
+    named: Vec<Incarnation>,
+    /// Frames of this incarnation from this number on are in memory.
+    own_below: u64,
     missing: Vec<Missing>,
     events: Vec<Event>,
     /// Bytes handed over since the last commit.
@@ -195,7 +214,7 @@ impl<S: Storage> Spool<S> {
         let mut older = Vec::new();
         let mut unreadable = 0u64;
         for stream in log::streams(&storage)? {
-            if stream == incarnation.0 {
+            if stream == incarnation.0 || stream == ledger::STREAM {
                 continue;
             }
             match Shelf::open(storage.clone(), Incarnation(stream), &mut missing) {
@@ -212,12 +231,16 @@ impl<S: Storage> Spool<S> {
         }
         older.sort_by_key(|shelf| (shelf.oldest(), shelf.incarnation().0));
         let own = Shelf::open(storage.clone(), incarnation, &mut missing)?;
+        let ledger = Ledger::open(storage.clone())?;
         let mut spool = Self {
             storage,
             limits,
             own,
             older: older.into(),
-            missing,
+            ledger,
+            named: Vec::new(),
+            own_below: 0,
+            missing: Vec::new(),
             events: Vec::new(),
             uncommitted: 0,
             first_uncommitted: None,
@@ -227,6 +250,7 @@ impl<S: Storage> Spool<S> {
             suspended: false,
             status: SpoolStatus::default(),
         };
+        spool.lose(missing);
         spool.clear_done();
         spool.enforce_bounds();
         Ok(spool)
@@ -254,13 +278,33 @@ impl<S: Storage> Spool<S> {
     /// What Hello says of earlier incarnations.
     #[must_use]
     pub fn ranges(&self) -> Vec<v1::SpoolRange> {
-        let ranges = self.older.iter().filter_map(Shelf::range);
-        ranges.take(MAX_NAMED).collect()
+        let mut ranges: Vec<v1::SpoolRange> = self.older.iter().filter_map(Shelf::range).collect();
+        for incarnation in self.ledger.incarnations() {
+            let named = ranges
+                .iter()
+                .any(|range| range.incarnation == incarnation.0);
+            let outlined = self.ledger.outlined(incarnation);
+            if let (false, Some(&first), Some(&last)) = (
+                named || incarnation == self.own.incarnation(),
+                outlined.first(),
+                outlined.last(),
+            ) {
+                ranges.push(v1::SpoolRange {
+                    incarnation: incarnation.0,
+                    first,
+                    last,
+                    bytes: 0,
+                });
+            }
+        }
+        ranges.truncate(MAX_NAMED);
+        ranges
     }
 
     fn bytes(&self) -> u64 {
         let shelves = self.older.iter().chain([&self.own]);
-        shelves.map(|shelf| shelf.log().bytes_on_disk()).sum()
+        let bulk: u64 = shelves.map(|shelf| shelf.log().bytes_on_disk()).sum();
+        bulk + self.ledger.bytes_on_disk()
     }
 
     /// Writes a frame of this incarnation. It is on disk for certain when [`Event::Durable`] says so.
@@ -282,6 +326,39 @@ impl<S: Storage> Spool<S> {
         }
     }
 
+    /// Keeps what happened in a frame of this incarnation, which [`Spooled::outline`] gave.
+    pub fn keep(&mut self, outline: Spooled) {
+        let own = self.own.incarnation();
+        self.events.push(Event::Outlined(outline.seq));
+        let pushed_out = self.ledger.keep(own, outline);
+        for (incarnation, seq) in pushed_out {
+            if self
+                .shelf(incarnation)
+                .is_none_or(|shelf| !shelf.holds(seq))
+            {
+                self.lose(vec![Missing {
+                    incarnation,
+                    first: seq,
+                    last: seq,
+                    samples: 0,
+                    reason: v1::GapReason::Full,
+                }]);
+            }
+        }
+        if !self.suspended
+            && let Err(error) = self.ledger.write()
+        {
+            self.ledger_failed(&error);
+        }
+    }
+
+    /// What is not on disk stays in memory and is written with what comes next.
+    fn ledger_failed(&mut self, error: &LogError) {
+        self.status.failures += 1;
+        tracing::debug!(error = chain(error), "what happened is not on disk");
+        self.ledger.forget_pending();
+    }
+
     /// Makes durable what was written, and keeps the bounds.
     pub fn commit(&mut self) {
         if self.suspended {
@@ -300,6 +377,9 @@ impl<S: Storage> Spool<S> {
                 ),
             );
             return;
+        }
+        if let Err(error) = self.ledger.commit() {
+            self.ledger_failed(&error);
         }
         match self.own.commit() {
             Ok(_) => {
@@ -347,6 +427,7 @@ impl<S: Storage> Spool<S> {
         self.suspended = true;
         self.status.fault = Some(why);
         self.own.forget_pending();
+        self.ledger.forget_pending();
         self.uncommitted = 0;
         self.first_uncommitted = None;
         self.events.push(Event::LossReason(reason));
@@ -374,6 +455,7 @@ impl<S: Storage> Spool<S> {
 
     /// The aggregator has these, or has refused them.
     pub fn settle(&mut self, incarnation: Incarnation, first: u64, last: u64) {
+        self.ledger.settle(incarnation, first, last);
         let before = self
             .shelf(incarnation)
             .map_or(0, |shelf| shelf.open_frames());
@@ -400,9 +482,17 @@ impl<S: Storage> Spool<S> {
             .find(|shelf| shelf.incarnation() == incarnation)
     }
 
-    /// A session begins: ticks follow the aggregator's clock from now on, so what is old is known.
-    pub fn rewind(&mut self) {
+    /// The aggregator has noted that nothing more will come of an earlier incarnation.
+    pub fn confirm(&mut self, incarnation: Incarnation) {
+        self.ledger.confirm(incarnation);
+    }
+
+    /// A session begins, in which the aggregator has said what it has of these incarnations. Ticks follow its clock from
+    /// now on, so what is old is known.
+    pub fn rewind(&mut self, named: Vec<Incarnation>) {
         self.clock_confirmed = true;
+        self.named = named;
+        self.ledger.rewind();
         for shelf in self.older.iter_mut().chain([&mut self.own]) {
             shelf.rewind();
         }
@@ -413,8 +503,16 @@ impl<S: Storage> Spool<S> {
     pub fn next_batch(&mut self, own_below: u64, bytes: usize) -> Batch {
         let mut batch = Batch::default();
         let own = self.own.incarnation();
-        let mut missing = std::mem::take(&mut self.missing);
+        self.own_below = own_below;
+        let mut missing = Vec::new();
+        let told = std::mem::take(&mut self.missing);
+        if !self.is_mid_chain() {
+            self.read_outlines(bytes, &mut batch);
+        }
         for shelf in self.older.iter_mut().chain([&mut self.own]) {
+            if !batch.frames.is_empty() {
+                break;
+            }
             let below = if shelf.incarnation() == own {
                 own_below
             } else {
@@ -422,21 +520,94 @@ impl<S: Storage> Spool<S> {
             };
             shelf.read(below, bytes, &mut batch.frames, &mut missing);
             batch.incarnation = shelf.incarnation();
-            if !batch.frames.is_empty() {
-                break;
-            }
         }
-        for gone in missing {
-            if gone.incarnation == own {
-                // The buffer tells it, with what memory has lost.
-                self.events.push(Event::Dropped(gone));
-            } else {
-                self.count(&gone);
-                batch.gaps.push(gone.to_wire());
-            }
+        self.lose(missing);
+        for gone in told.into_iter().chain(std::mem::take(&mut self.missing)) {
+            self.count(&gone);
+            batch.gaps.push(gone.to_wire());
         }
         self.clear_done();
+        batch.ends = self.due_ends();
+        for end in &batch.ends {
+            self.ledger.end_sent(Incarnation(end.incarnation));
+        }
         batch
+    }
+
+    /// Whether what is read next builds on what was read last.
+    fn is_mid_chain(&self) -> bool {
+        let mut shelves = self.older.iter().chain([&self.own]);
+        shelves.any(Shelf::is_mid_chain)
+    }
+
+    /// Outlines of frames that are nowhere else, of one incarnation. They stand for themselves, so they must not
+    /// come between a frame and the one that builds on it.
+    fn read_outlines(&mut self, bytes: usize, batch: &mut Batch) {
+        let mut budget = bytes;
+        while budget > 0 {
+            let next = self.ledger.next_outline(|incarnation, seq| {
+                let same = batch.frames.is_empty() || incarnation == batch.incarnation;
+                same && self.is_due(incarnation, seq)
+            });
+            let Some((incarnation, frame)) = next.map(|(whose, frame)| (whose, frame.clone()))
+            else {
+                return;
+            };
+            self.ledger.outline_sent(incarnation, frame.seq);
+            budget = budget.saturating_sub(frame.payload.len().max(1));
+            batch.incarnation = incarnation;
+            batch.frames.push(frame);
+        }
+    }
+
+    /// Whether the outline of a frame is to be sent: the frame itself is nowhere any more, and the aggregator has said
+    /// what it has of that incarnation, so that it is not told what it knows.
+    fn is_due(&self, incarnation: Incarnation, seq: u64) -> bool {
+        let own = incarnation == self.own.incarnation();
+        let mut shelves = self.older.iter().chain([&self.own]);
+        self.named.contains(&incarnation)
+            && (!own || seq < self.own_below)
+            && !shelves.any(|shelf| shelf.incarnation() == incarnation && shelf.holds(seq))
+    }
+
+    /// Ends of incarnations of which nothing is left to be sent.
+    fn due_ends(&self) -> Vec<v1::Fin> {
+        let outlined = self.ledger.incarnations();
+        let ends = self.ledger.ends(|incarnation| {
+            let shelved = self
+                .older
+                .iter()
+                .any(|shelf| shelf.incarnation() == incarnation);
+            let untold = self
+                .missing
+                .iter()
+                .any(|gone| gone.incarnation == incarnation);
+            !shelved && !untold && !outlined.contains(&incarnation)
+        });
+        ends.collect()
+    }
+
+    /// Whether [`Spool::next_batch`] has something that stands beside the samples.
+    #[must_use]
+    pub fn has_due(&self) -> bool {
+        let outline = self
+            .ledger
+            .next_outline(|incarnation, seq| self.is_due(incarnation, seq));
+        outline.is_some() || !self.due_ends().is_empty()
+    }
+
+    /// Notes what will never come. Frames of which the events are kept are not lost.
+    fn lose(&mut self, missing: Vec<Missing>) {
+        for gone in missing {
+            for rest in gone.without(&self.ledger.outlined(gone.incarnation)) {
+                if rest.incarnation == self.own.incarnation() {
+                    // The buffer tells it, with what memory has lost.
+                    self.events.push(Event::Dropped(rest));
+                } else {
+                    self.missing.push(rest);
+                }
+            }
+        }
     }
 
     fn count(&mut self, gone: &Missing) {
@@ -457,6 +628,7 @@ impl<S: Storage> Spool<S> {
             self.older.drain(..).partition(Shelf::is_done);
         self.older = open;
         for shelf in done {
+            self.ledger.end(shelf.incarnation(), shelf.last_seen());
             if let Err(error) = shelf.remove() {
                 self.cannot_remove(&error);
             }
@@ -491,7 +663,10 @@ impl<S: Storage> Spool<S> {
                     self.older.push_front(shelf);
                     dropped
                 }
-                Some(shelf) => shelf.drop_all(reason, &mut missing),
+                Some(shelf) => {
+                    self.ledger.end(shelf.incarnation(), shelf.last_seen());
+                    shelf.drop_all(reason, &mut missing)
+                }
                 None if self.own.can_drop() => self.own.drop_segment(reason, &mut missing),
                 None => break,
             };
@@ -500,13 +675,7 @@ impl<S: Storage> Spool<S> {
                 break;
             }
         }
-        for gone in missing {
-            if gone.incarnation == self.own.incarnation() {
-                self.events.push(Event::Dropped(gone));
-            } else {
-                self.missing.push(gone);
-            }
-        }
+        self.lose(missing);
     }
 
     /// Tick of the newest samples of what would go first.

@@ -12,7 +12,11 @@
 //! | 32 | rest | the frame's payload |
 
 use bytes::Bytes;
-use muster_proto::{id::Incarnation, log::Record, time::Timestamp, v1};
+use muster_proto::{
+    codec::Encoder, id::Incarnation, log::Record, series::Table, time::Timestamp, v1,
+};
+
+use super::ledger::MAX_OUTLINE_BYTES;
 
 /// Kinds of records.
 const KEY: u8 = 1;
@@ -65,7 +69,15 @@ impl Spooled {
             DELTA => false,
             _ => return None,
         };
-        let mut payload = Bytes::from(record.payload);
+        Self::parse(Bytes::from(record.payload), key)
+    }
+
+    /// The key frame that is encoded so.
+    pub(super) fn decode_key(encoded: &[u8]) -> Option<Self> {
+        Self::parse(Bytes::copy_from_slice(encoded), true)
+    }
+
+    fn parse(mut payload: Bytes, key: bool) -> Option<Self> {
         if payload.len() < HEADER_BYTES {
             return None;
         }
@@ -86,6 +98,24 @@ impl Spooled {
             crc32c: four(28),
             key,
             payload,
+        })
+    }
+
+    /// What outlives this frame when there is no room for it: its number and what happened in it, as a key frame
+    /// without samples. `None` if nothing happened, or too much to be kept apart.
+    #[must_use]
+    pub fn outline(&self, events: &[v1::Event]) -> Option<Self> {
+        if events.is_empty() {
+            return None;
+        }
+        let mut payload = Vec::new();
+        Encoder::new().encode(&Table::default(), events, true, &mut payload);
+        (payload.len() <= MAX_OUTLINE_BYTES).then(|| Self {
+            samples: 0,
+            crc32c: crc32c::crc32c(&payload),
+            key: true,
+            payload: payload.into(),
+            ..*self
         })
     }
 

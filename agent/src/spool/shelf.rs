@@ -50,6 +50,28 @@ impl Missing {
         self.last - self.first + 1
     }
 
+    /// What is left of it without these numbers, which ascend. All samples are counted with the first part.
+    pub(super) fn without(self, kept: &[u64]) -> Vec<Self> {
+        let mut parts: Vec<Self> = Vec::new();
+        let within = kept
+            .iter()
+            .filter(|seq| (self.first..=self.last).contains(*seq));
+        let mut first = self.first;
+        for &seq in within.chain([&(self.last + 1)]) {
+            if first < seq {
+                let samples = if parts.is_empty() { self.samples } else { 0 };
+                parts.push(Self {
+                    first,
+                    last: seq - 1,
+                    samples,
+                    ..self
+                });
+            }
+            first = seq + 1;
+        }
+        parts
+    }
+
     /// Appends it, as one with the last where it continues that.
     fn join(self, missing: &mut Vec<Self>) {
         match missing.last_mut() {
@@ -83,6 +105,8 @@ pub(super) struct Shelf<S: Storage> {
     log: Log<S>,
     chains: VecDeque<Chain>,
     settled: RangeSet,
+    /// Highest number that was ever seen here, 0 without one.
+    last_seen: u64,
     /// Number of the next record to read in this session.
     cursor: u64,
     scratch: Vec<u8>,
@@ -102,6 +126,7 @@ impl<S: Storage> Shelf<S> {
             log,
             chains: VecDeque::new(),
             settled: RangeSet::default(),
+            last_seen: 0,
             cursor: 0,
             scratch: Vec::new(),
         };
@@ -113,6 +138,7 @@ impl<S: Storage> Shelf<S> {
     /// Reads all records once, for the chains. Records from `damaged_from` on are not all there.
     fn take_stock(&mut self, damaged_from: Option<u64>, missing: &mut Vec<Missing>) {
         let mut chains = VecDeque::new();
+        let mut last_seen = 0;
         let mut next = None;
         let mut broken = false;
         let mut lose = |first, last, samples| {
@@ -155,7 +181,9 @@ impl<S: Storage> Shelf<S> {
                 lose(frame.seq, frame.seq, frame.samples.into());
             }
             next = Some(frame.seq + 1);
+            last_seen = last_seen.max(frame.seq);
         }
+        self.last_seen = last_seen;
         self.chains = chains;
     }
 
@@ -165,6 +193,24 @@ impl<S: Storage> Shelf<S> {
 
     pub(super) fn log(&self) -> &Log<S> {
         &self.log
+    }
+
+    /// Highest number that was ever seen here, 0 without one.
+    pub(super) fn last_seen(&self) -> u64 {
+        self.last_seen
+    }
+
+    /// Whether the frame is here and still to be delivered.
+    pub(super) fn holds(&self, seq: u64) -> bool {
+        let after = self.chains.partition_point(|chain| chain.first <= seq);
+        let chain = after.checked_sub(1).and_then(|at| self.chains.get(at));
+        !self.settled.contains(seq) && chain.is_some_and(|chain| seq <= chain.last)
+    }
+
+    /// Whether what is read next continues what was read last.
+    pub(super) fn is_mid_chain(&self) -> bool {
+        let within = |chain: &Chain| chain.record < self.cursor && self.cursor < chain.record_end;
+        self.chains.iter().any(within)
     }
 
     /// The tick of the oldest chain.
@@ -182,6 +228,7 @@ impl<S: Storage> Shelf<S> {
     pub(super) fn append(&mut self, frame: &Spooled) -> Result<(), LogError> {
         frame.encode(&mut self.scratch);
         let number = self.log.append(frame.kind(), &self.scratch)?;
+        self.last_seen = self.last_seen.max(frame.seq);
         if frame.key {
             begin(&mut self.chains, frame, number);
         } else {

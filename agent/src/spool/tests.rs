@@ -1,8 +1,12 @@
 //! The spool on a disk that forgets, fills and fails; with the buffer beside it, as in the agent.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use muster_proto::log::{Fault, FaultyStorage};
+use muster_proto::{
+    codec::{Changes, Decoder, Intern},
+    log::{Fault, FaultyStorage},
+    series::Family,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -37,21 +41,78 @@ fn written(storage: &FaultyStorage, incarnation: u64, last: u64) {
     spool.commit();
 }
 
-/// Everything the spool would send now: (incarnation, number, key), and the gaps.
-fn drain(spool: &mut Spool<FaultyStorage>) -> (Vec<(u64, u64, bool)>, Vec<v1::Gap>) {
-    spool.rewind();
-    let (mut sent, mut gaps) = (Vec::new(), Vec::new());
+/// Everything the spool would send now.
+#[derive(Debug, Default)]
+struct Drained {
+    /// Incarnation, number, key.
+    sent: Vec<(u64, u64, bool)>,
+    /// Incarnation and number of those that are outlines, with what happened in them.
+    outlines: Vec<(u64, u64, Vec<v1::Event>)>,
+    gaps: Vec<v1::Gap>,
+    /// Incarnation and last number.
+    ends: Vec<(u64, u64)>,
+}
+
+fn drain_all(spool: &mut Spool<FaultyStorage>) -> Drained {
+    spool.rewind((1..1_000).map(Incarnation).collect());
+    let mut drained = Drained::default();
     loop {
         let batch = spool.next_batch(u64::MAX, 300);
         if batch.is_empty() {
-            return (sent, gaps);
+            return drained;
         }
-        gaps.extend(batch.gaps);
+        drained.gaps.extend(batch.gaps);
+        for end in batch.ends {
+            assert!(end.complete);
+            drained.ends.push((end.incarnation, end.last_seq));
+        }
         for frame in batch.frames {
             assert_eq!(frame.crc32c, crc32c::crc32c(&frame.payload));
-            sent.push((batch.incarnation.0, frame.seq, frame.key));
+            let whose = batch.incarnation.0;
+            drained.sent.push((whose, frame.seq, frame.key));
+            // What stands for a sample in these tests is text.
+            if let Ok(beside) = muster_proto::codec::beside(&frame.payload) {
+                assert!(decodes_alone(&frame), "{whose} {}", frame.seq);
+                drained.outlines.push((whose, frame.seq, beside.events));
+            }
         }
     }
+}
+
+struct Nameless;
+
+impl Intern for Nameless {
+    type Key = ();
+
+    fn series(&mut self, _: &Arc<Family>, _: &[String]) {}
+}
+
+/// Whether an aggregator takes it without anything before it, as a frame without series.
+fn decodes_alone(frame: &Spooled) -> bool {
+    let (mut decoder, mut changes) = (Decoder::default(), Changes::default());
+    let decoded = decoder.apply(frame.seq, &frame.payload, 10, &mut Nameless, &mut changes);
+    decoded.is_ok() && decoder.slots().is_empty() && !changes.events.is_empty()
+}
+
+fn drain(spool: &mut Spool<FaultyStorage>) -> (Vec<(u64, u64, bool)>, Vec<v1::Gap>) {
+    let Drained { sent, gaps, .. } = drain_all(spool);
+    (sent, gaps)
+}
+
+fn happened(at: u64) -> Vec<v1::Event> {
+    vec![v1::Event {
+        kind: v1::EventKind::UnitStateChanged.into(),
+        subject: format!("unit-{at}.service"),
+        at_ms: START,
+        fields: Vec::new(),
+    }]
+}
+
+/// A frame in which something happened, with its outline.
+fn eventful(incarnation: u64, seq: u64, key: bool, bytes: usize) -> (Spooled, Spooled) {
+    let frame = frame(incarnation, seq, key, bytes);
+    let outline = frame.outline(&happened(seq)).expect("something happened");
+    (frame, outline)
 }
 
 #[test]
@@ -73,7 +134,169 @@ fn what_is_left_comes_oldest_first_and_goes_when_it_is_settled() {
     assert_eq!((spool.status().incarnations, spool.status().frames), (1, 1));
     spool.settle(Incarnation(2), 1, u64::MAX);
     assert_eq!(spool.status().delivered, 10);
-    assert!(storage.files().keys().all(|name| !name.ends_with(".seg")));
+    let bulk = |name: &String| name.ends_with(".seg") && !name.starts_with(&"0".repeat(16));
+    assert!(!storage.files().keys().any(bulk));
+    // What is delivered has ended, which is said until it is confirmed, over restarts too.
+    assert_eq!(drain_all(&mut spool).ends, [(1, 3), (2, 7)]);
+    spool.commit();
+    drop(spool);
+    let mut spool = open(&storage, 10, SpoolLimits::default());
+    assert_eq!(drain_all(&mut spool).ends, [(1, 3), (2, 7)]);
+    spool.confirm(Incarnation(1));
+    assert_eq!(drain_all(&mut spool).ends, [(2, 7)]);
+    spool.confirm(Incarnation(2));
+    spool.commit();
+    assert!(!spool.has_due());
+}
+
+#[test]
+fn an_incarnation_ends_only_when_all_of_it_is_delivered() {
+    let storage = FaultyStorage::new();
+    written(&storage, 1, 7);
+    let mut spool = open(&storage, 2, SpoolLimits::default());
+    assert!(drain_all(&mut spool).ends.is_empty());
+    spool.settle(Incarnation(1), 1, 6);
+    assert!(drain_all(&mut spool).ends.is_empty(), "one is left");
+    spool.settle(Incarnation(1), 7, 7);
+    assert!(spool.has_due());
+    assert_eq!(drain_all(&mut spool).ends, [(1, 7)]);
+}
+
+#[test]
+fn what_happened_outlives_the_samples_and_a_restart() {
+    let storage = FaultyStorage::new();
+    let limits = SpoolLimits {
+        max_bytes: MIN_SPOOL_BYTES,
+        ..SpoolLimits::default()
+    };
+    let mut spool = open(&storage, 1, limits);
+    let mut dropped = Vec::new();
+    let seqs = [3u64, 8, 9, 58];
+    for seq in 1..=60 {
+        let (frame, outline) = eventful(1, seq, seq % 5 == 1, 60_000);
+        spool.append(&frame);
+        if seqs.contains(&seq) {
+            spool.keep(outline);
+        }
+        for event in spool.take_events() {
+            if let Event::Dropped(gone) = event {
+                dropped.extend(gone.first..=gone.last);
+            }
+        }
+    }
+    spool.commit();
+    assert!(dropped.contains(&1) && dropped.contains(&10), "{dropped:?}");
+    assert!(seqs.iter().all(|seq| !dropped.contains(seq)), "{dropped:?}");
+    assert!(spool.status().bytes <= MIN_SPOOL_BYTES);
+    drop(spool);
+
+    let mut spool = open(&storage, 2, limits);
+    assert!(
+        spool
+            .ranges()
+            .iter()
+            .any(|range| range.incarnation == 1 && range.last == 60),
+        "{:?}",
+        spool.ranges()
+    );
+    let drained = drain_all(&mut spool);
+    let expected: Vec<_> = [3, 8, 9].map(|seq| (1, seq, happened(seq))).into();
+    assert_eq!(drained.outlines, expected, "58 is there with its samples");
+    assert_eq!(drained.sent.last(), Some(&(1, 60, false)));
+    // Not before the aggregator has said what it has of that incarnation: it may have had the frame itself.
+    spool.rewind(vec![Incarnation(2)]);
+    let first = spool.next_batch(u64::MAX, 300).frames;
+    assert!(first.iter().all(|frame| frame.seq > 9), "{first:?}");
+    // What is settled is not told again, and all of it together is the end.
+    spool.settle(Incarnation(1), 8, 60);
+    let drained = drain_all(&mut spool);
+    assert_eq!(
+        (drained.sent, drained.ends),
+        (vec![(1, 3, true)], Vec::new())
+    );
+    spool.settle(Incarnation(1), 3, 3);
+    assert_eq!(drain_all(&mut spool).ends, [(1, 60)]);
+}
+
+#[test]
+fn with_too_much_that_happened_the_oldest_goes_and_is_named() {
+    let storage = FaultyStorage::new();
+    let limits = SpoolLimits {
+        max_bytes: MIN_SPOOL_BYTES,
+        ..SpoolLimits::default()
+    };
+    let mut spool = open(&storage, 1, limits);
+    let long = |seq: u64| {
+        let frame = frame(1, seq, true, 30_000);
+        let mut events = happened(seq);
+        events[0].subject = "x".repeat(20_000);
+        let outline = frame.outline(&events).expect("kept");
+        (frame, outline)
+    };
+    let mut dropped = Vec::new();
+    for seq in 1..=200 {
+        let (frame, outline) = long(seq);
+        spool.append(&frame);
+        spool.keep(outline);
+        spool.commit();
+        for event in spool.take_events() {
+            if let Event::Dropped(gone) = event {
+                dropped.extend(gone.first..=gone.last);
+            }
+        }
+        let apart: u64 = storage
+            .files()
+            .iter()
+            .filter(|(name, _)| name.starts_with(&"0".repeat(16)))
+            .map(|(_, bytes)| bytes.len() as u64)
+            .sum();
+        assert!(apart <= (256 << 10) + (64 << 10), "{apart} at {seq}");
+    }
+    let sent = drain(&mut spool).0;
+    assert_eq!(sent.len() + dropped.len(), 200);
+    let mut all: Vec<u64> = sent.iter().map(|(_, seq, _)| *seq).chain(dropped).collect();
+    all.sort_unstable();
+    assert!(all.into_iter().eq(1..=200), "each is sent or named");
+}
+
+#[test]
+fn a_disk_that_fails_costs_samples_and_not_what_happened() {
+    let mut host = Host::start(FaultyStorage::new(), 1);
+    host.storage.fail(0, Fault::InputOutput, true);
+    for seq in 1..=100 {
+        assert_eq!(host.sample(60_000), seq);
+        if seq == 4 {
+            let (_, outline) = eventful(1, seq, false, 10);
+            host.spool.keep(outline);
+            host.pass_on();
+        }
+    }
+    let books = host.buffer.books();
+    assert!(balanced(books) && books.lost > 4, "{books:?}");
+    assert_eq!(
+        host.buffer.first_spilled(),
+        Some(4),
+        "held, though nowhere on disk"
+    );
+    let front = host.buffer.first_in_memory();
+    host.spool.rewind(vec![Incarnation(1)]);
+    let batch = host.spool.next_batch(front, 100_000);
+    let seqs: Vec<u64> = batch.frames.iter().map(|frame| frame.seq).collect();
+    // Something happens in every seventh frame of such a host too.
+    assert!(
+        seqs.iter()
+            .copied()
+            .eq((1..front).filter(|seq| *seq == 4 || seq.is_multiple_of(7))),
+        "{seqs:?}"
+    );
+    host.buffer.mark_sent(front);
+    for &seq in &seqs {
+        host.buffer.release(seq, seq);
+        host.spool.settle(Incarnation(1), seq, seq);
+    }
+    assert_eq!(host.buffer.books().durable, seqs.len() as u64);
+    assert!(balanced(host.buffer.books()));
+    assert!(host.spool.next_batch(front, 100_000).is_empty());
 }
 
 #[test]
@@ -310,6 +533,10 @@ impl Host {
         });
         if let Some(frame) = self.buffer.newest().map(Held::to_spool) {
             self.spool.append(&frame);
+            if seq.is_multiple_of(7) {
+                let outline = frame.outline(&happened(seq));
+                self.spool.keep(outline.expect("something happened"));
+            }
         }
         self.pass_on();
         seq
@@ -342,7 +569,7 @@ fn an_outage_longer_than_memory_loses_nothing() {
     let plan = host.buffer.plan(0);
     assert_eq!(plan.live_from, 101);
     assert!(host.buffer.needs_key(Timestamp::from_millis(START)));
-    host.spool.rewind();
+    host.spool.rewind(vec![Incarnation(1)]);
     let mut next = 1;
     loop {
         let batch = host.spool.next_batch(front, 100_000);

@@ -1,6 +1,7 @@
 //! What goes beside the live chain of a session: the backlog, oldest first.
 //!
-//! First what earlier incarnations left on disk, then what this one has there, then what is still in memory.
+//! First what earlier incarnations left on disk, then what this one has there, then what is still in memory; and
+//! when all of an earlier incarnation is delivered, that nothing more will come of it.
 //! It takes at most half of the aggregator's credit, so that a live frame never waits for it.
 
 use std::collections::VecDeque;
@@ -49,7 +50,11 @@ impl Aside {
         let front = buffer.first_in_memory();
         let spilled =
             self.disk_done.is_some_and(|at| at != front) && buffer.first_spilled().is_some();
-        if spilled || !self.disk_known && spool.is_open() {
+        // Between a frame in memory and the one that builds on it nothing may come.
+        let mid_chain =
+            self.disk_done.is_some() && self.in_memory(buffer).is_some_and(|frame| !frame.is_key());
+        let more = spilled || !self.disk_known && spool.is_open() || spool.has_due();
+        if more && !mid_chain {
             // Memory has given more to the disk, or the disk has only now been read.
             self.disk_done = None;
         }
@@ -79,7 +84,8 @@ impl Aside {
         let frames = batch.frames.iter();
         let frames =
             frames.map(|frame| v1::agent_message::Message::Frame(frame.to_wire(incarnation)));
-        self.ready.extend(gaps.chain(frames));
+        let ends = batch.ends.into_iter().map(v1::agent_message::Message::Fin);
+        self.ready.extend(gaps.chain(frames).chain(ends));
     }
 
     /// Bytes of payload of what is to be sent next; `None` if nothing is at hand.

@@ -40,6 +40,14 @@ pub trait Connector: Send + Sync {
     fn address(&self) -> &str;
     /// A new connection, ready for HTTP/2. The caller sets the deadline.
     fn connect(&self) -> Connecting<'_>;
+    /// All addresses it was configured with, the one of [`Connector::address`] first.
+    fn servers(&self) -> Vec<String> {
+        vec![self.address().to_owned()]
+    }
+    /// As [`Connector::connect`], to one of several servers. Where there is one way only, that is taken.
+    fn connect_to<'a>(&'a self, _server: &'a str) -> Connecting<'a> {
+        self.connect()
+    }
 }
 
 /// Gives the TLS configuration for the next connection: certificates change while the agent runs.
@@ -53,18 +61,19 @@ const DISK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// TCP and TLS to one address.
 pub struct TlsConnector {
-    address: String,
+    /// In the order in which they are preferred.
+    servers: Vec<String>,
     tls: Arc<TlsSource>,
     /// Attempts that failed: the next begins with another of the name's addresses.
     failures: AtomicUsize,
 }
 
 impl TlsConnector {
-    /// Connects to `address` (`host:port`).
+    /// Connects to `servers` (`host:port`), the first of which is preferred.
     #[must_use]
-    pub fn new(address: String, tls: TlsSource) -> Self {
+    pub fn new(servers: Vec<String>, tls: TlsSource) -> Self {
         Self {
-            address,
+            servers,
             tls: Arc::new(tls),
             failures: AtomicUsize::new(0),
         }
@@ -87,15 +96,23 @@ impl TlsConnector {
 
 impl Connector for TlsConnector {
     fn address(&self) -> &str {
-        &self.address
+        self.servers.first().map_or("", String::as_str)
     }
 
     fn connect(&self) -> Connecting<'_> {
+        self.connect_to(self.address())
+    }
+
+    fn servers(&self) -> Vec<String> {
+        self.servers.clone()
+    }
+
+    fn connect_to<'a>(&'a self, server: &'a str) -> Connecting<'a> {
         Box::pin(async move {
             let config = self.config().await?;
             // Counted beforehand: the caller may drop this at its deadline.
             let failures = self.failures.fetch_add(1, Ordering::Relaxed);
-            let tcp = dial(&self.address, failures).await?;
+            let tcp = dial(server, failures).await?;
             tcp.set_nodelay(true).map_err(Fault::Tcp)?;
             let stream = handshake(config, tcp).await?;
             self.failures.store(failures, Ordering::Relaxed);
@@ -252,7 +269,7 @@ mod tests {
             let _ = wait.lock().expect("not poisoned").recv();
             Err(Fault::Closed)
         };
-        let connector = TlsConnector::new("192.0.2.1:1".into(), Box::new(tls));
+        let connector = TlsConnector::new(vec!["192.0.2.1:1".into()], Box::new(tls));
         let mut connecting = connector.connect();
         // On a runtime of one thread this comes back only if the disk is read on another.
         let polled = at_once(&mut connecting).await;

@@ -8,9 +8,11 @@ pub mod backoff;
 pub mod connect;
 pub mod fault;
 pub mod renew;
+pub mod servers;
 mod session;
 
 use std::{
+    convert::Infallible,
     io,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -39,6 +41,7 @@ use backoff::{Backoff, Ended};
 use connect::{Connector, Watched, Witness};
 use fault::Fault;
 use renew::{Renewing, Slots, refuses_certificate};
+use servers::{Announced, Servers};
 use session::{End, OpenError, Session};
 
 /// Resolve, TCP and TLS together.
@@ -51,6 +54,11 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// After a certificate was renewed: within this time a new connection stands.
 const SWITCH_SPREAD: Duration = Duration::from_secs(2);
+/// Who is at another server than the first looks for that after this time, and so much more as is drawn.
+const HOME_FROM: Duration = Duration::from_secs(300);
+const HOME_SPREAD_MS: u64 = 300_000;
+/// Tells the draws for that from the others.
+const HOME_SEED: u64 = 0x686f_6d65_7761_7264;
 /// Tells the draws for renewals from those for connections.
 const RENEWAL_SEED: u64 = 0x7265_6e65_7761_6c73;
 
@@ -64,6 +72,14 @@ pub trait Memory: Send {
     fn welcomed(&mut self, welcome: &v1::Welcome) -> io::Result<()>;
     /// Version of the trust bundle held.
     fn bundle_version(&self) -> u64;
+    /// The servers that were announced last.
+    fn servers(&self) -> Vec<Announced> {
+        Vec::new()
+    }
+    /// Keeps the servers that were announced.
+    fn keep_servers(&mut self, _servers: &[Announced]) -> io::Result<()> {
+        Ok(())
+    }
     /// End of the host certificate's life, where there is one.
     fn certificate_expires(&self) -> Option<Timestamp> {
         None
@@ -110,6 +126,7 @@ pub(crate) struct Common {
     /// Where frames outlive the process, if anywhere.
     spool: OnceLock<SpoolHandle>,
     link: Mutex<Link>,
+    servers: Mutex<Servers>,
     rounds: Mutex<RoundStats>,
     schedule: watch::Sender<Schedule>,
     fin_reason: AtomicI32,
@@ -138,6 +155,7 @@ impl Common {
             buffer: Mutex::new(buffer),
             spool: OnceLock::new(),
             link: Mutex::new(Link::default()),
+            servers: Mutex::default(),
             rounds: Mutex::new(RoundStats::default()),
             schedule: watch::Sender::new(Schedule::new(&*clock, interval)),
             fin_reason: AtomicI32::new(v1::FinReason::Stopped.into()),
@@ -168,8 +186,8 @@ impl Common {
     /// What the spool has to say to the buffer.
     pub(crate) fn told(&self, event: Event) {
         self.buffer().told(event);
-        if matches!(event, Event::Dropped(_)) {
-            // A gap is to be announced.
+        if matches!(event, Event::Dropped(_) | Event::Due) {
+            // A gap is to be announced, or the spool to be asked again.
             self.appended.notify_one();
         }
     }
@@ -187,6 +205,15 @@ impl Common {
 
     pub(crate) fn link(&self) -> MutexGuard<'_, Link> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn servers(&self) -> MutexGuard<'_, Servers> {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `host:port` of the aggregator in use, or of the one that is tried next.
+    pub(crate) fn server(&self) -> String {
+        self.servers().current().to_owned()
     }
 
     pub(crate) fn rounds(&self) -> MutexGuard<'_, RoundStats> {
@@ -239,6 +266,7 @@ pub(crate) struct Uplink {
     memory: Box<dyn Memory>,
     backoff: Backoff,
     renewing: Renewing,
+    random: fastrand::Rng,
     last_cause: Option<String>,
     repeats: u64,
 }
@@ -250,20 +278,17 @@ impl Uplink {
         memory: Box<dyn Memory>,
         seed: u64,
     ) -> Self {
+        *common.servers() = Servers::new(connector.servers(), memory.servers());
         Self {
             common,
             connector,
             memory,
+            random: fastrand::Rng::with_seed(seed ^ HOME_SEED),
             backoff: Backoff::new(seed),
             renewing: Renewing::new(seed ^ RENEWAL_SEED),
             last_cause: None,
             repeats: 0,
         }
-    }
-
-    /// Where it connects to.
-    pub(crate) fn address(&self) -> &str {
-        self.connector.address()
     }
 
     /// Runs until `stop`, then says goodbye if there is a session.
@@ -285,7 +310,13 @@ impl Uplink {
                     {
                         slots.refused();
                     }
-                    fault.ended(worked)
+                    match fault.ended(worked) {
+                        // Another server may take us at once.
+                        Ended::Failed | Ended::Refused if !self.common.servers().failed() => {
+                            Ended::Lost
+                        }
+                        ended => ended,
+                    }
                 }
             };
             let wait = self.backoff.after(ended);
@@ -302,8 +333,9 @@ impl Uplink {
     /// One connection and its session; true if it came to acknowledgements.
     async fn attempt(&mut self, stop: &CancellationToken) -> (End, bool) {
         self.common.link().certificate_expires = self.memory.certificate_expires();
+        let server = self.common.server();
         let connected = tokio::select! {
-            connected = connect(&*self.connector) => connected,
+            connected = connect(&*self.connector, &server) => connected,
             () = stop.cancelled() => return (End::Stopped, false),
         };
         let (channel, witness) = match connected {
@@ -341,13 +373,18 @@ impl Uplink {
         let fleet_hint = opened.welcome.fleet_hint;
         let mut session = Session::new(&common, outbound, opened);
         let leave = CancellationToken::new();
+        // Only the first server renews: another may be a stand-in, of whose certificates the first knows nothing.
+        let is_home = common.servers().is_home(Instant::now());
+        let wait = HOME_FROM + Duration::from_millis(self.random.u64(0..=HOME_SPREAD_MS));
         let outcome = tokio::select! {
             outcome = session.run(stop, &leave) => outcome,
-            never = self.renewing.tend(&mut *self.memory, channel, server, &leave) => match never {},
+            never = self.renewing.tend(&mut *self.memory, channel, server, &leave), if is_home => match never {},
+            never = go_home(&common, &*self.connector, wait, &leave) => match never {},
         };
         let worked = session.worked();
         if worked {
             self.backoff.succeeded(fleet_hint);
+            common.servers().worked();
         }
         match outcome {
             Ok(end) => (end, worked),
@@ -379,12 +416,17 @@ impl Uplink {
             // The aggregator accepts the value before the last, so one lost write is harmless.
             tracing::warn!(%error, "cannot keep on disk what the aggregator's welcome gave");
         }
-        if welcome
-            .servers
-            .as_ref()
-            .is_some_and(|list| !list.servers.is_empty())
-        {
-            tracing::warn!("server list ignored: this version cannot check its signature");
+        let list = welcome.servers.as_ref();
+        if list.is_some_and(|list| self.common.servers().announce(list)) {
+            let announced = self.common.servers().announced().to_vec();
+            tracing::info!(
+                servers = announced.len(),
+                "the aggregator announces servers"
+            );
+            if let Err(error) = self.memory.keep_servers(&announced) {
+                // They come again with the next Welcome.
+                tracing::warn!(%error, "the announced servers are not kept on disk");
+            }
         }
         self.correct_clock(welcome, round_trip);
         let (wished, mut bounded) = (self.common.wished_interval, false);
@@ -407,7 +449,7 @@ impl Uplink {
         link.epoch = link.epoch.max(welcome.epoch);
         drop(link);
         tracing::info!(
-            address = self.connector.address(),
+            address = self.common.server(),
             after_failures = self.repeats,
             "connected to the aggregator"
         );
@@ -440,7 +482,7 @@ impl Uplink {
             return;
         }
         tracing::warn!(
-            address = self.connector.address(),
+            address = self.common.server(),
             cause,
             hint,
             repeats_of_last = self.repeats,
@@ -451,9 +493,43 @@ impl Uplink {
     }
 }
 
+/// At another server than the first, looks now and then whether that is back; it is when TLS stands, with a certificate
+/// of the fleet's authority. Then the session is asked to leave, with everything under way acknowledged.
+async fn go_home(
+    common: &Common,
+    connector: &dyn Connector,
+    wait: Duration,
+    leave: &CancellationToken,
+) -> Infallible {
+    loop {
+        time::sleep(wait).await;
+        let home = {
+            let (servers, now) = (common.servers(), Instant::now());
+            (!servers.is_home(now)).then(|| servers.home(now).to_owned())
+        };
+        let Some(home) = home else { continue };
+        match time::timeout(CONNECT_TIMEOUT, connector.connect_to(&home)).await {
+            Ok(Ok(_)) => {
+                tracing::info!(address = home, "the first server is back");
+                common.servers().go_home(Instant::now());
+                leave.cancel();
+                std::future::pending::<()>().await;
+            }
+            Ok(Err(fault)) => {
+                tracing::debug!(
+                    address = home,
+                    cause = fault.cause(),
+                    "the first server is away"
+                );
+            }
+            Err(_) => tracing::debug!(address = home, "the first server does not answer"),
+        }
+    }
+}
+
 /// A connection with HTTP/2 on it, and the witness of its end.
-async fn connect(connector: &dyn Connector) -> Result<(Channel, Witness), Fault> {
-    let stream = time::timeout(CONNECT_TIMEOUT, connector.connect())
+async fn connect(connector: &dyn Connector, server: &str) -> Result<(Channel, Witness), Fault> {
+    let stream = time::timeout(CONNECT_TIMEOUT, connector.connect_to(server))
         .await
         .map_err(|_| Fault::ConnectTimeout(CONNECT_TIMEOUT))??;
     let (stream, witness) = Watched::new(stream);

@@ -203,6 +203,9 @@ pub(super) struct Session<'a> {
     acknowledged: bool,
     /// Number of the first frame that is made in this session, by the clock that its Welcome gave.
     first_own: u64,
+    /// Earlier incarnations whose end was told, each with the number of the first new frame after that: once that
+    /// frame is durable, so is the end.
+    ends: Vec<(Incarnation, Option<u64>)>,
 }
 
 impl<'a> Session<'a> {
@@ -218,7 +221,8 @@ impl<'a> Session<'a> {
                 let durable = durable.map(|range| (range.first, range.last)).collect();
                 spool.settle(Incarnation(have.incarnation), durable);
             }
-            spool.rewind();
+            let named = welcome.have.iter();
+            spool.rewind(named.map(|have| Incarnation(have.incarnation)).collect());
         }
         let plan = {
             let mut buffer = common.buffer();
@@ -254,6 +258,7 @@ impl<'a> Session<'a> {
             rejections: 0,
             acknowledged: false,
             first_own: common.buffer().last_seq() + 1,
+            ends: Vec::new(),
         }
     }
 
@@ -363,6 +368,7 @@ impl<'a> Session<'a> {
             incarnation: buffer.incarnation().0,
             last_seq: buffer.last_seq(),
             reason: self.common.fin_reason().into(),
+            complete: false,
         }))
     }
 
@@ -429,16 +435,42 @@ impl<'a> Session<'a> {
         }
         let Some(frame) = buffer.from(self.cursor) else {
             let next = self.sends_aside().then(|| self.aside.next(&mut buffer));
-            return next.flatten().map(message);
+            let next = next.flatten();
+            if let Some(Up::Fin(fin)) = &next {
+                self.ends.push((Incarnation(fin.incarnation), None));
+            }
+            return next.map(message);
         };
         let (seq, bytes, again) = (frame.seq(), frame.payload_bytes(), frame.is_durable());
         let wire = frame.to_wire(incarnation, self.lane(frame.tick()));
         buffer.mark_sent(seq);
         drop(buffer);
+        if seq >= self.first_own {
+            for (_, after) in &mut self.ends {
+                after.get_or_insert(seq);
+            }
+        }
         self.cursor = seq + 1;
         self.in_flight.push_back(Sent { seq, bytes, again });
         self.in_flight_bytes += bytes;
         Some(message(Up::Frame(wire)))
+    }
+
+    /// Ends that were told before a frame that is durable are noted for good: the aggregator has one log.
+    fn confirm_ends(&mut self, durable: &[v1::Range]) {
+        let holds = |seq: u64| {
+            durable
+                .iter()
+                .any(|range| (range.first..=range.last).contains(&seq))
+        };
+        let common = self.common;
+        self.ends.retain(|&(incarnation, after)| {
+            let noted = after.is_some_and(holds);
+            if let Some(spool) = common.spool().filter(|_| noted) {
+                spool.confirm(incarnation);
+            }
+            !noted
+        });
     }
 
     fn lane(&self, tick: Timestamp) -> v1::Lane {
@@ -483,10 +515,7 @@ impl<'a> Session<'a> {
                 None
             }
             Down::Redirect(redirect) => {
-                tracing::warn!(
-                    server = %super::fault::harmless(&redirect.server_id),
-                    "redirect refused: this agent holds no server list signed by its authority"
-                );
+                self.redirect(&redirect.server_id);
                 None
             }
             Down::Recall(recall) => {
@@ -494,6 +523,21 @@ impl<'a> Session<'a> {
                 None
             }
             Down::Welcome(_) => Some(Fault::Protocol("a second welcome").into()),
+        }
+    }
+
+    /// Another server is to be used for a while; what is under way is acknowledged first.
+    fn redirect(&mut self, server_id: &str) {
+        let server = super::fault::harmless(server_id);
+        let obeyed = self.common.servers().redirect(server_id, Instant::now());
+        match obeyed {
+            Ok(()) => {
+                tracing::info!(%server, "the aggregator sends this agent to another server");
+                if self.leaving.is_none() {
+                    self.leaving = Some((Leaving::Switching, Instant::now() + GOODBYE));
+                }
+            }
+            Err(why) => tracing::warn!(%server, %why, "redirect not obeyed"),
         }
     }
 
@@ -522,6 +566,7 @@ impl<'a> Session<'a> {
         for range in &ack.durable {
             buffer.release(range.first, range.last);
         }
+        self.confirm_ends(&ack.durable);
         for rejected in &ack.rejected {
             // Older ones bear the time of a clock that this session's Welcome has corrected.
             future |=

@@ -4,7 +4,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -17,6 +17,7 @@ use muster_agent::{
     uplink::{
         Forgetful, Memory,
         connect::{Connecting, Connector, Stream as Bytes},
+        fault::Fault,
     },
 };
 use muster_proto::{
@@ -94,6 +95,78 @@ impl Connector for Pipes {
             Ok(Box::new(agent) as Box<dyn Bytes>)
         })
     }
+}
+
+/// One of two aggregators.
+pub(crate) struct One {
+    /// Whether it can be connected to.
+    pub(crate) up: Arc<AtomicBool>,
+    sessions: mpsc::UnboundedReceiver<Session>,
+}
+
+impl One {
+    /// The next stream the agent opens here.
+    pub(crate) async fn session(&mut self) -> Session {
+        self.sessions.recv().await.expect("the service runs")
+    }
+}
+
+/// A way to one of two aggregators.
+struct Way {
+    address: &'static str,
+    up: Arc<AtomicBool>,
+    incoming: mpsc::UnboundedSender<DuplexStream>,
+}
+
+/// The ways to both.
+struct Ways(Vec<Way>);
+
+impl Connector for Ways {
+    fn address(&self) -> &str {
+        self.0[0].address
+    }
+
+    fn connect(&self) -> Connecting<'_> {
+        self.connect_to(self.address())
+    }
+
+    fn servers(&self) -> Vec<String> {
+        self.0.iter().map(|way| way.address.to_owned()).collect()
+    }
+
+    fn connect_to<'a>(&'a self, server: &'a str) -> Connecting<'a> {
+        let way = self.0.iter().find(|way| way.address == server);
+        Box::pin(async move {
+            let way = way.expect("one of the two");
+            if !way.up.load(Ordering::SeqCst) {
+                return Err(Fault::Tcp(std::io::ErrorKind::ConnectionRefused.into()));
+            }
+            let (agent, server) = tokio::io::duplex(16 * 1024);
+            way.incoming.send(server).expect("the aggregator runs");
+            Ok(Box::new(agent) as Box<dyn Bytes>)
+        })
+    }
+}
+
+/// An agent with two aggregators, `a:1` and `b:1`, in this order.
+pub(crate) fn two() -> (One, One, Monitor, oneshot::Sender<v1::FinReason>) {
+    let mut ways = Vec::new();
+    let mut ones = ["a:1", "b:1"].map(|address| {
+        let (incoming, connections) = mpsc::unbounded_channel();
+        let up = Arc::new(AtomicBool::new(true));
+        ways.push(Way {
+            address,
+            up: Arc::clone(&up),
+            incoming,
+        });
+        Some(One {
+            up,
+            sessions: serve(connections),
+        })
+    });
+    let (monitor, stop, _agent) = start_with(Box::new(Ways(ways)), Box::new(Forgetful::default()));
+    let mut take = |at: usize| ones[at].take().expect("taken once");
+    (take(0), take(1), monitor, stop)
 }
 
 /// The gRPC service: each session goes to the test.

@@ -6,7 +6,7 @@ mod tls;
 
 use std::time::Duration;
 
-use aggregator::{INTERVAL, Reader, START_MS, World, welcome, welcome_with};
+use aggregator::{INTERVAL, Reader, START_MS, Session, World, two, welcome, welcome_with};
 use muster_proto::v1::{self, agent_message::Message as Up, aggregator_message::Message as Down};
 use tokio::time::{self, Instant};
 
@@ -415,6 +415,81 @@ async fn redirects_are_refused_and_the_session_goes_on() {
         assert_eq!(session.frame().await.seq, seq);
         session.ack(hello.incarnation, seq, &[(1, seq)]).await;
     }
+}
+
+/// Hello and Welcome.
+async fn greet(session: &mut Session) -> v1::Hello {
+    let hello = session.hello().await;
+    session.say(Down::Welcome(welcome_with(&hello, 0, 0))).await;
+    hello
+}
+
+/// Acknowledges what comes on a stream until it ends.
+async fn serve_on(session: &mut Session) {
+    while let Some(message) = session.next().await {
+        if let Up::Frame(frame) = message {
+            session
+                .ack(frame.incarnation, frame.seq, &[(1, frame.seq)])
+                .await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_away_gives_way_to_the_next_until_it_is_back() {
+    let (mut first, mut second, monitor, _stop) = two();
+    first.up.store(false, std::sync::atomic::Ordering::SeqCst);
+    let began = Instant::now();
+    let mut session = second.session().await;
+    assert!(began.elapsed() < seconds(4), "{:?}", began.elapsed());
+    greet(&mut session).await;
+    assert_eq!(monitor.server(), "b:1");
+    let mut looked = Instant::now();
+    {
+        let mut serving = std::pin::pin!(serve_on(&mut session));
+        // It looks whether the first is back, and stays while it is not.
+        assert!(time::timeout(seconds(1_800), &mut serving).await.is_err());
+        looked = looked.max(Instant::now());
+        first.up.store(true, std::sync::atomic::Ordering::SeqCst);
+        // It leaves with everything acknowledged.
+        serving.await;
+    }
+    let mut session = first.session().await;
+    assert!(looked.elapsed() < seconds(610), "{:?}", looked.elapsed());
+    greet(&mut session).await;
+    assert_eq!(monitor.server(), "a:1");
+    let books = monitor.books();
+    assert_eq!((books.lost, books.held), (0, 0), "{books:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redirect_within_the_list_is_followed_once_and_for_an_hour() {
+    let (mut first, mut second, monitor, _stop) = two();
+    let mut session = first.session().await;
+    greet(&mut session).await;
+    let redirect = |server_id: &str| {
+        Down::Redirect(v1::Redirect {
+            server_id: server_id.to_owned(),
+        })
+    };
+    session.say(redirect("elsewhere:1")).await;
+    let frame = session.frame().await;
+    session.ack(frame.incarnation, frame.seq, &[(1, 1)]).await;
+    assert_eq!(monitor.server(), "a:1");
+    session.say(redirect("b:1")).await;
+    serve_on(&mut session).await;
+    let mut session = second.session().await;
+    greet(&mut session).await;
+    assert_eq!(monitor.server(), "b:1");
+    // A fleet cannot be made to hop.
+    session.say(redirect("a:1")).await;
+    let there = Instant::now();
+    serve_on(&mut session).await;
+    let stayed = there.elapsed();
+    assert!(stayed >= seconds(3_590), "{stayed:?}");
+    assert!(stayed < seconds(3_600 + 620), "{stayed:?}");
+    greet(&mut first.session().await).await;
+    assert_eq!(monitor.server(), "a:1");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,11 @@
 //! `muster ca`: which authority the fleet trusts, and how one follows another.
 
+use std::{
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
 use muster_proto::{spiffe::hex, v1};
 
 use super::{
@@ -22,6 +28,10 @@ pub enum Ca {
         /// All three at once, because a key was stolen: hosts that do not know the new authority must enrol again
         #[arg(long, conflicts_with = "step")]
         now: bool,
+        /// When preparing: the present root's key, kept away from the aggregator, which vouches for its successor once; it
+        /// is sent to the aggregator and not kept there
+        #[arg(long, value_name = "FILE", conflicts_with = "now")]
+        root_key: Option<PathBuf>,
         /// Do it although hosts are left behind
         #[arg(long)]
         force: bool,
@@ -44,6 +54,8 @@ pub enum StepName {
     Back,
 }
 
+/// Longest file of a key.
+const MAX_KEY: u64 = 16 * 1024;
 /// Names of hosts that are shown.
 const SHOWN: usize = 20;
 
@@ -60,7 +72,11 @@ pub async fn answer(session: &Session, act: &Ca) -> Result<Rendered, Failure> {
                 .await?
         }
         Ca::Rotate {
-            step, force, yes, ..
+            step,
+            root_key,
+            force,
+            yes,
+            ..
         } => {
             let (step, word, what) = match step {
                 Some(StepName::Prepare) => (
@@ -94,9 +110,11 @@ pub async fn answer(session: &Session, act: &Ca) -> Result<Rendered, Failure> {
                     .because(what)
                     .hint(format!("muster ca rotate {word} --yes"), "if you mean it"));
             }
+            let root_key = root_key.as_deref().map(read_key).transpose()?;
             let request = v1::RotateAuthorityRequest {
                 step: step.into(),
                 force: *force,
+                root_key: root_key.unwrap_or_default(),
             };
             session
                 .ask_identity(async move |mut client| client.rotate_authority(request).await)
@@ -110,6 +128,24 @@ pub async fn answer(session: &Session, act: &Ca) -> Result<Rendered, Failure> {
         }
     };
     Ok(Rendered::text(lines(&status)))
+}
+
+/// Reads a key, and no more than a key has.
+fn read_key(path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut key = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_KEY).read_to_end(&mut key));
+    match read {
+        Ok(_) if !key.is_empty() => Ok(key),
+        Ok(_) => Err(Failure::new(
+            Code::Usage,
+            format!("{} is empty", path.display()),
+        )),
+        Err(error) => Err(Failure::new(
+            Code::Usage,
+            format!("cannot read the root's key {}", path.display()),
+        )
+        .because(error.to_string())),
+    }
 }
 
 fn lines(status: &v1::AuthorityStatus) -> String {

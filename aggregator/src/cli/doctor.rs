@@ -12,7 +12,7 @@ use std::{
 use muster_proto::{
     time::{Clock, SystemClock, Timestamp},
     tls,
-    v1::{self, operator_client::OperatorClient},
+    v1::{self, identity_client::IdentityClient, operator_client::OperatorClient},
 };
 use serde_json::json;
 use tonic::transport::Channel;
@@ -70,6 +70,7 @@ const STEPS: &[&str] = &[
     "clock",
     "aggregator",
     "hosts",
+    "audit",
 ];
 
 /// Columns for programs.
@@ -326,7 +327,7 @@ async fn connect(walk: &mut Walk, target: &Target, timeout: Duration) -> Option<
 
 /// What the aggregator says about us, itself and the hosts.
 async fn ask(mut walk: Walk, target: &Target, channel: Channel, timeout: Duration) -> Vec<Check> {
-    let mut client = OperatorClient::new(channel);
+    let mut client = OperatorClient::new(channel.clone());
     let sent = SystemClock.now();
     let request = v1::GetStatusRequest {
         client_wall_ms: sent.as_millis(),
@@ -380,7 +381,61 @@ async fn ask(mut walk: Walk, target: &Target, channel: Channel, timeout: Duratio
             walk.add("hosts", Verdict::Fail, why, "");
         }
     }
+    let mut identity = IdentityClient::new(channel);
+    let verified = identity.verify_audit(v1::VerifyAuditRequest::default());
+    let answer = match tokio::time::timeout(timeout, verified).await {
+        Ok(Ok(verdict)) => Ok(verdict.into_inner()),
+        Ok(Err(status)) => Err(Some(status)),
+        Err(_) => Err(None),
+    };
+    audit(&mut walk, answer, timeout);
     walk.stop()
+}
+
+/// Whether somebody changed the record of who did what; `None` is for no answer in time.
+fn audit(
+    walk: &mut Walk,
+    answer: Result<v1::AuditVerdict, Option<tonic::Status>>,
+    timeout: Duration,
+) {
+    let verdict = match answer {
+        Ok(verdict) => verdict,
+        Err(Some(status)) if status.code() == tonic::Code::PermissionDenied => {
+            walk.add(
+                "audit",
+                Verdict::Skipped,
+                "only an administrator may have the audit log walked",
+                "",
+            );
+            return;
+        }
+        Err(failed) => {
+            let why = failed.map_or_else(
+                || chain(&DialError::Timeout(timeout)),
+                |status| status.message().to_owned(),
+            );
+            walk.add("audit", Verdict::Warn, why, "muster audit --verify");
+            return;
+        }
+    };
+    match verdict.faults.split_first() {
+        None => {
+            let detail = format!("{} lines, none changed or removed", verdict.lines);
+            walk.add("audit", Verdict::Ok, detail, "");
+        }
+        Some((first, rest)) => {
+            let more = match rest.len() {
+                0 => String::new(),
+                more => format!(" (and {more} more)"),
+            };
+            walk.add(
+                "audit",
+                Verdict::Fail,
+                format!("the audit log was changed: {first}{more}"),
+                "somebody wrote to control.db behind the aggregator: compare with your copy, muster audit --verify",
+            );
+        }
+    }
 }
 
 fn you(walk: &mut Walk, status: &v1::Status) {
@@ -551,4 +606,45 @@ async fn limited<T>(
     tokio::time::timeout(timeout, step)
         .await
         .unwrap_or(Err(DialError::Timeout(timeout)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_audit_log_fails_and_one_that_may_not_be_asked_for_does_not() {
+        let verdict = |faults: &[&str]| {
+            Ok(v1::AuditVerdict {
+                lines: 7,
+                faults: faults.iter().map(|fault| (*fault).to_owned()).collect(),
+                ..v1::AuditVerdict::default()
+            })
+        };
+        for (answer, expected, said) in [
+            (verdict(&[]), Verdict::Ok, "7 lines"),
+            (
+                verdict(&["line 3 was changed", "b"]),
+                Verdict::Fail,
+                "line 3 was changed (and 1 more)",
+            ),
+            (
+                Err(Some(tonic::Status::permission_denied("no"))),
+                Verdict::Skipped,
+                "only an administrator",
+            ),
+            (
+                Err(Some(tonic::Status::unavailable("sick"))),
+                Verdict::Warn,
+                "sick",
+            ),
+            (Err(None), Verdict::Warn, ""),
+        ] {
+            let mut walk = Walk::default();
+            audit(&mut walk, answer, Duration::from_secs(1));
+            let check = &walk.checks[0];
+            assert_eq!((check.step, check.verdict), ("audit", expected));
+            assert!(check.detail.contains(said), "{}", check.detail);
+        }
+    }
 }

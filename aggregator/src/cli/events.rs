@@ -71,6 +71,9 @@ pub struct Look {
         conflicts_with = "changes"
     )]
     pub recording: Option<Option<u64>>,
+    /// Show what became of the frames of each life of its agent: produced = stored + rejected + lost + outstanding
+    #[arg(long, conflicts_with_all = ["changes", "recording"])]
+    pub books: bool,
 }
 
 /// Every column of an event.

@@ -293,11 +293,32 @@ pub async fn receive(
 /// Reading old files takes its time before the first series comes.
 const MIN_SILENCE: Duration = Duration::from_secs(30);
 
+/// That data may be of two machines, and when, for people.
+#[must_use]
+pub fn doubt_words(doubt: &v1::Doubt) -> String {
+    format!(
+        "data from {} to {} may be of two machines with one identity; muster audit --action copy has the signs",
+        Timestamp::from_millis(doubt.from_ms),
+        Timestamp::from_millis(doubt.until_ms)
+    )
+}
+
+/// What to know about an answer, one a line.
+#[must_use]
+pub fn notes(end: &v1::HistoryEnd) -> Vec<String> {
+    let doubts = end.doubts.iter().filter_map(|doubtful| {
+        let doubt = doubtful.doubt?;
+        Some(format!("{}: {}", doubtful.host, doubt_words(&doubt)))
+    });
+    doubts.collect()
+}
+
 /// What an answer lacks, for whoever prints it.
 #[must_use]
 pub fn rendered(text: String, end: v1::HistoryEnd) -> Rendered {
     Rendered {
         text,
+        notes: notes(&end),
         missing: end.meta.unwrap_or_default().missing,
         unknown: end.unknown_names,
         ..Rendered::default()
@@ -494,6 +515,7 @@ pub async fn run(session: &Session, args: &History) -> Result<Rendered, Failure>
         rows.truncate(TABLE_ROWS);
     }
     let view = session.view(end.meta.as_ref());
+    let notes = notes(&end);
     let list = List {
         columns: COLUMNS,
         rows,
@@ -504,6 +526,7 @@ pub async fn run(session: &Session, args: &History) -> Result<Rendered, Failure>
     };
     let rendered = output::list(list, &session.options, &view)?;
     Ok(Rendered {
+        notes,
         unknown: end.unknown_names,
         ..rendered
     })

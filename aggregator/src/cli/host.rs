@@ -81,6 +81,10 @@ pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
                 .and(format!(" \"{}\" open {}", incident.summary, short(opened))),
         );
     }
+    for doubt in &host.doubts {
+        let words = super::history::doubt_words(doubt);
+        lines.push(Text::plain("identity  ").with(Tone::Warn, words));
+    }
     if !host.failing_collectors.is_empty() {
         lines.push(
             Text::plain("collect   ")
@@ -509,6 +513,10 @@ fn item(host: &v1::HostDetail, row: &v1::HostRow) -> Value {
             "lost": books.lost,
             "duplicate": books.duplicate,
         },
+        "doubts": host.doubts.iter().map(|doubt| json!({
+            "from": moment(Some(doubt.from_ms)),
+            "until": moment(Some(doubt.until_ms)),
+        })).collect::<Value>(),
     });
     if let Value::Object(rest) = rest {
         item.extend(rest);

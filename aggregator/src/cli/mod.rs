@@ -9,6 +9,7 @@ pub mod ack;
 pub mod anomalies;
 pub mod args;
 pub mod audit;
+pub mod books;
 pub mod ca;
 pub mod checks;
 pub mod client;
@@ -193,6 +194,13 @@ fn print(rendered: &Rendered) -> Result<ExitCode, Failure> {
         }
         Ok(()) => {}
     }
+    for note in &rendered.notes {
+        let mut text = String::new();
+        Text::toned(Tone::Warn, "note:")
+            .and(format!(" {note}"))
+            .line_to(&mut text);
+        let _ = write!(anstream::stderr(), "{text}");
+    }
     for (what, names) in [
         ("no answer from", &rendered.missing),
         ("no host is called", &rendered.unknown),
@@ -244,9 +252,9 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         }
         Command::Host {
             look, act: Some(_), ..
-        } if look.changes || look.recording.is_some() => Err(Failure::new(
+        } if look.changes || look.recording.is_some() || look.books => Err(Failure::new(
             Code::Usage,
-            "--changes and --recording show a host, evict and ban remove it",
+            "--changes, --recording and --books show a host, evict and ban remove it",
         )),
         Command::Host {
             name,
@@ -292,6 +300,9 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                 .ask(async move |mut client| client.get_host(request).await)
                 .await
                 .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"))?;
+            if look.books {
+                return output::detail(books::detail(host), &session.options);
+            }
             let view = session.view(host.meta.as_ref());
             output::detail(host::detail(host, &view), &session.options)
         }

@@ -136,6 +136,8 @@ pub struct Options {
 pub struct Rendered {
     /// With colours.
     pub text: String,
+    /// What to know about it, one a line; goes to where errors go.
+    pub notes: Vec<String>,
     /// Parts of the fleet that could not be asked.
     pub missing: Vec<String>,
     /// Hosts that were named and do not exist.

@@ -189,6 +189,7 @@ pub async fn run(session: &Session, args: &Query) -> Result<Rendered, Failure> {
     })
     .await?;
     let view = session.view(end.meta.as_ref());
+    let notes = history::notes(&end);
     let list = List {
         columns: if args.since.is_some() {
             COLUMNS_OVER_TIME
@@ -203,6 +204,7 @@ pub async fn run(session: &Session, args: &Query) -> Result<Rendered, Failure> {
     };
     let rendered = output::list(list, &session.options, &view)?;
     Ok(Rendered {
+        notes,
         unknown: end.unknown_names,
         ..rendered
     })

@@ -11,12 +11,13 @@
 //!
 //! One sign alone may be a snapshot that was restored, which is no crime: it is taken, and on record. At the third
 //! within ten minutes there are two machines taking turns: from then on only the boot that is connected then is
-//! listened to, until an operator decides. Their data is never mixed by taking turns for long, and what came before
-//! stands in the audit log with times and boot ids.
+//! listened to, until an operator decides. Their data is never mixed by taking turns for long; what came between the
+//! first sign and the last is named wherever it is shown ([`Doubt`]), and stands in the audit log with times and boot
+//! ids.
 
 use std::time::Duration;
 
-use muster_proto::{id::HostId, spiffe::hex, time::Timestamp};
+use muster_proto::{id::HostId, spiffe::hex, time::Timestamp, v1};
 use ring::rand::{SecureRandom, SystemRandom};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
@@ -59,6 +60,26 @@ pub struct Greeted {
     pub newly: bool,
     /// Whether this boot is listened to.
     pub heard: bool,
+}
+
+/// A time whose data may be of two machines: from the first sign until only one of them was listened to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Doubt {
+    /// The identity that both used.
+    pub host_id: HostId,
+    /// The first of the signs.
+    pub from: Timestamp,
+    /// Into quarantine.
+    pub until: Timestamp,
+}
+
+impl From<Doubt> for v1::Doubt {
+    fn from(doubt: Doubt) -> Self {
+        Self {
+            from_ms: doubt.from.as_millis(),
+            until_ms: doubt.until.as_millis(),
+        }
+    }
 }
 
 /// What is kept of a host.
@@ -186,6 +207,40 @@ impl Control {
         .await
     }
 
+    /// Times between these moments whose data may be of two machines: of one host, or of all; oldest first.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn doubts(
+        &self,
+        host: Option<HostId>,
+        between: (Timestamp, Timestamp),
+    ) -> Result<Vec<Doubt>, ControlError> {
+        self.read(move |connection| {
+            let mut query = connection.prepare_cached(
+                "SELECT host_id, from_ms, until_ms FROM doubts
+                 WHERE (?1 IS NULL OR host_id = ?1) AND until_ms >= ?2 AND from_ms <= ?3
+                 ORDER BY from_ms",
+            )?;
+            let mut rows = query.query(params![
+                host.map(|host| host.to_string()),
+                between.0.as_millis(),
+                between.1.as_millis()
+            ])?;
+            let mut doubts = Vec::new();
+            while let Some(row) = rows.next()? {
+                let id: String = row.get(0)?;
+                doubts.push(Doubt {
+                    host_id: id.parse().map_err(|_| ControlError::Row("doubts"))?,
+                    from: Timestamp::from_millis(row.get(1)?),
+                    until: Timestamp::from_millis(row.get(2)?),
+                });
+            }
+            Ok(doubts)
+        })
+        .await
+    }
+
     /// Hosts in quarantine, and since when.
     ///
     /// # Errors
@@ -270,6 +325,16 @@ impl Kept {
         )?;
         if newly {
             self.quarantined = Some(now);
+            let first = self.signs.iter().min().copied();
+            connection.execute(
+                "INSERT OR REPLACE INTO doubts (host_id, from_ms, until_ms, epoch) VALUES (?1, ?2, ?3, ?4)",
+                params![
+                    subject,
+                    first.unwrap_or(now.as_millis()),
+                    now.as_millis(),
+                    epoch
+                ],
+            )?;
             let last = self.boots.first().map_or("the next", String::as_str);
             let said = format!(
                 "{COPY_SIGNS} signs of a copy within 10 minutes; listening to the boot {last}"

@@ -31,6 +31,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/009_pages.sql"),
     include_str!("migrations/010_joining.sql"),
     include_str!("migrations/012_paging.sql"),
+    include_str!("migrations/013_doubts.sql"),
 ];
 
 /// How long to wait for another process that writes (`token create`).

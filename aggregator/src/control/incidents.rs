@@ -42,7 +42,8 @@ pub struct NewIncident {
 pub struct Opened {
     /// The incident's number.
     pub number: u64,
-    /// It was opened by this very call; otherwise it was open already, or the operation had been done before.
+    /// It was opened by this very call; otherwise it was open already, the operation had been done before, or the host
+    /// was removed (then there is no number).
     pub new: bool,
 }
 
@@ -264,6 +265,13 @@ fn open(connection: &Connection, epoch: i64, new: &NewIncident) -> Result<Opened
     if let Some((_, number)) = current(connection, &host, &new.rule, &new.subject)? {
         return Ok(Opened { number, new: false });
     }
+    if is_removed(connection, &host)? {
+        // It was on its way when the host was evicted: nothing is wrong with a host that is not there.
+        return Ok(Opened {
+            number: 0,
+            new: false,
+        });
+    }
     let last = last_of(connection, &host, &new.rule, &new.subject)?;
     if let Some(last) = last.as_ref().filter(|last| last.goes_on(new)) {
         return reopen(connection, epoch, last, new);
@@ -317,6 +325,40 @@ fn open(connection: &Connection, epoch: i64, new: &NewIncident) -> Result<Opened
         number: number.into(),
         new: true,
     })
+}
+
+fn is_removed(connection: &Connection, host: &str) -> Result<bool, ControlError> {
+    Ok(connection
+        .prepare_cached("SELECT 1 FROM hosts WHERE host_id = ?1 AND removed_ms IS NOT NULL")?
+        .exists([host])?)
+}
+
+/// Resolves everything that is open on a host, for one reason; how much that was.
+pub(super) fn resolve_all(
+    connection: &Connection,
+    epoch: i64,
+    host_id: HostId,
+    evidence: &str,
+    now: Timestamp,
+) -> Result<usize, ControlError> {
+    let open: Vec<(String, String)> = connection
+        .prepare_cached("SELECT rule, subject FROM incidents WHERE host_id = ?1 AND state = ?2")?
+        .query_map(params![host_id.to_string(), OPEN], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?
+        .collect::<Result<_, _>>()?;
+    for (rule, subject) in &open {
+        let end = Resolution {
+            op_id: uuid_v7(now)?,
+            host_id,
+            rule: rule.clone(),
+            subject: subject.clone(),
+            evidence: evidence.to_owned(),
+            at: now,
+        };
+        resolve(connection, epoch, &end)?;
+    }
+    Ok(open.len())
 }
 
 fn resolve(

@@ -1,12 +1,13 @@
 //! Withdrawing identities: hosts that are evicted or banned, operators that are revoked.
 //!
 //! Each is one transaction with its audit line, on disk before it is confirmed. A removed host gives its name free,
-//! so that it can come back under it; what was recorded of it stays under its id.
+//! so that it can come back under it; what was recorded of it stays under its id. What is open on it ends in the same
+//! transaction: nobody is to be reminded of a host that is not there.
 
 use muster_proto::{id::HostId, spiffe::hex, time::Timestamp};
 use rusqlite::{Connection, params};
 
-use super::{Control, ControlError, db::audit, hosts};
+use super::{Control, ControlError, db::audit, hosts, incidents};
 
 /// How thoroughly a host is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +60,18 @@ impl Control {
                 Removal::Evict => "evict host",
                 Removal::Ban => "ban host",
             };
-            let said = format!("it was called {}", host.name);
+            let ended = match removal {
+                Removal::Evict => format!("host evicted by {actor}"),
+                Removal::Ban => format!("host banned by {actor}"),
+            };
+            let incidents = incidents::resolve_all(connection, epoch, host_id, &ended, now)?;
+            let said = match incidents {
+                0 => format!("it was called {}", host.name),
+                _ => format!(
+                    "it was called {}; {incidents} open incidents ended with it",
+                    host.name
+                ),
+            };
             audit(connection, epoch, now, [&actor, action, &id, &said])?;
             Ok(Some(Removed {
                 name: host.name,

@@ -177,3 +177,51 @@ async fn facts_of_a_stranger_are_refused_and_options_are_checked() {
     }
     assert!(!control.live_token_exists(NOW).await.expect("readable"));
 }
+
+#[tokio::test]
+async fn what_is_open_on_a_host_ends_with_its_eviction_and_nothing_opens_after_it() {
+    for (removal, reason) in [
+        (Removal::Evict, "host evicted by jo"),
+        (Removal::Ban, "host banned by jo"),
+    ] {
+        let (folder, control) = opened();
+        let file = rusqlite::Connection::open(folder.path().join("control.db")).expect("opened");
+        file.execute(
+            "INSERT INTO hosts (host_id, name, facts, labels, token_labels, created_ms, cert_serial, cert_not_after_ms, epoch)
+             VALUES (?1, 'web', '{}', '{}', '{}', 0, 'a', 0, 1)",
+            [HOST.to_string()],
+        )
+        .expect("a host");
+        for (op, subject) in [("a", "/"), ("b", "/var")] {
+            let new = opening(op, subject);
+            assert!(control.open_incident(new).await.expect("written").new);
+        }
+        let other = NewIncident {
+            host_id: HostId::from_bytes([2; 16]),
+            ..opening("c", "/")
+        };
+        control.open_incident(other).await.expect("written");
+        let removed = control.remove_host(HOST, removal, "jo", NOW).await;
+        assert!(removed.expect("written").is_some());
+        let (open, _) = control
+            .incidents(IncidentFilter::default())
+            .await
+            .expect("readable");
+        assert_eq!(open.len(), 1, "that of the other host");
+        for number in [1, 2] {
+            let found = control.incident(number).await.expect("readable");
+            let (incident, steps) = found.expect("kept");
+            assert_eq!(incident.state, v1::IncidentState::Resolved);
+            let last = steps.last().expect("its end");
+            assert_eq!(last.evidence, reason);
+        }
+        // What was on its way to the store when the host was removed.
+        let late = control.open_incident(opening("d", "/home")).await;
+        assert!(!late.expect("written").new);
+        let (open, _) = control
+            .incidents(IncidentFilter::default())
+            .await
+            .expect("readable");
+        assert_eq!(open.len(), 1);
+    }
+}

@@ -564,6 +564,23 @@ impl HostState {
         }
     }
 
+    /// The books of the lives of its agent that are kept apart, oldest first.
+    #[must_use]
+    pub fn lives(&self) -> Vec<v1::LifeBooks> {
+        let lives = self.kept.ledgers.iter().map(|(incarnation, ledger)| {
+            let of_it = SettledBooks::default().plus(ledger);
+            v1::LifeBooks {
+                incarnation: incarnation.0,
+                produced: of_it.produced,
+                stored: of_it.stored,
+                rejected: of_it.rejected,
+                lost: of_it.lost,
+                newest: self.is_newest(*incarnation),
+            }
+        });
+        lives.collect()
+    }
+
     /// What was seen around its silences: the account of one that goes on, the last one that is over.
     #[must_use]
     pub fn trace(&self) -> &Trace {
@@ -841,17 +858,40 @@ impl HostState {
         if last_seq <= plausible {
             ledger.produced = ledger.produced.max(last_seq);
         }
-        let current = self
-            .kept
-            .session
-            .as_ref()
-            .map(|session| session.incarnation);
-        if current == Some(incarnation) {
+        if self.is_newest(incarnation) {
             self.kept.goodbye = Some(Silence::of_goodbye(reason));
             self.greeted = None;
             // The last frame came just before it, and that time is in the log too.
             self.kept.trace.goodbye_at = self.kept.last_received;
         }
+    }
+
+    /// What is missing of an earlier incarnation of which nothing more will come: numbers up to the last it gave, as it
+    /// says or as was heard of it, whichever is more. `None` for an end that cannot be true.
+    #[must_use]
+    pub fn missing(&self, incarnation: Incarnation, last_seq: u64) -> Option<Vec<(u64, u64)>> {
+        let unknown = Ledger::default();
+        let ledger = self.ledger(incarnation).unwrap_or(&unknown);
+        let plausible = ledger.produced.saturating_add(MAX_GAP_AHEAD).min(MAX_SEQ);
+        if last_seq > plausible || self.is_newest(incarnation) {
+            return None;
+        }
+        let last = ledger.produced.max(last_seq);
+        let mut missing = Vec::new();
+        let mut from = ledger.settled.first_missing(1);
+        while from <= last {
+            let next = ledger.settled.next_present(from);
+            let until = next.map_or(last, |next| last.min(next - 1));
+            missing.push((from, until));
+            from = ledger.settled.first_missing(until + 1);
+        }
+        Some(missing)
+    }
+
+    /// Whether it is the life of the agent that spoke last.
+    fn is_newest(&self, incarnation: Incarnation) -> bool {
+        let newest = self.kept.session.as_ref();
+        newest.is_some_and(|session| session.incarnation == incarnation)
     }
 
     /// How the host stands now, if that changed or nobody was told since this process started.

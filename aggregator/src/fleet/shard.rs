@@ -743,6 +743,19 @@ impl Shard {
         };
         let reason = v1::FinReason::try_from(fin.reason).unwrap_or_default();
         let incarnation = Incarnation(fin.incarnation);
+        if fin.complete {
+            match host.missing(incarnation, fin.last_seq) {
+                Some(missing) => self.complete(id, connection, incarnation, &missing),
+                None => self.violation(id, "it ends a life that cannot end so"),
+            }
+        }
+        let Some(host) = self
+            .hosts
+            .get_mut(&id)
+            .filter(|_| is_open(&self.streams, id, connection))
+        else {
+            return;
+        };
         host.fin(incarnation, fin.last_seq, reason);
         let record = Record::Fin {
             incarnation,
@@ -753,9 +766,34 @@ impl Shard {
         self.judge_one(id, Instant::now());
     }
 
+    /// Nothing more will come of an earlier life of the agent: what is missing of it is lost.
+    fn complete(
+        &mut self,
+        id: HostId,
+        connection: Connection,
+        incarnation: Incarnation,
+        missing: &[(u64, u64)],
+    ) {
+        for &(first, last) in missing {
+            let gap = v1::Gap {
+                incarnation: incarnation.0,
+                first,
+                last,
+                ..v1::Gap::default()
+            };
+            self.gap(id, connection, &gap);
+        }
+        let lost: u64 = missing.iter().map(|(first, last)| last - first + 1).sum();
+        if let Some(host) = self.hosts.get(&id).filter(|_| lost > 0) {
+            tracing::info!(
+                host = %id, name = host.name(), frames = lost,
+                "an earlier life of the agent is over; what did not come of it is lost"
+            );
+        }
+    }
+
     fn is_stream(&self, id: HostId, connection: Connection) -> bool {
-        let stream = self.streams.get(&id);
-        stream.is_some_and(|stream| stream.connection == connection)
+        is_open(&self.streams, id, connection)
     }
 
     /// The agent broke the contract: its stream ends with a word about it.
@@ -928,6 +966,12 @@ impl Shard {
             self.sink.report(id, host.name(), transitions);
         }
     }
+}
+
+/// Whether this is the host's stream.
+fn is_open(streams: &HashMap<HostId, Stream>, id: HostId, connection: Connection) -> bool {
+    let stream = streams.get(&id);
+    stream.is_some_and(|stream| stream.connection == connection)
 }
 
 fn drain_within(spread: Duration) -> v1::Drain {

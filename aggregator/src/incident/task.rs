@@ -145,6 +145,27 @@ impl Incidents {
         counts
     }
 
+    /// A host was removed, and what was open on it was resolved in the store: nothing of it is open or waits any more.
+    pub fn forget(&self, host: HostId) {
+        let mut state = self.lock();
+        // What is on its way to the store finds the host removed there.
+        state
+            .pending
+            .retain(|key, pending| key.host != host || pending.carried);
+        let open: Vec<Key> = state
+            .book
+            .of_host(host)
+            .map(|open| Key {
+                host,
+                rule: open.rule,
+                subject: open.subject,
+            })
+            .collect();
+        for key in &open {
+            state.book.resolved(key);
+        }
+    }
+
     /// Figures of the task itself.
     #[must_use]
     pub fn totals(&self) -> IncidentTotals {

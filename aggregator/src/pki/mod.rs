@@ -132,6 +132,11 @@ pub enum PkiError {
         /// How far the rotation is.
         phase: Phase,
     },
+    /// The root's key that was brought along is not that of the root in use, or comes with another step.
+    #[error(
+        "the key is not that of the present root, or is not wanted for this step: only preparing needs it"
+    )]
+    RootKey,
     /// The clock has jumped, and what it shows must not stand in a certificate.
     #[error(
         "the aggregator's clock has jumped and nothing is issued: set it right, or say that it is with `muster-aggregator clock confirm`"

@@ -13,15 +13,15 @@
 //! | activated | new | old, new | old, new |
 //! | retired | new | new | new |
 //!
-//! Where the old root's key is at hand, the new issuer of the aggregator's certificate is signed by the old root too, and
+//! Where the old root's key is at hand, or brought along for the preparing, the new issuer of the aggregator's certificate is signed by the old root too, and
 //! the aggregator shows both: a host that was away from before the preparing until after the activating still
 //! recognises it, and is told of the new root then. Each step is one file that is replaced whole; until the retiring
 //! each can be taken back.
 
 use std::path::Path;
 
-use muster_proto::{spiffe::TrustDomain, time::Timestamp, tls::certificate_pin};
-use rcgen::{CertifiedIssuer, Issuer, KeyPair};
+use muster_proto::{spiffe::TrustDomain, time::Timestamp, tls::certificate_pin, token::pin_of};
+use rcgen::{CertifiedIssuer, Issuer, KeyPair, PublicKeyData as _};
 use ring::rand::SystemRandom;
 use rustls_pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
@@ -287,6 +287,23 @@ impl Authority {
     /// # Errors
     /// When the step cannot follow the last one, or it cannot be written: then nothing has changed.
     pub fn rotate(&self, step: Step, now: Timestamp) -> Result<Phase, PkiError> {
+        self.rotate_with(step, None, now)
+    }
+
+    /// As [`Authority::rotate`]. A root whose key is kept offline vouches for its successor with `root_key` (PEM), which
+    /// is wanted for preparing only and is not kept.
+    ///
+    /// # Errors
+    /// As [`Authority::rotate`], and when the key is not that of the present root: then nothing has changed.
+    pub fn rotate_with(
+        &self,
+        step: Step,
+        root_key: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Phase, PkiError> {
+        if root_key.is_some() && step != Step::Prepare {
+            return Err(PkiError::RootKey);
+        }
         let _one_at_a_time = self.lock();
         let folder = self.state.join(FOLDER);
         let held = self.held();
@@ -296,7 +313,7 @@ impl Authority {
         let next = held.rotation.after(step, fresh)?;
         if next.trusted.contains(&fresh) {
             let before = match step {
-                Step::Prepare => self.root_issuer(&folder, held.rotation.active)?,
+                Step::Prepare => self.root_issuer(&folder, held.rotation.active, root_key)?,
                 // Whose key was stolen vouches for nobody.
                 _ => None,
             };
@@ -309,12 +326,21 @@ impl Authority {
         Ok(self.phase())
     }
 
-    /// The root of a generation, if its key is at hand.
+    /// The root of a generation, if its key is at hand or was brought along.
     fn root_issuer(
         &self,
         folder: &Path,
         number: u32,
+        brought: Option<&str>,
     ) -> Result<Option<Issuer<'static, KeyPair>>, PkiError> {
+        if let Some(pem) = brought {
+            let key = KeyPair::from_pem(pem).map_err(|_| PkiError::RootKey)?;
+            let root = read_certificate(&place(folder, number).join("root.crt"))?;
+            if certificate_pin(&root).ok() != Some(pin_of(&key.subject_public_key_info())) {
+                return Err(PkiError::RootKey);
+            }
+            return Ok(Some(Issuer::from_ca_cert_der(&root, key)?));
+        }
         let path = place(folder, number).join("root.key");
         if !path.exists() {
             return Ok(None);
@@ -332,6 +358,39 @@ impl Authority {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_root_that_is_kept_offline_vouches_for_its_successor() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let now = Timestamp::from_millis(1_795_000_000_000);
+        let authority =
+            Authority::init(folder.path(), &["127.0.0.1".to_owned()], now).expect("an authority");
+        let place = folder.path().join(FOLDER).join("root.key");
+        let key = std::fs::read_to_string(&place).expect("the root's key");
+        std::fs::remove_file(&place).expect("taken offline");
+        let cross_signed = |authority: &Authority| {
+            let generations = authority.generations();
+            generations.last().is_some_and(|newest| newest.cross_signed)
+        };
+        let other = KeyPair::generate().expect("a key").serialize_pem();
+        for (step, brought) in [
+            (Step::Prepare, other.as_str()),
+            (Step::Prepare, "no key"),
+            (Step::Now, key.as_str()),
+        ] {
+            let refused = authority.rotate_with(step, Some(brought), now);
+            assert!(matches!(refused, Err(PkiError::RootKey)), "{step:?}");
+            assert_eq!(authority.phase(), Phase::Settled);
+        }
+        authority.rotate(Step::Prepare, now).expect("without it");
+        assert!(!cross_signed(&authority), "nobody vouches for it");
+        authority.rotate(Step::Back, now).expect("taken back");
+        authority
+            .rotate_with(Step::Prepare, Some(&key), now)
+            .expect("with it");
+        assert!(cross_signed(&authority));
+        assert!(!place.exists(), "it is not kept");
+    }
 
     #[test]
     fn steps_follow_one_another_and_can_be_taken_back_until_the_last() {

@@ -15,7 +15,7 @@ use muster_proto::{
     id::HostId,
     limits::MAX_OPERATOR_MESSAGE_BYTES,
     series::Kind,
-    time::Clock,
+    time::{Clock, Timestamp},
     v1::{
         self,
         history_server::{History, HistoryServer},
@@ -359,6 +359,7 @@ fn stalled() -> Status {
 fn end_part(
     clock: &dyn Clock,
     missing: Vec<String>,
+    doubts: Vec<v1::HostDoubt>,
     points_read: u64,
     unknown_names: Vec<String>,
 ) -> v1::ReadHistoryResponse {
@@ -372,6 +373,7 @@ fn end_part(
             meta: Some(meta),
             points_read,
             unknown_names,
+            doubts,
         })),
     }
 }
@@ -450,6 +452,34 @@ impl Work {
     }
 }
 
+impl HistoryService {
+    /// Times whose data may be of two machines, of these hosts and between these moments.
+    async fn doubts(
+        &self,
+        hosts: &HashMap<HostId, String>,
+        (from, to): (i64, i64),
+        missing: &mut Vec<String>,
+    ) -> Vec<v1::HostDoubt> {
+        let between = (Timestamp::from_millis(from), Timestamp::from_millis(to));
+        match self.control.doubts(None, between).await {
+            Ok(doubts) => doubts
+                .into_iter()
+                .filter_map(|doubt| {
+                    Some(v1::HostDoubt {
+                        host: hosts.get(&doubt.host_id)?.clone(),
+                        doubt: Some(doubt.into()),
+                    })
+                })
+                .collect(),
+            Err(error) => {
+                tracing::error!(error = chain(&error), "the control store cannot be read");
+                missing.push("whether data is of two machines".to_owned());
+                Vec::new()
+            }
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl History for HistoryService {
     type ReadHistoryStream = ReceiverStream<Result<v1::ReadHistoryResponse, Status>>;
@@ -506,6 +536,8 @@ impl History for HistoryService {
                 < self.journal.durable();
         let (clock, mut missing, unknown_names) =
             (Arc::clone(&self.clock), chosen.missing, chosen.unknown);
+        let asked = (request.from_ms, request.to_ms);
+        let doubts = self.doubts(&work.names, asked, &mut missing).await;
         if behind {
             missing.push("the newest samples, which are still being read from the log".to_owned());
         }
@@ -515,7 +547,7 @@ impl History for HistoryService {
             };
             outlet.end(outcome.map(|report| {
                 missing.extend(report.missing);
-                end_part(&*clock, missing, report.points, unknown_names)
+                end_part(&*clock, missing, doubts, report.points, unknown_names)
             }));
         });
         Ok(Response::new(ReceiverStream::new(answers)))
@@ -535,6 +567,9 @@ impl History for HistoryService {
         let moments = moments(request.from_ms, request.to_ms, request.step_ms)?;
         let chosen = self.hosts(&request.names, &request.selector).await?;
         let mut labels = chosen.labels;
+        let mut missing = chosen.missing;
+        let asked = (request.from_ms, request.to_ms);
+        let doubts = self.doubts(&chosen.names, asked, &mut missing).await;
         let hosts: HashMap<HostId, (String, BTreeMap<String, String>)> = chosen
             .names
             .into_iter()
@@ -542,8 +577,7 @@ impl History for HistoryService {
             .collect();
         let (outlet, answers) = Outlet::new(self.place().await?)?;
         let store = Arc::clone(&history.store);
-        let (clock, mut missing, unknown_names) =
-            (Arc::clone(&self.clock), chosen.missing, chosen.unknown);
+        let (clock, unknown_names) = (Arc::clone(&self.clock), chosen.unknown);
         tokio::task::spawn_blocking(move || {
             let mut context = eval::Context {
                 store: &*store,
@@ -575,7 +609,7 @@ impl History for HistoryService {
                 }
             }
             missing.append(&mut context.missing);
-            let end = end_part(&*clock, missing, context.points, unknown_names);
+            let end = end_part(&*clock, missing, doubts, context.points, unknown_names);
             outlet.end(Ok(end));
         });
         Ok(Response::new(ReceiverStream::new(answers)))

@@ -308,7 +308,8 @@ impl Identity for IdentityService {
     ) -> Result<Response<v1::AuthorityStatus>, Status> {
         let caller = self.access.admit(&request, "RotateAuthority").await?;
         let asked = request.into_inner();
-        rotation::step(&self.parts, asked.step(), asked.force, &caller.name).await?;
+        let how = (asked.force, &asked.root_key[..]);
+        rotation::step(&self.parts, asked.step(), how, &caller.name).await?;
         rotation::status(&self.parts).await.map(Response::new)
     }
 }

@@ -15,6 +15,8 @@ use crate::{
     pki::{Phase, PkiError, Step},
 };
 
+/// Longest PEM of a private key that is taken: RSA of 4096 bits has 3.2 KiB.
+const MAX_ROOT_KEY: usize = 16 * 1024;
 /// Names in an answer.
 const MAX_NAMES: usize = 1_000;
 /// Of the hosts that are live so many must know the next authority before it signs: 99 %.
@@ -109,9 +111,18 @@ pub(super) async fn status(parts: &IdentityParts) -> Result<v1::AuthorityStatus,
 pub(super) async fn step(
     parts: &IdentityParts,
     step: v1::AuthorityStep,
-    force: bool,
+    (force, root_key): (bool, &[u8]),
     actor: &str,
 ) -> Result<(), Status> {
+    let root_key = match std::str::from_utf8(root_key) {
+        Ok("") => None,
+        Ok(pem) if pem.len() <= MAX_ROOT_KEY => Some(pem),
+        _ => {
+            return Err(Status::invalid_argument(
+                "the root's key is no PEM private key",
+            ));
+        }
+    };
     let (step, word) = match step {
         v1::AuthorityStep::Prepare => (Step::Prepare, "prepare"),
         v1::AuthorityStep::Activate => (Step::Activate, "activate"),
@@ -135,8 +146,9 @@ pub(super) async fn step(
     let (old, now) = (trusted(parts), parts.clock.now());
     let phase = parts
         .authority
-        .rotate(step, now)
+        .rotate_with(step, root_key, now)
         .map_err(|error| match error {
+            PkiError::RootKey => Status::invalid_argument(error.to_string()),
             PkiError::Step { .. } => Status::failed_precondition(error.to_string()),
             error => {
                 tracing::error!(error = chain(&error), "the authority was not rotated");

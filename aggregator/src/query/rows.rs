@@ -188,6 +188,7 @@ pub fn host_detail(host: &HostState) -> v1::HostDetail {
             })
             .collect(),
         books: Some(host.books()),
+        lives: host.lives(),
         silence_account: host.trace().account.clone(),
         past_silence: host.trace().past.map(|past| v1::PastSilence {
             since_ms: past.since.as_millis(),

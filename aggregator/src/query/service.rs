@@ -26,6 +26,7 @@ use crate::{
     chain,
     control::{AuditFilter, Control, Incident, IncidentFilter, Removal, Removed},
     fleet::{Answer, Fleet, HostState, Unit, UnitState},
+    incident::Incidents,
     notify::{Told, teller::Standing},
     selector::{Selector, pattern::Pattern},
 };
@@ -78,6 +79,8 @@ pub struct OperatorService {
     access: Access,
     about: Arc<About>,
     told: Told,
+    /// Hears of hosts that are removed.
+    incidents: Incidents,
     clock: Arc<dyn Clock>,
 }
 
@@ -102,8 +105,15 @@ impl OperatorService {
             control,
             about: Arc::new(about),
             told: Told::default(),
+            incidents: Incidents::default(),
             clock,
         }
+    }
+
+    /// The same, which tells these incidents of hosts that are removed.
+    #[must_use]
+    pub fn with_incidents(self, incidents: Incidents) -> Self {
+        Self { incidents, ..self }
     }
 
     /// The same, which knows also what people were told.
@@ -384,6 +394,14 @@ impl OperatorService {
                 missing.push("incidents".to_owned());
             }
         }
+        let always = (Timestamp::from_millis(0), self.clock.now());
+        match self.control.doubts(Some(id), always).await {
+            Ok(doubts) => detail.doubts = doubts.into_iter().map(Into::into).collect(),
+            Err(error) => {
+                store_failed(&error);
+                missing.push("whether data is of two machines".to_owned());
+            }
+        }
         detail.row = Some(row);
         detail.meta = Some(self.meta(missing));
         Ok(detail)
@@ -612,6 +630,9 @@ impl OperatorService {
             .map_err(|error| not_written(&error))?
             .ok_or_else(|| Status::not_found(format!("no host has the id {id}")))?;
         self.fleet.forget(id).await;
+        // Answered after the shard has forgotten it: from then on nothing more is reported of it.
+        let _gone = self.fleet.host(&id.to_string(), |_, _| ()).await;
+        self.incidents.forget(id);
         tracing::info!(host = %id, name = removed.name, ?removal, operator = actor, "host removed");
         Ok((id, removed))
     }
