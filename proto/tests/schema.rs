@@ -203,6 +203,7 @@ fn descriptors() -> FileDescriptorSet {
         "muster/v1/events.proto",
         "muster/v1/identity.proto",
         "muster/v1/paging.proto",
+        "muster/v1/replay.proto",
     ];
     protox::compile(files, [env!("CARGO_MANIFEST_DIR")]).expect("the contract compiles")
 }

@@ -5,7 +5,8 @@
 //! ```
 //! Little endian. The file is replaced whole (temporary file, fdatasync, rename, fsync of the folder). It
 //! holds at least everything up to the log record it names; later records are applied again at the next
-//! start, which changes nothing where they are contained already.
+//! start, which changes nothing where they are contained already. Other state that is learnt and can be learnt again
+//! is kept in files with the same head.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -58,7 +59,28 @@ pub enum CheckpointError {
 
 /// Reads the file; `None` if there is none.
 pub fn read(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
-    let bytes = match fs::read(path) {
+    let Some(body) = content(path, MAGIC, VERSION)? else {
+        return Ok(None);
+    };
+    let checkpoint = postcard::from_bytes(&body);
+    checkpoint.map(Some).map_err(|_| CheckpointError::Unusable {
+        path: path.to_owned(),
+    })
+}
+
+/// Replaces the file.
+pub fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+    let body = postcard::to_stdvec(checkpoint)?;
+    replace(path, MAGIC, VERSION, &body)
+}
+
+/// The body of a file with such a head; `None` if there is none.
+pub(crate) fn content(
+    path: &Path,
+    magic: &[u8; 8],
+    version: u32,
+) -> Result<Option<Vec<u8>>, CheckpointError> {
+    let mut bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
@@ -76,19 +98,23 @@ pub fn read(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
     let word = |at: usize| {
         u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
     };
-    if &header[..8] != MAGIC || word(8) != VERSION || word(12) != crc32c::crc32c(body) {
+    if &header[..8] != magic || word(8) != version || word(12) != crc32c::crc32c(body) {
         return Err(unusable());
     }
-    postcard::from_bytes(body).map(Some).map_err(|_| unusable())
+    Ok(Some(bytes.split_off(HEADER_BYTES)))
 }
 
-/// Replaces the file.
-pub fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-    let body = postcard::to_stdvec(checkpoint)?;
+/// Replaces a file by this body with its head.
+pub(crate) fn replace(
+    path: &Path,
+    magic: &[u8; 8],
+    version: u32,
+    body: &[u8],
+) -> Result<(), CheckpointError> {
     let mut header = Vec::with_capacity(HEADER_BYTES);
-    header.extend_from_slice(MAGIC);
-    header.extend_from_slice(&VERSION.to_le_bytes());
-    header.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+    header.extend_from_slice(magic);
+    header.extend_from_slice(&version.to_le_bytes());
+    header.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
 
     let io = |action| {
         move |source| CheckpointError::Io {
@@ -106,7 +132,7 @@ pub fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError
         .open(&temporary)
         .map_err(io("create"))?;
     file.write_all(&header)
-        .and_then(|()| file.write_all(&body))
+        .and_then(|()| file.write_all(body))
         .and_then(|()| file.sync_data())
         .map_err(io("write"))?;
     fs::rename(&temporary, path).map_err(io("replace"))?;
