@@ -217,8 +217,11 @@ impl Agent {
                             Some(tick) => Some(tick),
                             None => time::timeout(LAST_TICK, sampler.next()).await.ok(),
                         };
-                        if let Some(tick) = tick {
-                            rounds.end(tick, reason);
+                        match tick {
+                            Some(tick) => rounds.end(tick, reason),
+                            // Stopped before its first tick, or right after its clock was set: the end is noted
+                            // down all the same, so that the next start does not take it for a crash.
+                            None => drop(rounds.source.end(sampler.now(), reason)),
                         }
                         break;
                     }

@@ -106,6 +106,9 @@ pub enum EnrolError {
     /// The aggregator says no.
     #[error("the aggregator refused: {0}")]
     Refused(String),
+    /// The aggregator does not listen to this address for a while.
+    #[error("the aggregator refused for now: {0}")]
+    NotNow(String),
     /// The aggregator cannot answer now; the same token works again later.
     #[error("the aggregator gave no answer ({0}): run the same command again, with the same token")]
     NoAnswer(String),
@@ -293,10 +296,12 @@ impl Waiting {
                 return Ok(Next::Answer(trust_domain, Box::new(answer)));
             }
             Ok((_, answer)) => answer,
-            // Once it was heard that the token is good, an aggregator that is gone comes back.
+            // Once it was heard that the token is good, an aggregator that is gone comes back. So does one that does
+            // not listen because somebody else behind the same address failed.
             Err(
                 error @ (EnrolError::Unreachable { .. }
                 | EnrolError::Handshake { .. }
+                | EnrolError::NotNow(_)
                 | EnrolError::NoAnswer(_)),
             ) if self.number.is_some() => {
                 let cause = error.to_string();
@@ -462,10 +467,10 @@ async fn ask(
         use tonic::Code;
         let said = status.message().to_owned();
         match status.code() {
-            Code::Unauthenticated
-            | Code::PermissionDenied
-            | Code::InvalidArgument
-            | Code::ResourceExhausted => EnrolError::Refused(said),
+            Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument => {
+                EnrolError::Refused(said)
+            }
+            Code::ResourceExhausted => EnrolError::NotNow(said),
             code => EnrolError::NoAnswer(format!("{code:?}: {said}")),
         }
     })
@@ -647,6 +652,8 @@ mod tests {
             Err(_) => Some(0),
         };
         assert_eq!(step(gone()), Some(0), "nobody was ever there");
+        let early = Err(EnrolError::NotNow("too many failures".to_owned()));
+        assert_eq!(step(early), Some(0), "its own, as far as is known");
         assert_eq!(step(answer(1, 0)), Some(500), "no faster than this");
         assert_eq!(step(answer(5_000, 3)), Some(5_000));
         assert_eq!(step(answer(5_000, 3)), Some(5_000));
@@ -657,15 +664,22 @@ mod tests {
             Some(30_000),
             "no longer than this"
         );
+        let not_now = || Err(EnrolError::NotNow("a neighbour failed".to_owned()));
+        assert_eq!(step(not_now()), Some(30_000), "not its own fault");
+        assert_eq!(step(answer(5_000, 3)), Some(5_000));
         assert_eq!(step(Err(EnrolError::Refused("denied".to_owned()))), Some(0));
         assert_eq!(step(answer(0, 0)), None);
         let number = |progress: &Progress| matches!(progress, Progress::Waiting { number: 3, .. });
         assert_eq!(said[0], Progress::Busy);
         assert!(
-            number(&said[1]) && matches!(said[2], Progress::Unanswered(_)),
+            number(&said[1])
+                && matches!(
+                    (&said[2], &said[3]),
+                    (Progress::Unanswered(_), Progress::Unanswered(_))
+                ),
             "{said:?}"
         );
-        assert_eq!(said.len(), 3, "{said:?}");
+        assert_eq!(said.len(), 4, "{said:?}");
     }
 
     #[test]

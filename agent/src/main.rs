@@ -43,8 +43,9 @@ const EXIT_CONFIG: u8 = 78;
 /// sysexits.h EX_UNAVAILABLE: the host is not enrolled.
 const EXIT_NOT_ENROLLED: u8 = 69;
 
-/// Threads for a resolver or a disk that hangs; each question of the link takes one, with a deadline.
-const BLOCKING_THREADS: usize = 8;
+/// Threads for a resolver or a disk that hangs, made when they are needed: each question of the link takes one,
+/// with a deadline, and checks have their own beside these.
+const BLOCKING_THREADS: usize = 4 + check::BLOCKING;
 
 /// Time between passes of `sample --repeat`, and between its first, silent pass and the one that is shown:
 /// services are told over the bus and take a moment.

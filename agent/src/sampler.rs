@@ -129,8 +129,9 @@ pub struct Sampler<'a> {
     schedule: watch::Receiver<Schedule>,
     /// The last tick and the schedule it followed.
     last: Option<(Timestamp, Schedule)>,
-    /// The last time given that was no tick.
-    extra: Option<Timestamp>,
+    /// The last time given that was no tick, and the schedule it followed: after a step back of the clock, times
+    /// before it are new ones.
+    extra: Option<(Timestamp, Schedule)>,
 }
 
 impl<'a> Sampler<'a> {
@@ -161,15 +162,22 @@ impl<'a> Sampler<'a> {
         let at = schedule.at(boottime_ms);
         let (last, under) = self.last?;
         let is_due = under != schedule || at >= self.due_after(&schedule, at);
-        if is_due || at <= last || self.extra.is_some_and(|extra| at <= extra) {
+        let given = |(extra, under)| under == schedule && at <= extra;
+        if is_due || at <= last || self.extra.is_some_and(given) {
             return None;
         }
-        self.extra = Some(at);
+        self.extra = Some((at, schedule));
         Some(Tick {
             at,
             boottime_ms,
             missed: 0,
         })
+    }
+
+    /// The present, whether or not a round can bear it.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.schedule.borrow().at(self.clock.boottime_ms())
     }
 
     /// Waits for the next tick. Dropping the future loses nothing.
@@ -328,11 +336,20 @@ mod tests {
         assert_eq!(sampler.extra(), None, "a tick is due");
         let last = sampler.next().await;
         time::advance(Duration::from_secs(2)).await;
+        assert!(sampler.extra().is_some());
         sender.send_modify(|schedule| {
             let server = last.at.minus(Duration::from_secs(60));
             schedule.correct(server, host.boottime_ms(), Duration::ZERO);
         });
         assert_eq!(sampler.extra(), None, "the clock was set back");
+        // The first tick of the new schedule lies before the extra round of the old one, and so do those after it.
+        let back = sampler.next().await;
+        assert!(back.at < last.at);
+        time::advance(Duration::from_secs(1)).await;
+        assert!(
+            sampler.extra().is_some(),
+            "a time of the schedule that holds"
+        );
     }
 
     #[tokio::test(start_paused = true)]

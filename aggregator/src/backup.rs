@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::history::manifest;
+use crate::{history::manifest, setup};
 use muster_proto::log::DiskStorage;
 
 const BLOCK: usize = 512;
@@ -27,6 +27,8 @@ const BLOCK: usize = 512;
 const LIST: &str = "backup.json";
 /// Hosts, tokens, certificates, incidents, audit; events.
 const DATABASES: [&str; 2] = ["control.db", "events.db"];
+/// Folder in the state folder for what is not a state yet.
+const RESTORING: &str = ".restoring";
 /// Version of the list.
 const VERSION: u32 = 1;
 /// Largest list that is believed: a hundred thousand files.
@@ -362,9 +364,18 @@ fn parse_header(block: &[u8; BLOCK]) -> anyhow::Result<Option<(String, u64)>> {
 
 /// Unpacks a backup into a state folder that is new or empty; `-` is standard input.
 ///
+/// It is unpacked into a folder of its own in there, made durable, and only then moved to its place, the authority last:
+/// whatever ends it, nothing is there that a service takes for a state and that is half of one. What an earlier restore
+/// left that was ended is removed.
+///
 /// # Errors
 /// When the folder is not empty, or the backup is not whole. Then the folder is as it was.
 pub fn restore(from: &Path, state: &Path) -> anyhow::Result<Done> {
+    let restoring = state.join(RESTORING);
+    let authority = state.join("ca");
+    if restoring.exists() && !authority.exists() {
+        empty(state);
+    }
     let is_empty = match fs::read_dir(state) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => true,
@@ -380,22 +391,45 @@ pub fn restore(from: &Path, state: &Path) -> anyhow::Result<Done> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
-        .create(state)?;
+        .create(&restoring)?;
     let done = if from == Path::new("-") {
-        unpack(io::stdin().lock(), state)
+        unpack(io::stdin().lock(), &restoring)
     } else {
-        let file = File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
-        unpack(BufReader::new(file), state)
+        File::open(from)
+            .with_context(|| format!("cannot read {}", from.display()))
+            .and_then(|file| unpack(BufReader::new(file), &restoring))
     };
-    if done.is_err() {
+    let done = done.and_then(|done| {
+        put_in_place(&restoring, state)
+            .with_context(|| format!("cannot move what was unpacked to {}", state.display()))?;
+        Ok(done)
+    });
+    if done.is_err() && !authority.exists() {
         empty(state);
     }
     done
 }
 
+/// Moves what was unpacked, which is durable, to its place. Without an authority no aggregator starts: it comes last, when
+/// all else is there and belongs to whom it must.
+fn put_in_place(restoring: &Path, state: &Path) -> anyhow::Result<()> {
+    setup::hand_over(state)?;
+    for name in ["history", "log", "checkpoint"].iter().chain(&DATABASES) {
+        match fs::rename(restoring.join(name), state.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    File::open(state)?.sync_all()?;
+    fs::rename(restoring.join("ca"), state.join("ca"))?;
+    File::open(state)?.sync_all()?;
+    fs::remove_dir(restoring)?;
+    Ok(())
+}
+
 /// Removes what an unfinished restore left.
 fn empty(state: &Path) {
-    for name in ["ca", "history", "log"] {
+    for name in ["history", "log", RESTORING] {
         let _ = fs::remove_dir_all(state.join(name));
     }
     for name in ["checkpoint"].iter().chain(&DATABASES) {
@@ -499,7 +533,13 @@ fn whole(list: &[u8], unpacked: &[Entry], state: &Path) -> anyhow::Result<Done> 
         list.files.len() == unpacked.len(),
         "the backup holds what its list does not name"
     );
-    File::open(state)?.sync_all()?;
+    for folder in ["ca", "history", "log", ""] {
+        match File::open(state.join(folder)) {
+            Ok(folder) => folder.sync_all()?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     Ok(Done {
         files: unpacked.len() as u64,
         bytes: unpacked.iter().map(|entry| entry.bytes).sum(),
@@ -583,6 +623,34 @@ mod tests {
             fs::write(&file, &good[..len]).expect("written");
             assert!(restore(&file, &state).is_err(), "cut at {len}");
         }
+    }
+
+    #[test]
+    fn what_a_killed_restore_left_is_no_state_and_is_removed() {
+        let from = state();
+        let file = from.path().join("b.tar");
+        backup(from.path(), &file).expect("backed up");
+        let to = tempfile::tempdir().expect("a folder");
+        let state = to.path().join("state");
+        let restoring = state.join(RESTORING);
+        // Killed while it unpacked, and while it moved things to their place.
+        for moved in [&[][..], &["log"], &["log", "checkpoint", "control.db"]] {
+            fs::create_dir_all(&restoring).expect("made");
+            unpack(File::open(&file).expect("opened"), &restoring).expect("unpacked");
+            for name in moved {
+                fs::rename(restoring.join(name), state.join(name)).expect("moved");
+            }
+            assert!(!state.join("ca").exists(), "nothing that starts");
+            restore(&file, &state).expect("restored");
+            assert!(!restoring.exists());
+            assert!(state.join("ca/root.key").exists());
+            fs::remove_dir_all(&state).expect("removed");
+        }
+        // Killed at the very end: a state, and not to be touched.
+        restore(&file, &state).expect("restored");
+        fs::create_dir(&restoring).expect("made");
+        assert!(restore(&file, &state).is_err());
+        assert!(state.join("ca/root.key").exists());
     }
 
     #[test]

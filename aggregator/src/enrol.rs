@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, transport::Server};
 
 use crate::{
-    control::{Control, EnrolRefusal, EnrolRequest},
+    control::{Control, ControlError, EnrolRefusal, EnrolRequest},
     directory,
     listen::{self, Counters, Limits, Peer},
     pki::{self, Authority, Doors},
@@ -34,7 +34,7 @@ use crate::{
 /// Failures of one address within [`WINDOW`] before it is refused unheard.
 const MAX_FAILURES: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(60);
-/// Addresses remembered; when there are more, the oldest windows are over long before.
+/// Addresses remembered ([`listen::source`]); while there are as many, others are refused unheard.
 const MAX_ADDRESSES: usize = 10_000;
 
 /// Hosts that are let in within a second once [`JOIN_BURST`] have been: each costs a signature and a write.
@@ -163,7 +163,7 @@ async fn finished(mut task: tokio::task::JoinHandle<()>) {
 
 struct Service {
     door: EnrolDoor,
-    failures: Mutex<HashMap<IpAddr, Failures>>,
+    failures: Mutex<Failed>,
     room: Mutex<Room>,
 }
 
@@ -205,39 +205,44 @@ fn wait(after: Duration, number: u32, now: Timestamp) -> v1::EnrolResponse {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 struct Failures {
     since: Timestamp,
     count: u32,
 }
 
-impl Service {
-    fn blocked(&self, address: IpAddr, now: Timestamp) -> bool {
-        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures
-            .get(&address)
-            .is_some_and(|seen| seen.count >= MAX_FAILURES && now.since(seen.since) < WINDOW)
+/// Addresses that failed lately.
+#[derive(Debug, Default)]
+struct Failed(HashMap<IpAddr, Failures>);
+
+impl Failed {
+    /// Whether an address is not heard: it failed too often, or so many others did that it could not be remembered.
+    fn blocks(&mut self, address: IpAddr, now: Timestamp) -> bool {
+        if let Some(seen) = self.0.get(&address) {
+            return seen.count >= MAX_FAILURES && now.since(seen.since) < WINDOW;
+        }
+        if self.0.len() >= MAX_ADDRESSES {
+            self.0.retain(|_, seen| now.since(seen.since) < WINDOW);
+        }
+        self.0.len() >= MAX_ADDRESSES
     }
 
-    fn failed(&self, address: IpAddr, now: Timestamp) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if failures.len() >= MAX_ADDRESSES {
-            failures.retain(|_, seen| now.since(seen.since) < WINDOW);
-        }
-        if failures.len() >= MAX_ADDRESSES && !failures.contains_key(&address) {
-            return;
-        }
-        let seen = failures.entry(address).or_insert(Failures {
+    fn note(&mut self, address: IpAddr, now: Timestamp) {
+        let begin = Failures {
             since: now,
             count: 0,
-        });
+        };
+        let seen = self.0.entry(address).or_insert(begin);
         if now.since(seen.since) >= WINDOW {
-            *seen = Failures {
-                since: now,
-                count: 0,
-            };
+            *seen = begin;
         }
         seen.count += 1;
+    }
+}
+
+impl Service {
+    fn failures(&self) -> MutexGuard<'_, Failed> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn join(
@@ -246,11 +251,19 @@ impl Service {
         address: IpAddr,
         now: Timestamp,
     ) -> Result<v1::EnrolResponse, Status> {
-        let has_room = self
-            .room
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take(Instant::now());
+        let unrecorded = |error: ControlError| {
+            tracing::error!(error = crate::chain(&error), "a host could not join");
+            Status::unavailable("the aggregator cannot record new hosts now; its log says why")
+        };
+        // Room is for who has a token: strangers must not be able to take it.
+        let (token_id, secret) = (&request.token_id, &request.token_secret);
+        let known = self.door.control.is_secret_of(token_id, secret).await;
+        let has_room = !known.map_err(unrecorded)?
+            || self
+                .room
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(Instant::now());
         if !has_room {
             return Ok(wait(COME_BACK + COME_BACK.mul_f64(fastrand::f64()), 0, now));
         }
@@ -282,10 +295,7 @@ impl Service {
             .control
             .enrol(asked, issue, now)
             .await
-            .map_err(|error| {
-                tracing::error!(error = crate::chain(&error), "a host could not join");
-                Status::unavailable("the aggregator cannot record new hosts now; its log says why")
-            })?;
+            .map_err(unrecorded)?;
         if let Err(EnrolRefusal::Waiting(number)) = &enrolled {
             return Ok(wait(ASK_AGAIN, *number, now));
         }
@@ -329,7 +339,8 @@ impl Enrolment for Service {
             .map(|peer| peer.addr.ip().to_canonical())
             .ok_or_else(|| Status::internal("the connection has no address"))?;
         let now = self.door.clock.now();
-        if self.blocked(address, now) {
+        let source = listen::source(address);
+        if self.failures().blocks(source, now) {
             return Err(Status::resource_exhausted(
                 "too many failed attempts from this address: wait a minute",
             ));
@@ -338,7 +349,7 @@ impl Enrolment for Service {
         if let Err(status) = &joined
             && status.code() != tonic::Code::Unavailable
         {
-            self.failed(address, now);
+            self.failures().note(source, now);
         }
         joined.map(Response::new)
     }
@@ -347,6 +358,31 @@ impl Enrolment for Service {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_fails_is_not_heard_and_others_are_not_forgotten_for_it() {
+        let mut failed = Failed::default();
+        let begin = Timestamp::from_millis(1_795_000_000_000);
+        let address = |number: u32| IpAddr::from(number.to_be_bytes());
+        let guilty = address(1);
+        for _ in 0..MAX_FAILURES {
+            assert!(!failed.blocks(guilty, begin));
+            failed.note(guilty, begin);
+        }
+        assert!(failed.blocks(guilty, begin));
+        let mut number = 2;
+        while !failed.blocks(address(number), begin) {
+            failed.note(address(number), begin);
+            number += 1;
+        }
+        assert_eq!(failed.0.len(), MAX_ADDRESSES, "it is bounded");
+        assert!(!failed.blocks(address(2), begin), "who is known is heard");
+        assert!(failed.blocks(guilty, begin), "and is not forgotten");
+        let later = begin.plus(WINDOW);
+        assert!(!failed.blocks(address(number), later));
+        assert!(!failed.blocks(guilty, later));
+        assert_eq!(failed.0.len(), 0, "their time is over");
+    }
 
     #[test]
     fn a_hundred_at_once_and_a_hundred_a_second() {

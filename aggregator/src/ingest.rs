@@ -65,6 +65,13 @@ const MAX_SPOOLED_INCARNATIONS: usize = 64;
 const IDLE_INTERVALS: u32 = 6;
 const IDLE_FLOOR: Duration = Duration::from_secs(60);
 
+/// Streams that one host may open at once, and each minute; then it is told to wait. An honest one opens one, and some
+/// more when the network is bad: each costs a write.
+const MAX_HELLOS: f64 = 30.0;
+const HELLOS_PER_MINUTE: f64 = 10.0;
+/// How long it is told to wait: until there is room for one more.
+const HELLO_PAUSE: Duration = Duration::from_secs(6);
+
 /// Renewals one host may ask for within [`RENEWAL_WINDOW`]: an honest one asks once in weeks, and a few times
 /// more when answers are lost.
 const MAX_RENEWALS: u32 = 20;
@@ -83,8 +90,29 @@ struct Inner {
     connections: AtomicU64,
     /// Begin of each host's window, and what it asked for in it. Bounded by the hosts that have a certificate.
     renewals: Mutex<HashMap<HostId, (Instant, u32)>>,
+    /// How many streams each host may still open, and as of when. Bounded as well.
+    hellos: Hellos,
     /// Who is connected. Bounded as well.
     live: Mutex<HashMap<HostId, Live>>,
+}
+
+#[derive(Debug, Default)]
+struct Hellos(Mutex<HashMap<HostId, (f64, Instant)>>);
+
+impl Hellos {
+    /// Whether a host may open one more stream now.
+    fn takes(&self, host: HostId, now: Instant) -> bool {
+        let mut hellos = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (room, at) = hellos.entry(host).or_insert((MAX_HELLOS, now));
+        let passed = now.saturating_duration_since(*at).as_secs_f64();
+        *room = (*room + passed * HELLOS_PER_MINUTE / 60.0).min(MAX_HELLOS);
+        *at = now;
+        if *room < 1.0 {
+            return false;
+        }
+        *room -= 1.0;
+        true
+    }
 }
 
 /// A machine that is connected.
@@ -150,6 +178,7 @@ impl UplinkService {
             welcome,
             connections: AtomicU64::new(1),
             renewals: Mutex::default(),
+            hellos: Hellos::default(),
             live: Mutex::default(),
         }))
     }
@@ -322,6 +351,9 @@ impl Inner {
                 )));
             }
         };
+        if !self.hellos.takes(host, Instant::now()) {
+            return Err(Refusal::Throttle(HELLO_PAUSE));
+        }
         let (session, holds) = self.session(&hello)?;
         let interval = session.interval;
         let facts = hello.facts.clone().unwrap_or_default();
@@ -423,6 +455,8 @@ enum Refusal {
     Deny(v1::DenyReason),
     /// This one is connected.
     Occupied(Live),
+    /// It is to come back after this.
+    Throttle(Duration),
     Status(Status),
 }
 
@@ -729,8 +763,36 @@ fn refuse(host: HostId, refusal: Refusal, to_agent: &ToAgent) {
             // As above.
             let _ = to_agent.try_send(message(aggregator_message::Message::Deny(deny)));
         }
+        Refusal::Throttle(pause) => {
+            tracing::debug!(%host, "it opens too many streams");
+            let throttle = v1::Throttle {
+                retry_after_ms: u32::try_from(pause.as_millis()).unwrap_or(u32::MAX),
+            };
+            // As above.
+            let _ = to_agent.try_send(message(aggregator_message::Message::Throttle(throttle)));
+        }
         Refusal::Status(status) => {
             tracing::debug!(%host, code = ?status.code(), message = status.message(), "stream ended");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_opens_streams_without_end_is_told_to_wait() {
+        let (hellos, begin) = (Hellos::default(), Instant::now());
+        let host = |number| HostId::from_bytes([number; 16]);
+        let taken = |number, after| {
+            let now = begin + Duration::from_secs(after);
+            (0..100).filter(|_| hellos.takes(host(number), now)).count()
+        };
+        assert_eq!(taken(1, 0), 30);
+        assert_eq!(taken(2, 0), 30, "another host is not concerned");
+        assert_eq!(taken(1, 6), 1, "after the pause it is told of");
+        assert_eq!(taken(1, 66), 10);
+        assert_eq!(taken(1, 3_600), 30);
     }
 }

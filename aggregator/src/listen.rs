@@ -13,7 +13,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -362,6 +362,20 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     })
 }
 
+/// What limits per address count by: an IPv4 address, or the 64 bits of an IPv6 address that a network is given; of the
+/// other 64 one machine has as many as it likes (RFC 4291, 2.5.4).
+#[must_use]
+pub fn source(address: IpAddr) -> IpAddr {
+    // An IPv4 client of a dual-stack socket is the same client.
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let network = address.to_bits() & !u128::from(u64::MAX);
+            IpAddr::V6(Ipv6Addr::from_bits(network))
+        }
+        address => address,
+    }
+}
+
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -474,10 +488,8 @@ impl Door {
     }
 
     fn visit(&self, address: IpAddr) -> Option<Option<Visit>> {
-        // An IPv4 client of a dual-stack socket is the same client.
-        let address = address.to_canonical();
         let limits = &self.limits;
-        if limits.exempt_loopback && address.is_loopback() {
+        if limits.exempt_loopback && address.to_canonical().is_loopback() {
             return Some(None);
         }
         let (most, heard) = (
@@ -486,7 +498,7 @@ impl Door {
                 .max(limits.unauthenticated_per_address),
             limits.unauthenticated_per_address,
         );
-        self.visits.begin(address, most, heard).map(Some)
+        self.visits.begin(source(address), most, heard).map(Some)
     }
 
     async fn admit(&self, stream: TcpStream, addr: SocketAddr, visit: Option<Visit>) {
@@ -941,6 +953,20 @@ mod tests {
                 said,
                 "{seconds} {reason}"
             );
+        }
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_source() {
+        for (address, expected) in [
+            ("192.0.2.7", "192.0.2.7"),
+            ("::ffff:192.0.2.7", "192.0.2.7"),
+            ("2001:db8:1:2::1", "2001:db8:1:2::"),
+            ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::"),
+            ("2001:db8:1:3::1", "2001:db8:1:3::"),
+        ] {
+            let address: IpAddr = address.parse().expect("an address");
+            assert_eq!(source(address).to_string(), expected);
         }
     }
 

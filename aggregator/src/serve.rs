@@ -609,6 +609,8 @@ impl Opening<'_> {
             .err()
             .filter(|_| self.config.history.enabled);
         let no_history = no_history.map(|why| format!("there is no history: {why}"));
+        let feed = self.history.as_ref().ok();
+        let feed = feed.map(|history| Arc::clone(&history.health));
         let about = query::About {
             fleet_name: self.config.fleet_name.clone(),
             started: self.clock.now(),
@@ -620,7 +622,9 @@ impl Opening<'_> {
                     guard.problem(),
                     no_history.clone(),
                 ];
-                problems.into_iter().flatten().collect()
+                let history = feed.as_ref().map(|health| health.problems());
+                let problems = problems.into_iter().flatten();
+                problems.chain(history.into_iter().flatten()).collect()
             }),
             http: query::HttpDoor {
                 address: if http.external_address.is_empty() {
@@ -726,7 +730,7 @@ impl Opening<'_> {
         let router = http::router(http::HttpState::new(source, settings, ready));
         // One Prometheus server has a connection for each target it scrapes at the same moment.
         let limits = Limits {
-            unauthenticated_per_address: http::connection::MAX_CONNECTIONS,
+            unauthenticated_per_address: http::connection::MAX_OF_ADDRESS,
             ..limits.clone()
         };
         let counters = Arc::clone(&self.counters.http);

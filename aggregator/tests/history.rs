@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use muster_aggregator::{
     backup,
-    history::{SampleQuery, SampleStore as _},
+    history::{GiveUp, SampleQuery, SampleStore as _},
     serve::Aggregator,
 };
 use muster_proto::id::HostId;
@@ -24,6 +24,7 @@ fn ticks(aggregator: &Aggregator, host: HostId) -> Vec<i64> {
         to: i64::MAX,
         step_ms: 0,
         max_points: 100_000,
+        give_up: GiveUp::default(),
     };
     let mut ticks = Vec::new();
     let report = history.store.read(&query, &mut |series| {

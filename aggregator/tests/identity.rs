@@ -20,8 +20,8 @@ use muster_agent::{
 use muster_aggregator::{
     admin::AdminSocket,
     control::{
-        CertificateRefusal, Control, EnrolRefusal, EnrolRequest, Greeting, OperatorRole, Presented,
-        TokenOptions,
+        CertificateRefusal, Control, EnrolRefusal, EnrolRequest, Enrolled, Greeting, Labels,
+        OperatorRole, Presented, TokenOptions,
     },
     directory::{Directory, Known},
     enrol::EnrolDoor,
@@ -348,7 +348,7 @@ async fn tokens_that_let_nobody_in() {
     let installation = Installation::new();
     let address = installation.enrolment().await;
     let refused = async |token: &Token| match join(address, token, "x", folder().path()).await {
-        Err(EnrolError::Refused(said)) => said,
+        Err(EnrolError::Refused(said) | EnrolError::NotNow(said)) => said,
         other => panic!("{other:?}"),
     };
 
@@ -840,6 +840,13 @@ async fn a_host_waits_for_a_person_over_restarts_of_both_ends() {
 
     let joined = enrol(&text, &token, facts(), state.path()).await;
     joined.expect("joined with the key of before");
+    let serial = &control.hosts().await.expect("readable")[0].cert_serial;
+    let again = asked_again(&installation, &token, serial).await;
+    assert_eq!(
+        again.expect_err("its token has ended"),
+        EnrolRefusal::Expired,
+        "an approval lets in once"
+    );
     let refused = enrol(&text, &token, facts(), denied.path()).await;
     let refused = refused.expect_err("denied").to_string();
     assert!(
@@ -847,6 +854,32 @@ async fn a_host_waits_for_a_person_over_restarts_of_both_ends() {
         "{refused}"
     );
     assert_eq!(control.hosts().await.expect("readable").len(), 1);
+}
+
+/// What a key that has a certificate is told that asks again with a token.
+async fn asked_again(
+    installation: &Installation,
+    token: &Token,
+    serial: &str,
+) -> Result<Enrolled, EnrolRefusal> {
+    let file = rusqlite::Connection::open(installation.state.path().join("control.db"));
+    let fingerprint = file.expect("opened").query_row(
+        "SELECT spki_hash FROM certificates WHERE serial = ?1",
+        [serial],
+        |row| row.get(0),
+    );
+    let request = EnrolRequest {
+        token_id: token.id().to_owned(),
+        secret: token.secret().to_owned(),
+        fingerprint: fingerprint.expect("a certificate"),
+        facts: HostFacts::default().into(),
+        labels: Labels::new(),
+        from: "127.0.0.1".to_owned(),
+    };
+    let issue = |_| unreachable!("nothing is issued to it");
+    let now = installation.clock.now();
+    let asked = installation.control.enrol(request, issue, now).await;
+    asked.expect("decided")
 }
 
 #[tokio::test]
@@ -879,6 +912,7 @@ async fn one_who_replaces_a_host_keeps_its_name_and_ends_its_certificates() {
         replaces: Some("db".to_owned()),
         ..TokenOptions::default()
     };
+    let old_token = token;
     let token = special(&installation, options.clone()).await;
     let after = join(address, &token, "db", new.path())
         .await
@@ -889,6 +923,10 @@ async fn one_who_replaces_a_host_keeps_its_name_and_ends_its_certificates() {
         admitted(old.path()).await,
         Err(CertificateRefusal::Superseded)
     );
+    // Nor does the old key get the identity back with the token that it joined with.
+    let back = asked_again(&installation, &old_token, &shown(old.path()).serial).await;
+    assert_eq!(back.expect_err("refused"), EnrolRefusal::Superseded);
+    assert_eq!(admitted(new.path()).await, Ok(()));
     let hosts = installation.control.hosts().await.expect("readable");
     assert_eq!(hosts.len(), 1);
     assert_eq!(

@@ -25,7 +25,9 @@ use muster_aggregator::{
         host::{FrameIn, Lane},
         names::Names,
     },
-    history::{EmbeddedStore, HistoryConfig, SampleQuery, SampleStore as _, Tier, chains::Chains},
+    history::{
+        EmbeddedStore, GiveUp, HistoryConfig, SampleQuery, SampleStore as _, Tier, chains::Chains,
+    },
     journal::Record,
 };
 use muster_proto::{
@@ -259,6 +261,7 @@ fn read(
         to: at + 1,
         step_ms: 60_000,
         max_points: u64::MAX,
+        give_up: GiveUp::default(),
     };
     let (before, began) = (cpu(), Instant::now());
     let mut sum = 0.0;

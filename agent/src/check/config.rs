@@ -13,8 +13,8 @@ use crate::settings::{self, Section, duration, text, truth, whole};
 /// Most checks of one host: each is a task, and about eight series.
 pub const MAX_CHECKS: usize = 200;
 
-/// Most plugins that run at once, whatever the configuration says: the unit allows 32 tasks in all.
-const MAX_EXEC: usize = 8;
+/// Most plugins that run at once, whatever the configuration says: the unit allows 64 tasks in all.
+pub(super) const MAX_EXEC: usize = 8;
 
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_INTERVAL: Duration = Duration::from_secs(24 * 3600);

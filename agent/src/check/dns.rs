@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Cause, Finding, Run,
+    Cause, Finding, Run, Threads,
     config::{DnsCheck, RECORDS},
     file::{failed as unreadable, read_bounded},
     net,
@@ -66,7 +66,9 @@ pub(super) async fn ask(run: &Run<'_>, check: &DnsCheck) -> Result<Finding, Find
 /// The first server of the host's own resolver.
 async fn first_server(run: &Run<'_>) -> Result<IpAddr, Finding> {
     let path = Path::new(RESOLV_CONF);
-    let read = run.aside(move || read_bounded(path, MAX_RESOLV_CONF_BYTES));
+    let read = run.aside(Threads::Files, move || {
+        read_bounded(path, MAX_RESOLV_CONF_BYTES)
+    });
     let bytes = read.await?.map_err(|error| unreadable(path, &error))?;
     nameserver(&String::from_utf8_lossy(&bytes)).ok_or_else(|| {
         let message = format!("{RESOLV_CONF} names no server; set server in this check");

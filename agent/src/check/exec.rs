@@ -39,9 +39,15 @@ const LAST_PAUSE: Duration = Duration::from_millis(50);
 const REAP_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) async fn run(run: &Run<'_>, check: &ExecCheck) -> Finding {
-    // Closed never; a plugin that waits for others has not begun.
-    let Ok(turn) = Arc::clone(&run.tools.plugins).acquire_owned().await else {
-        return Finding::unknown(Cause::Error, "the agent ends");
+    // A plugin that waits for others has not begun. What the kernel does not let go keeps its place, so the wait
+    // has an end: who looks must see that this is not asked any more.
+    let places = Arc::clone(&run.tools.plugins);
+    let Ok(Ok(turn)) = time::timeout(run.check.interval, places.acquire_owned()).await else {
+        let waited = crate::settings::show_duration(run.check.interval);
+        return Finding::unknown(
+            Cause::Error,
+            format!("not asked: waited {waited} for other plugins that hang"),
+        );
     };
     let deadline = Instant::now() + run.check.timeout;
     let places = Places {
@@ -50,7 +56,7 @@ pub(super) async fn run(run: &Run<'_>, check: &ExecCheck) -> Finding {
     };
     let command = check.clone();
     // To start a program may wait for a disk. If that takes too long, the thread kills what it started.
-    let starting = run.aside(move || start(&command, places));
+    let starting = super::spawn(move || start(&command, places));
     let (mut plugin, output) = match time::timeout_at(deadline, starting).await {
         Ok(Ok(Ok(started))) => started,
         Ok(Ok(Err(finding)) | Err(finding)) => return finding,
@@ -436,6 +442,30 @@ mod tests {
             (one.finding.status, two.finding.status),
             (Status::Ok, Status::Ok)
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn plugins_that_hang_in_the_kernel_leave_the_others_unknown() {
+        let tools = Tools::new(&ChecksConfig::default());
+        let check = shell("exit 0", PATIENCE);
+        let all = u32::try_from(tools.plugins.available_permits()).expect("few");
+        let hang = tools.plugins.acquire_many(all).await.expect("never closed");
+        let mut memory = Memory::default();
+        let report = tools.run(&check, &mut memory).await;
+        assert_eq!(
+            (report.finding.status, report.finding.cause),
+            (Status::Unknown, Cause::Error)
+        );
+        assert!(
+            report.finding.message.contains("other plugins that hang"),
+            "{}",
+            report.finding.message
+        );
+        assert_eq!(report.took, check.interval);
+        drop(hang);
+        time::resume();
+        let report = tools.run(&check, &mut memory).await;
+        assert_eq!(report.finding.status, Status::Ok);
     }
 
     #[test]

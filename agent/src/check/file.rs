@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Cause, Finding, Run, Status, config::FileCheck};
+use super::{Cause, Finding, Run, Status, Threads, config::FileCheck};
 use crate::settings::{show_bytes, show_duration};
 
 /// What is looked at.
@@ -25,7 +25,7 @@ pub(super) async fn ask(
     before: &mut Option<u64>,
 ) -> Result<Finding, Finding> {
     let path = check.path.clone();
-    let seen = run.aside(move || look(&path)).await?;
+    let seen = run.aside(Threads::Files, move || look(&path)).await?;
     let finding = match seen {
         Ok(_) if check.absent => {
             let message = format!("{} is there, and should not be", check.path.display());

@@ -4,7 +4,9 @@
 //! aggregator can. [`Tools::run`] asks once and answers with a [`Report`] in bounded time; [`schedule`] asks
 //! again and again, and shows what was found as series and events. A check that hangs holds its own place and
 //! no other's: everything is asynchronous but what the kernel gives no other way (files, processes, the
-//! resolver), and that runs on at most [`BLOCKING`] threads, each check on one at most.
+//! resolver, the start of a program), and that runs on at most [`BLOCKING`] threads, each check on one at most.
+//! Names and files have threads apart, so that a resolver that does not answer stops no check of a file. A check
+//! that finds all threads taken says that it could not ask, and never that what it asks about is broken.
 //!
 //! Texts that a peer or a plugin sent stay on the host: they are shown by `muster-agent check` and in its log.
 //! What is told to the aggregator is numbers and words of closed sets ([`Status`], [`Cause`]).
@@ -21,18 +23,24 @@ mod process;
 pub mod schedule;
 mod tls;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore},
     time::{self, Instant},
 };
 
 pub use self::config::{Check, ChecksConfig, Kind};
 
-/// Threads for what cannot be asked without waiting. Half of those that the runtime has: the other half is for
-/// the link's own resolver.
-pub const BLOCKING: usize = 4;
+/// Threads for names, and as many for files and processes: what cannot be asked without waiting.
+const THREADS_EACH: usize = 4;
+
+/// Most threads that checks take: for names, for files and processes, and one a plugin to start it. The runtime
+/// needs more than these, for the link's own resolver.
+pub const BLOCKING: usize = 2 * THREADS_EACH + config::MAX_EXEC;
 
 /// Longest text for people, in bytes.
 const MAX_MESSAGE_BYTES: usize = 1024;
@@ -209,7 +217,8 @@ pub struct Report {
 /// What runs of checks share, and what bounds them.
 #[derive(Debug, Clone)]
 pub struct Tools {
-    blocking: Arc<Semaphore>,
+    names: Arc<Semaphore>,
+    files: Arc<Semaphore>,
     plugins: Arc<Semaphore>,
     tls: tls::Clients,
 }
@@ -219,30 +228,25 @@ impl Tools {
     #[must_use]
     pub fn new(config: &ChecksConfig) -> Self {
         Self {
-            blocking: Arc::new(Semaphore::new(BLOCKING)),
+            names: Arc::new(Semaphore::new(THREADS_EACH)),
+            files: Arc::new(Semaphore::new(THREADS_EACH)),
             plugins: Arc::new(Semaphore::new(config.max_exec)),
             tls: tls::Clients::default(),
         }
     }
 
-    /// Asks once. `memory` is the check's own, from run to run. Ends within the check's timeout, but for a
-    /// plugin that waits for others to end before it may start.
+    /// Asks once. `memory` is the check's own, from run to run. Ends within the check's timeout, and for as long
+    /// again where it waits for a thread; a plugin waits for others at most for the check's interval.
     pub async fn run(&self, check: &Check, memory: &mut Memory) -> Report {
         let began = Instant::now();
         let place = Arc::clone(&memory.place).try_acquire_owned();
         let finding = match place {
             Ok(place) => {
-                let run = Run {
-                    tools: self,
-                    check,
-                    place: Arc::new(place),
-                };
+                let run = Run::new(self, check, place);
                 match &check.kind {
                     // Kills what it started before it ends.
                     Kind::Exec(exec) => exec::run(&run, exec).await,
-                    _ => time::timeout(check.timeout, run.ask(memory))
-                        .await
-                        .unwrap_or_else(|_| run.timed_out()),
+                    _ => run.in_time(run.ask(memory)).await,
                 }
             }
             Err(_) => Finding::critical(
@@ -285,9 +289,38 @@ struct Run<'a> {
     tools: &'a Tools,
     check: &'a Check,
     place: Arc<OwnedSemaphorePermit>,
+    waits: Mutex<Waits>,
+    /// Told when a wait for a thread begins or ends.
+    waits_changed: Notify,
 }
 
-impl Run<'_> {
+/// How long a run has waited for a thread: that is no fault of what it asks about, and does not count as its time.
+#[derive(Debug, Default)]
+struct Waits {
+    total: Duration,
+    waiting: bool,
+}
+
+/// Which threads a piece of work may take.
+#[derive(Debug, Clone, Copy)]
+enum Threads {
+    /// Those of the resolver.
+    Names,
+    /// Those of files and processes.
+    Files,
+}
+
+impl<'a> Run<'a> {
+    fn new(tools: &'a Tools, check: &'a Check, place: OwnedSemaphorePermit) -> Self {
+        Self {
+            tools,
+            check,
+            place: Arc::new(place),
+            waits: Mutex::default(),
+            waits_changed: Notify::new(),
+        }
+    }
+
     async fn ask(&self, memory: &mut Memory) -> Finding {
         let found = match &self.check.kind {
             Kind::Http(http) => http::ask(self, http).await,
@@ -301,27 +334,87 @@ impl Run<'_> {
         found.unwrap_or_else(|finding| finding)
     }
 
+    /// What is found within the check's timeout. It stands still while the run waits for a thread.
+    async fn in_time(&self, asked: impl Future<Output = Finding>) -> Finding {
+        let began = Instant::now();
+        let mut asked = std::pin::pin!(asked);
+        loop {
+            let (waiting, deadline) = {
+                let waits = self.waits();
+                (waits.waiting, began + self.check.timeout + waits.total)
+            };
+            tokio::select! {
+                biased;
+                found = &mut asked => return found,
+                () = self.waits_changed.notified() => {}
+                // A wait has an end of its own.
+                () = time::sleep_until(deadline), if !waiting => return self.timed_out(),
+            }
+        }
+    }
+
     fn timed_out(&self) -> Finding {
         let after = crate::settings::show_duration(self.check.timeout);
         Finding::critical(Cause::Timeout, format!("no answer in {after}"))
+    }
+
+    fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place among the threads of this sort; all waits of a run together take no longer than its timeout.
+    async fn thread(&self, threads: Threads) -> Result<OwnedSemaphorePermit, Finding> {
+        let (places, what) = match threads {
+            Threads::Names => (&self.tools.names, "names to be resolved"),
+            Threads::Files => (&self.tools.files, "files that do not answer"),
+        };
+        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+            return Ok(place);
+        }
+        let patience = {
+            let mut waits = self.waits();
+            waits.waiting = true;
+            self.check.timeout.saturating_sub(waits.total)
+        };
+        self.waits_changed.notify_one();
+        let began = Instant::now();
+        let place = time::timeout(patience, Arc::clone(places).acquire_owned()).await;
+        {
+            let mut waits = self.waits();
+            waits.waiting = false;
+            waits.total += began.elapsed();
+        }
+        self.waits_changed.notify_one();
+        match place {
+            Ok(Ok(place)) => Ok(place),
+            _ => Err(Finding::unknown(
+                Cause::Error,
+                format!("not asked: no thread is free, other checks wait for {what}"),
+            )),
+        }
     }
 
     /// Runs what cannot be asked without waiting on one of few threads. If this future is dropped, the thread
     /// keeps its place and the check's until the kernel lets it go.
     async fn aside<T: Send + 'static>(
         &self,
+        threads: Threads,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Finding> {
-        let thread = Arc::clone(&self.tools.blocking).acquire_owned().await;
+        let thread = self.thread(threads).await?;
         let place = Arc::clone(&self.place);
-        let done = tokio::task::spawn_blocking(move || {
+        spawn(move || {
             let result = work();
             drop((thread, place));
             result
-        });
-        done.await
-            .map_err(|_| Finding::unknown(Cause::Error, "the check ended before its time"))
+        })
+        .await
     }
+}
+
+async fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Finding> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| Finding::unknown(Cause::Error, "the check ended before its time"))
 }
 
 /// The first line of a text, printable and of bounded length.
@@ -382,12 +475,8 @@ mod tests {
         let mut memory = Memory::default();
         let (release, held) = mpsc::channel::<()>();
         let place = Arc::clone(&memory.place).try_acquire_owned();
-        let run = Run {
-            tools: &tools,
-            check: &check,
-            place: Arc::new(place.expect("nothing runs yet")),
-        };
-        let hanging = run.aside(move || held.recv());
+        let run = Run::new(&tools, &check, place.expect("nothing runs yet"));
+        let hanging = run.aside(Threads::Files, move || held.recv());
         // Polled once, so that the thread starts; then given up as by a timeout.
         assert!(time::timeout(Duration::ZERO, hanging).await.is_err());
         drop(run);
@@ -399,5 +488,68 @@ mod tests {
         drop(free);
         let report = tools.run(&check, &mut memory).await;
         assert_eq!(report.finding.status, Status::Ok);
+    }
+
+    /// All threads for names taken, as by a resolver that does not answer.
+    fn take_all(threads: &Arc<Semaphore>) -> Vec<OwnedSemaphorePermit> {
+        let take = || Arc::clone(threads).try_acquire_owned().ok();
+        std::iter::from_fn(take).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resolver_that_hangs_makes_no_other_check_critical() {
+        let tools = Tools::new(&ChecksConfig::default());
+        let taken = take_all(&tools.names);
+        assert_eq!(taken.len(), THREADS_EACH);
+        let there = testing::check(Kind::File(config::FileCheck::at("/")));
+        let report = tools.run(&there, &mut Memory::default()).await;
+        assert_eq!(report.finding.status, Status::Ok);
+        // One that needs a name says that it could not ask, in bounded time.
+        let named = testing::check(Kind::Tcp(config::TcpCheck {
+            host: "host.invalid".to_owned(),
+            port: 1,
+            send: String::new(),
+            expect: String::new(),
+            slow: None,
+        }));
+        let report = tools.run(&named, &mut Memory::default()).await;
+        assert_eq!(
+            (report.finding.status, report.finding.cause),
+            (Status::Unknown, Cause::Error)
+        );
+        assert!(
+            report.finding.message.contains("no thread is free"),
+            "{}",
+            report.finding.message
+        );
+        assert!(report.took <= named.timeout * 2, "{:?}", report.took);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_a_thread_is_not_the_time_of_the_check() {
+        let tools = Tools::new(&ChecksConfig::default());
+        let check = testing::check(Kind::File(config::FileCheck::at("/")));
+        let place = Arc::clone(&Memory::default().place).try_acquire_owned();
+        let run = Run::new(&tools, &check, place.expect("nothing runs yet"));
+        let mut taken = take_all(&tools.files);
+        let most = check.timeout.mul_f64(0.9);
+        let free = async {
+            time::sleep(most).await;
+            taken.pop();
+        };
+        // Waits for most of its time, then needs most of its time.
+        let asked = async {
+            let thread = run.thread(Threads::Files).await?;
+            time::sleep(most).await;
+            drop(thread);
+            Ok(Finding::ok("found"))
+        };
+        let asked = async { asked.await.unwrap_or_else(|finding: Finding| finding) };
+        let (finding, ()) = tokio::join!(run.in_time(asked), free);
+        assert_eq!(finding.message, "found");
+        let began = Instant::now();
+        let finding = run.in_time(std::future::pending()).await;
+        assert_eq!(finding.cause, Cause::Timeout);
+        assert!(began.elapsed() < check.timeout * 2);
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{Cause, Finding, Run, Status, config::TcpCheck};
+use super::{Cause, Finding, Run, Status, Threads, config::TcpCheck};
 use crate::settings::show_duration;
 
 /// Most addresses of a name that are tried.
@@ -49,7 +49,7 @@ async fn addresses(run: &Run<'_>, host: &str, port: u16) -> Result<Vec<SocketAdd
     }
     let name = host.to_owned();
     let resolved = run
-        .aside(move || {
+        .aside(Threads::Names, move || {
             let all = (name.as_str(), port).to_socket_addrs()?;
             Ok::<_, io::Error>(all.take(MAX_ADDRESSES).collect::<Vec<_>>())
         })

@@ -3,7 +3,7 @@
 use std::{fs, io, path::Path};
 
 use super::{
-    Cause, Finding, Run,
+    Cause, Finding, Run, Threads,
     config::ProcessCheck,
     file::{failed, read_bounded},
 };
@@ -22,7 +22,7 @@ const MAX_ARGUMENT_BYTES: u64 = 64 * 1024;
 
 pub(super) async fn ask(run: &Run<'_>, check: &ProcessCheck) -> Result<Finding, Finding> {
     let asked = check.clone();
-    run.aside(move || match &asked.pidfile {
+    run.aside(Threads::Files, move || match &asked.pidfile {
         Some(pidfile) => in_pidfile(Path::new(PROC), pidfile, &asked),
         None => match count(Path::new(PROC), &asked.process) {
             Ok(count) => Ok(judge(&asked, &asked.process, count)),

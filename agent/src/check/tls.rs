@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    Cause, Finding, Run, Status,
+    Cause, Finding, Run, Status, Threads,
     config::{Expiry, TlsCheck, Trust},
     net,
 };
@@ -71,7 +71,7 @@ impl Clients {
     async fn trusted(&self, run: &Run<'_>, trust: &Trust) -> Result<Trusted, Finding> {
         let kept = Arc::clone(&self.kept);
         let wanted = trust.ca_file.clone();
-        run.aside(move || trusted(&kept, wanted))
+        run.aside(Threads::Files, move || trusted(&kept, wanted))
             .await?
             .map_err(|(path, error)| {
                 Finding::unknown(
@@ -92,10 +92,10 @@ fn trusted(
         there.unwrap_or_else(|| PathBuf::from(BUNDLES[0]))
     });
     let changed = fs::metadata(&path).and_then(|about| about.modified()).ok();
-    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = kept.iter().find(|known| known.path == path)
-        && known.changed == changed
-    {
+    // Not held while a file is read: one that hangs is one check's trouble.
+    let lock = || kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_it = |known: &&Kept| known.path == path && known.changed == changed;
+    if let Some(known) = lock().iter().find(is_it) {
         return Ok(known.trusted.clone());
     }
     let mut store = RootCertStore::empty();
@@ -116,6 +116,7 @@ fn trusted(
         roots: Arc::new(store),
         pinned,
     };
+    let mut kept = lock();
     kept.retain(|known| known.path != path);
     kept.push(Kept {
         path,
@@ -279,7 +280,9 @@ pub(super) async fn ask(run: &Run<'_>, check: &TlsCheck) -> Result<Finding, Find
 /// The one of all certificates in a file that expires first.
 async fn in_file(run: &Run<'_>, path: &Path, expiry: &Expiry) -> Result<Finding, Finding> {
     let owned = path.to_owned();
-    let found = run.aside(move || certificates(&owned)).await?;
+    let found = run
+        .aside(Threads::Files, move || certificates(&owned))
+        .await?;
     let shown = path.display();
     let found = found.map_err(|error| super::file::failed(path, &error))?;
     let first = found.iter().map(expires).min();

@@ -59,7 +59,32 @@ struct Known {
     stamp: Stamp,
     stale: bool,
     /// Its samples, or what is wrong with it.
-    content: Result<Vec<Sample>, String>,
+    content: Result<Vec<Sample>, Wrong>,
+}
+
+/// Why a file has no samples.
+#[derive(Debug, Clone, PartialEq)]
+enum Wrong {
+    /// What it says: the same until it is written anew.
+    Content(String),
+    /// It could not be read. What mends that (another owner, other permissions, a disk that is back) changes neither
+    /// its size nor its time, so it is tried again each time.
+    Unreadable(String),
+}
+
+impl Wrong {
+    fn why(&self) -> &str {
+        match self {
+            Self::Content(why) | Self::Unreadable(why) => why,
+        }
+    }
+}
+
+impl Known {
+    /// Whether it stays what it is while its time and size do.
+    fn is_settled(&self) -> bool {
+        !matches!(self.content, Err(Wrong::Unreadable(_)))
+    }
 }
 
 impl Textfile {
@@ -105,13 +130,16 @@ impl Textfile {
                 }
                 let stale = now.saturating_sub(stamp.seconds()) > self.config.stale_after_seconds();
                 let known = match before.remove(&path) {
-                    Some(known) if known.stamp == stamp => {
+                    Some(known) if known.stamp == stamp && known.is_settled() => {
                         changed |= known.stale != stale;
                         Known { stale, ..known }
                     }
-                    _ => {
-                        changed = true;
+                    known => {
                         let content = read(&mut self.files, host, &parts, &stamp);
+                        let is_same = |known: Known| {
+                            (known.stamp, known.stale) == (stamp, stale) && known.content == content
+                        };
+                        changed |= !known.is_some_and(is_same);
                         Known {
                             stamp,
                             stale,
@@ -132,7 +160,7 @@ impl Textfile {
         for (path, known) in &self.known {
             let outcome = match &known.content {
                 Ok(samples) => check(samples, &met).and_then(|()| open(samples, out)),
-                Err(why) => Err(why.clone()),
+                Err(wrong) => Err(wrong.why().to_owned()),
             };
             if let (Ok(samples), Ok(_)) = (&known.content, &outcome) {
                 met.extend(samples.iter().map(identity));
@@ -196,18 +224,19 @@ fn read(
     host: &HostRoot,
     parts: &[&[u8]],
     stamp: &Stamp,
-) -> Result<Vec<Sample>, String> {
+) -> Result<Vec<Sample>, Wrong> {
     if stamp.bytes > MAX_FILE_BYTES {
         let bytes = stamp.bytes;
-        return Err(format!(
+        return Err(Wrong::Content(format!(
             "it has {bytes} bytes, at most {MAX_FILE_BYTES} are read"
-        ));
+        )));
     }
     let path = parts.concat();
     let path = Path::new(std::ffi::OsStr::from_bytes(&path));
     files.note_time(host, parts, stamp);
-    let bytes = host.read(path).map_err(|error| super::chain(&error))?;
-    promtext::parse(&bytes).map_err(|error| error.to_string())
+    let bytes = host.read(path);
+    let bytes = bytes.map_err(|error| Wrong::Unreadable(super::chain(&error)))?;
+    promtext::parse(&bytes).map_err(|error| Wrong::Content(error.to_string()))
 }
 
 /// What tells a series from others.
@@ -335,6 +364,20 @@ mod tests {
         let values = host.collect(&mut textfile);
         assert_eq!((values["c"], values["a"]), (11.0, 2.0));
         assert_eq!(textfile.said.len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_read_is_tried_again_though_it_has_not_changed() {
+        let mut host = testing::Host::new();
+        write(&mut host, "a.prom", "a 1\n");
+        let mut textfile = textfile();
+        host.collect(&mut textfile);
+        // As a mode that forbids it leaves it; root, as which tests may run, reads any.
+        for known in textfile.known.values_mut() {
+            known.content = Err(Wrong::Unreadable("permission denied".into()));
+        }
+        assert_eq!(host.collect(&mut textfile)["a"], 1.0);
+        assert_eq!(host.run(&mut textfile).ok(), Some(Outcome::Unchanged));
     }
 
     #[test]

@@ -62,7 +62,8 @@ pub struct SpoolConfig {
 pub struct SpoolLimits {
     /// Most bytes on disk, [`MIN_SPOOL_BYTES`] or more. The newest segment (1 MiB) always stays.
     pub max_bytes: u64,
-    /// Older samples go.
+    /// Older samples go, once an aggregator has confirmed the clock: a host that boots with its clock a week ahead
+    /// must not take all it has for old.
     pub max_age: Duration,
     /// With less free on the filesystem, or less than 5 % of it, nothing is written. 0 for no such bound, as where a
     /// test cannot choose its filesystem.
@@ -170,8 +171,10 @@ pub struct Spool<S: Storage> {
     uncommitted: usize,
     /// First frame since the last commit.
     first_uncommitted: Option<u64>,
-    /// Newest tick that was handed over.
+    /// The tick that was handed over last: the clock may have been set back since the one before.
     now: Timestamp,
+    /// An aggregator has said what time it is. Before, a wrong clock must not make samples old.
+    clock_confirmed: bool,
     failures: u32,
     /// Nothing is written until a probe.
     suspended: bool,
@@ -219,6 +222,7 @@ impl<S: Storage> Spool<S> {
             uncommitted: 0,
             first_uncommitted: None,
             now: Timestamp::from_millis(i64::MIN / 2),
+            clock_confirmed: false,
             failures: 0,
             suspended: false,
             status: SpoolStatus::default(),
@@ -261,7 +265,7 @@ impl<S: Storage> Spool<S> {
 
     /// Writes a frame of this incarnation. It is on disk for certain when [`Event::Durable`] says so.
     pub fn append(&mut self, frame: &Spooled) {
-        self.now = self.now.max(frame.tick);
+        self.now = frame.tick;
         if self.suspended {
             return;
         }
@@ -396,8 +400,9 @@ impl<S: Storage> Spool<S> {
             .find(|shelf| shelf.incarnation() == incarnation)
     }
 
-    /// A session begins.
+    /// A session begins: ticks follow the aggregator's clock from now on, so what is old is known.
     pub fn rewind(&mut self) {
+        self.clock_confirmed = true;
         for shelf in self.older.iter_mut().chain([&mut self.own]) {
             shelf.rewind();
         }
@@ -473,7 +478,9 @@ impl<S: Storage> Spool<S> {
         loop {
             let reason = if self.bytes() > self.limits.max_bytes {
                 v1::GapReason::Full
-            } else if self.oldest_tick().is_some_and(|tick| tick < oldest_kept) {
+            } else if self.clock_confirmed
+                && self.oldest_tick().is_some_and(|tick| tick < oldest_kept)
+            {
                 v1::GapReason::Age
             } else {
                 break;

@@ -96,7 +96,7 @@ impl<S: Storage> Shelf<S> {
         incarnation: Incarnation,
         missing: &mut Vec<Missing>,
     ) -> Result<Self, LogError> {
-        let (log, _) = Log::open(storage, LogConfig::spool(incarnation.0))?;
+        let (log, recovery) = Log::open(storage, LogConfig::spool(incarnation.0))?;
         let mut shelf = Self {
             incarnation,
             log,
@@ -105,12 +105,13 @@ impl<S: Storage> Shelf<S> {
             cursor: 0,
             scratch: Vec::new(),
         };
-        shelf.take_stock(missing);
+        let damaged_from = recovery.missing.iter().map(|range| *range.start()).min();
+        shelf.take_stock(damaged_from, missing);
         Ok(shelf)
     }
 
-    /// Reads all records once, for the chains.
-    fn take_stock(&mut self, missing: &mut Vec<Missing>) {
+    /// Reads all records once, for the chains. Records from `damaged_from` on are not all there.
+    fn take_stock(&mut self, damaged_from: Option<u64>, missing: &mut Vec<Missing>) {
         let mut chains = VecDeque::new();
         let mut next = None;
         let mut broken = false;
@@ -130,6 +131,15 @@ impl<S: Storage> Shelf<S> {
                 broken = true;
                 continue;
             };
+            // What the oldest segment begins with when the one before it was let go or dropped: the rest of a chain
+            // of which all was settled, or told as dropped then.
+            let is_leftover = chains.is_empty()
+                && !frame.key
+                && !broken
+                && damaged_from.is_none_or(|damaged| number < damaged);
+            if is_leftover {
+                continue;
+            }
             if broken && let Some(next) = next.filter(|next| *next < frame.seq) {
                 lose(next, frame.seq - 1, 0);
             }

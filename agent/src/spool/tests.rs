@@ -209,11 +209,65 @@ fn bounds_drop_the_oldest_and_say_so() {
     late.tick = Timestamp::from_millis(START + 8 * 24 * 3_600_000);
     spool.append(&late);
     spool.commit();
-    let age = spool
-        .take_events()
-        .iter()
-        .any(|event| matches!(event, Event::Dropped(gone) if gone.reason == v1::GapReason::Age));
-    assert!(age);
+    assert!(dropped_by_age(&mut spool));
+}
+
+fn dropped_by_age(spool: &mut Spool<FaultyStorage>) -> bool {
+    let events = spool.take_events();
+    let mut events = events.iter();
+    events.any(|event| matches!(event, Event::Dropped(gone) if gone.reason == v1::GapReason::Age))
+}
+
+#[test]
+fn a_clock_that_is_ahead_makes_nothing_old() {
+    let week = 8 * 24 * 3_600_000;
+    let storage = FaultyStorage::new();
+    written(&storage, 1, 10);
+    let mut spool = open(&storage, 2, SpoolLimits::default());
+    for seq in 1..=40 {
+        // A host that boots with its clock ahead, and is cut off.
+        let mut ahead = frame(2, seq, seq % 5 == 1, 60_000);
+        ahead.tick = Timestamp::from_millis(ahead.tick.as_millis() + week);
+        spool.append(&ahead);
+    }
+    spool.commit();
+    assert_eq!(
+        spool.status().incarnations,
+        1,
+        "nobody has confirmed the clock"
+    );
+    // Drained as by a session, which corrects the clock; the next tick is of today.
+    assert_eq!(drain(&mut spool).0.len(), 50);
+    spool.append(&frame(2, 41, true, 100));
+    spool.commit();
+    assert!(!dropped_by_age(&mut spool), "the clock is followed back");
+    assert_eq!(drain(&mut spool).0.len(), 51);
+}
+
+#[test]
+fn leftovers_of_a_settled_chain_are_no_damage() {
+    let storage = FaultyStorage::new();
+    let mut spool = open(&storage, 1, SpoolLimits::default());
+    // A segment of 1 MiB ends within a chain.
+    for seq in 1..=32 {
+        spool.append(&frame(1, seq, seq % 5 == 1, 60_000));
+    }
+    spool.commit();
+    let segments = |storage: &FaultyStorage| {
+        let files = storage.files();
+        files.keys().filter(|name| name.ends_with(".seg")).count()
+    };
+    let before = segments(&storage);
+    spool.settle(Incarnation(1), 1, 25);
+    assert!(segments(&storage) < before, "a segment was let go");
+    drop(spool);
+    let mut spool = open(&storage, 2, SpoolLimits::default());
+    let (sent, gaps) = drain(&mut spool);
+    assert_eq!(gaps, [], "nothing is missing");
+    let open_from = sent.first().map(|&(_, seq, key)| (seq <= 26, key));
+    assert_eq!(open_from, Some((true, true)));
+    assert_eq!(sent.last(), Some(&(1, 32, false)));
+    assert_eq!(spool.status().dropped_corrupt, 0);
 }
 
 /// A buffer and a spool as the agent has them.

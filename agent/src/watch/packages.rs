@@ -108,7 +108,7 @@ fn look_at_dpkg(host: &HostRoot, at: Timestamp, known: &mut Known, found: &mut F
     true
 }
 
-/// Installed packages and their versions. Paragraphs of `Key: value` lines, as deb-control(5) has them.
+/// Packages that are there and their versions; states as in dpkg-query(1). Paragraphs of `Key: value` lines, as deb-control(5) has them.
 fn versions(status: &[u8]) -> BTreeMap<String, String> {
     let mut versions = BTreeMap::new();
     let (mut name, mut version, mut architecture, mut installed) = (None, None, None, false);
@@ -133,7 +133,9 @@ fn versions(status: &[u8]) -> BTreeMap<String, String> {
         } else if let Some(value) = value(b"Architecture:") {
             architecture = Some(text::lossy(value).into_owned());
         } else if let Some(value) = value(b"Status:") {
-            installed = value.ends_with(b" installed");
+            // A package is also there while it is unpacked, half configured or waits for triggers.
+            let state = value.rsplit(|&byte| byte == b' ').next();
+            installed = !matches!(state, Some(b"not-installed" | b"config-files" | b"") | None);
         }
     }
     versions
@@ -211,6 +213,17 @@ mod tests {
         ];
         assert_eq!(look(&second), (true, expected.map(str::to_owned).to_vec()));
         assert_eq!(look(&second).1, [""; 0]);
+        // In the middle of an upgrade nothing is removed, and in the end nothing installed anew.
+        for state in [
+            "unpacked",
+            "half-configured",
+            "triggers-pending",
+            "installed",
+        ] {
+            let mut third = second;
+            third[0].2 = state;
+            assert_eq!(look(&third).1, [""; 0], "{state}");
+        }
     }
 
     #[test]

@@ -281,7 +281,7 @@ pub async fn receive(
             }
             Ok(Err(status)) if status.code() == tonic::Code::OutOfRange => {
                 return Err(Failure::new(Code::Failed, status.message()).because(
-                    "the aggregator bounds what one question may cost ([history] max_points)",
+                    "the aggregator bounds what one question may cost (points read: [history] max_points)",
                 ));
             }
             Ok(Err(status)) => return Err(target.refused(&status)),

@@ -16,7 +16,7 @@ use muster_proto::{spiffe::hex, time::Timestamp};
 use ring::digest::{Context, SHA256};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Row, params};
 
-use super::{Control, ControlError};
+use super::{Control, ControlError, db::BUSY};
 
 const BEGIN: [u8; 32] = [0; 32];
 const DOMAIN: &[u8] = b"muster audit 1";
@@ -138,7 +138,8 @@ impl Control {
     /// # Errors
     /// When it cannot be read.
     pub async fn audit_lines(&self, filter: AuditFilter) -> Result<Vec<AuditLine>, ControlError> {
-        self.read(move |connection| {
+        // On a connection of its own: a search through all of a long log holds up nobody who asks for a role.
+        self.read_beside(move |connection| {
             let mut query = connection.prepare_cached(
                 "SELECT seq, at_ms, actor, action, subject, outcome, epoch, hash FROM audit
                  WHERE (?2 IS NULL OR at_ms >= ?2)
@@ -184,12 +185,23 @@ impl Control {
         known: Option<(i64, Vec<u8>)>,
     ) -> Result<AuditVerdict, ControlError> {
         // On a connection of its own: the walk may be long, and reading goes on beside it.
+        self.read_beside(move |connection| verify(connection, known.as_ref()))
+            .await
+    }
+
+    /// Runs `work`, which may be long, on a connection of its own.
+    async fn read_beside<T, W>(&self, work: W) -> Result<T, ControlError>
+    where
+        T: Send + 'static,
+        W: FnOnce(&Connection) -> Result<T, ControlError> + Send + 'static,
+    {
         let path = Arc::clone(&self.path);
-        let walk = tokio::task::spawn_blocking(move || {
+        let done = tokio::task::spawn_blocking(move || {
             let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-            verify(&connection, known.as_ref())
+            connection.busy_timeout(BUSY)?;
+            work(&connection)
         });
-        walk.await.map_err(|_| ControlError::Closed)?
+        done.await.map_err(|_| ControlError::Closed)?
     }
 }
 

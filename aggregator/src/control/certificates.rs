@@ -223,6 +223,20 @@ fn renew(
     Ok(Ok(issued))
 }
 
+/// Whether the certificate in use of a host is one of this key.
+pub(super) fn is_key_of(
+    connection: &Connection,
+    host: HostId,
+    fingerprint: [u8; 32],
+) -> Result<bool, ControlError> {
+    Ok(connection
+        .prepare_cached(
+            "SELECT 1 FROM hosts JOIN certificates ON certificates.serial = hosts.cert_serial
+             WHERE host_id = ?1 AND spki_hash = ?2",
+        )?
+        .exists(params![host.to_string(), fingerprint])?)
+}
+
 /// Notes a certificate that was issued to a holder.
 pub(super) fn note(
     connection: &Connection,

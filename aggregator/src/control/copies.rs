@@ -26,6 +26,8 @@ use super::{Control, ControlError, db::audit};
 pub const COPY_SIGNS: usize = 3;
 /// See [`COPY_SIGNS`].
 pub const COPY_WINDOW: Duration = Duration::from_secs(600);
+/// Of a host in quarantine one sign is noted in this time: what else is to be said was said.
+const SIGN_EVERY: Duration = Duration::from_secs(60);
 /// Boots of a host that are remembered.
 const BOOTS: usize = 8;
 /// Bytes of a ratchet value.
@@ -245,10 +247,17 @@ impl Kept {
         boot: &str,
         now: Timestamp,
     ) -> Result<bool, ControlError> {
+        let last = self.signs.last().copied().map(Timestamp::from_millis);
+        if self.quarantined.is_some() && last.is_some_and(|last| now.since(last) < SIGN_EVERY) {
+            return Ok(false);
+        }
         let oldest = now.minus(COPY_WINDOW).as_millis();
         self.signs
             .retain(|at| (oldest..=now.as_millis()).contains(at));
         self.signs.push(now.as_millis());
+        // More of them would say nothing more.
+        let surplus = self.signs.len().saturating_sub(COPY_SIGNS);
+        self.signs.drain(..surplus);
         let newly = self.quarantined.is_none() && self.signs.len() >= COPY_SIGNS;
         let subject = host.to_string();
         let actor = format!("agent/{host}");
@@ -506,6 +515,22 @@ mod tests {
             host.session += 10;
             lab.now = lab.now.plus(COPY_WINDOW);
         }
+    }
+
+    #[tokio::test]
+    async fn a_host_that_repeats_itself_fills_neither_its_row_nor_the_audit_log() {
+        let (mut lab, mut host) = (Lab::new(), fresh());
+        lab.greet(&mut host, 1).await;
+        for _ in 0..300 {
+            // The same session number over and over, a second apart.
+            host.session -= 1;
+            lab.greet(&mut host, 1).await;
+        }
+        let log = lab.control.audit_log(1_000).await.expect("readable");
+        let signs = log.iter().filter(|line| line.1[1] == "sign of a copy");
+        assert_eq!(signs.count(), COPY_SIGNS + 4, "then one a minute");
+        let kept = lab.control.read(|connection| read(connection, HOST)).await;
+        assert_eq!(kept.expect("readable").signs.len(), COPY_SIGNS);
     }
 
     #[tokio::test]

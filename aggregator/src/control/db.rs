@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 /// A line of the audit log inside a write: actor, action, subject, outcome.
 pub(super) use super::audit::append as audit;
-use super::{ControlError, SharedSqlError, audit::chain_old_lines};
+use super::{ControlError, SharedSqlError, audit::chain_old_lines, refusals::Refusals};
 
 const FILE: &str = "control.db";
 
@@ -34,7 +34,7 @@ const MIGRATIONS: &[&str] = &[
 ];
 
 /// How long to wait for another process that writes (`token create`).
-const BUSY: Duration = Duration::from_secs(5);
+pub(super) const BUSY: Duration = Duration::from_secs(5);
 
 /// Writes that may wait; more callers wait for a place.
 const WAITING: usize = 1024;
@@ -54,6 +54,7 @@ pub struct Control {
     /// The file.
     pub(super) path: Arc<Path>,
     pub(super) epoch: i64,
+    pub(super) refusals: Refusals,
 }
 
 impl Control {
@@ -101,6 +102,7 @@ impl Control {
             reader: Arc::new(Mutex::new(reader)),
             path: path.into(),
             epoch,
+            refusals: Refusals::default(),
         })
     }
 

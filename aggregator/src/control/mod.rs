@@ -20,6 +20,7 @@ mod operators;
 mod pages;
 mod pending;
 mod quiets;
+mod refusals;
 mod revoke;
 mod time;
 mod tokens;

@@ -49,6 +49,8 @@ pub(super) enum Parked {
     /// Nothing yet.
     Waits(u32),
     Approved,
+    /// It was approved and has joined: what its token says counts again.
+    Joined,
     Denied,
 }
 
@@ -150,6 +152,7 @@ pub(super) fn standing(
         None => Parked::Unknown,
         Some((number, None)) => Parked::Waits(number),
         Some((_, Some(word))) if word == "denied" => Parked::Denied,
+        Some((_, Some(word))) if word == "joined" => Parked::Joined,
         Some(_) => Parked::Approved,
     })
 }

@@ -9,14 +9,16 @@ use muster_proto::{
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use rusqlite::{Connection, OptionalExtension as _, params};
+use tokio::time::Instant;
 
 use super::{
     Control, ControlError, Facts, Labels,
-    certificates::note,
+    certificates::{self, note},
     db::audit,
     hosts::{free_name, json},
     network::Network,
     pending::{self, Parked},
+    refusals::Refusals,
     revoke,
 };
 use crate::pki::{Issued, PkiError};
@@ -190,6 +192,11 @@ pub enum EnrolRefusal {
         "an operator removed this host: join again with a new token, after removing its state folder"
     )]
     Removed,
+    /// It joined with this token and key, and another key speaks for that host since.
+    #[error(
+        "this key joined with this token before, and another key speaks for the host since: make a new token, and remove the state folder"
+    )]
+    Superseded,
 }
 
 /// Hosts that wait take a use each.
@@ -340,6 +347,22 @@ impl Control {
         .await
     }
 
+    /// Whether this is the secret of a token, whatever else may be said of it. Writes nothing.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn is_secret_of(&self, token_id: &str, secret: &str) -> Result<bool, ControlError> {
+        let (token_id, presented) = (token_id.to_owned(), secret_hash(secret));
+        self.read(move |connection| {
+            let kept: Option<Vec<u8>> = connection
+                .prepare_cached("SELECT secret_hash FROM tokens WHERE id = ?1")?
+                .query_row([token_id], |row| row.get(0))
+                .optional()?;
+            Ok(kept.is_some_and(|kept| same(&presented, &kept)))
+        })
+        .await
+    }
+
     /// Lets a host in, or says why not, in one transaction with its audit line. `issue` makes the certificate for
     /// the id it is given.
     ///
@@ -354,7 +377,7 @@ impl Control {
     where
         F: FnOnce(HostId) -> Result<Issued, PkiError> + Send + 'static,
     {
-        let epoch = self.epoch;
+        let (epoch, refusals) = (self.epoch, self.refusals.clone());
         self.write(move |connection| {
             let outcome = join(connection, epoch, &request, issue, now)?;
             // It asks again every few seconds; what it waits for was written down when it began to.
@@ -384,6 +407,16 @@ impl Control {
                     shown(&request.token_id),
                     format!("waits to be approved as number {number}"),
                 ),
+                // Whoever reaches the door can do this without end: the addresses are counted together.
+                Err(EnrolRefusal::Unknown) => {
+                    let Some(left_out) = refusals.note("enrolment", Instant::now()) else {
+                        return Ok(outcome);
+                    };
+                    (
+                        shown(&request.token_id),
+                        Refusals::told("refused: Unknown", left_out),
+                    )
+                }
                 Err(refusal) => (shown(&request.token_id), format!("refused: {refusal:?}")),
             };
             audit(
@@ -463,12 +496,16 @@ fn join(
             if known.is_none_or(|host| host.removed.is_some()) {
                 return Ok(Err(EnrolRefusal::Removed));
             }
+            // Only the key that speaks for the host now: another took its place, or it renewed since.
+            if !certificates::is_key_of(connection, host_id, request.fingerprint)? {
+                return Ok(Err(EnrolRefusal::Superseded));
+            }
             return again(connection, epoch, request, host_id, issue, now).map(Ok);
         }
         (TokenState::Used, None) if parked != Parked::Approved => {
             return Ok(Err(EnrolRefusal::Used));
         }
-        (_, None) if token.approve && parked == Parked::Unknown => {
+        (_, None) if token.approve && parked != Parked::Approved => {
             let number = pending::park(connection, epoch, request, now)?;
             return Ok(Err(
                 number.map_or(EnrolRefusal::Crowded, EnrolRefusal::Waiting)

@@ -336,6 +336,8 @@ impl Writer {
                 item => items.push(item),
             }
         }
+        // Once, not once a try: a disk that is full for a minute must not use up what hosts may send.
+        self.ration(&mut items);
         loop {
             let outcome = self.commit(&items).and_then(|()| match waiting.is_empty() {
                 true => Ok(()),
@@ -372,12 +374,25 @@ impl Writer {
         }
     }
 
+    /// Leaves out the events of hosts that send too many.
+    fn ration(&mut self, items: &mut Vec<Item>) {
+        let all = items.len();
+        items.retain(|item| match item {
+            Item::Event(new) => admits(&mut self.buckets, new),
+            _ => true,
+        });
+        let too_many = (all - items.len()) as u64;
+        let before = self.health.too_many.fetch_add(too_many, Ordering::Relaxed);
+        if too_many > 0 && before == 0 {
+            tracing::warn!("a host sends more events than are kept of one host; they are counted");
+        }
+    }
+
     fn commit(&mut self, items: &[Item]) -> rusqlite::Result<()> {
         let began = self.connection.unchecked_transaction()?;
-        let (mut kept, mut again, mut too_many, mut parts) = (0, 0, 0, 0);
+        let (mut kept, mut again, mut parts) = (0, 0, 0);
         for item in items {
             match item {
-                Item::Event(new) if !admits(&mut self.buckets, new) => too_many += 1,
                 Item::Event(new) => match store::add(&began, new)? {
                     true => kept += 1,
                     false => again += 1,
@@ -393,10 +408,6 @@ impl Writer {
         count(&self.health.kept, kept);
         count(&self.health.again, again);
         count(&self.health.parts, parts);
-        let before = count(&self.health.too_many, too_many);
-        if too_many > 0 && before == 0 {
-            tracing::warn!("a host sends more events than are kept of one host; they are counted");
-        }
         Ok(())
     }
 
@@ -526,6 +537,30 @@ mod tests {
         assert!(store.settle().await);
         assert_eq!(subjects(&store).await.len(), 4_000 + 250);
         assert_eq!(store.health().not_kept(), 1_000);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_refuses_costs_a_host_none_of_what_it_may_send() {
+        let state = tempfile::tempdir().expect("temporary folder");
+        let store = events(state.path());
+        let beside = Connection::open(state.path().join(store::FILE)).expect("opens");
+        let rename = |from: &str, to: &str| {
+            let sql = format!("ALTER TABLE {from} RENAME TO {to}");
+            beside.execute_batch(&sql).expect("renamed");
+        };
+        rename("event", "away");
+        let many: Vec<v1::Event> = (0..250).map(|n| event(&n.to_string())).collect();
+        for seq in 1..=12 {
+            store.replay(HostId::from_bytes([1; 16]), &frame(seq, Lane::Live, &many));
+        }
+        while store.health().problem().is_none() {
+            tokio::task::yield_now().await;
+        }
+        rename("away", "event");
+        assert!(store.settle().await);
+        assert_eq!(subjects(&store).await.len(), 3_000);
+        assert_eq!(store.health().not_kept(), 0);
+        assert_eq!(store.health().problem(), None);
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@
 //! | `recording_part` | one part of it, up to 96 KiB | with its recording |
 
 use std::{
+    collections::HashSet,
     fs::OpenOptions,
     io,
     os::unix::fs::OpenOptionsExt as _,
@@ -40,11 +41,11 @@ const SCHEMA: &str = include_str!("schema.sql");
 /// How long to wait for another process that reads.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// Hosts that are named in a question to the database; more are sorted out afterwards.
-const MAX_NAMED: usize = 500;
+/// Hosts that are looked up one by one; of more, all rows are looked at.
+const MAX_NAMED: usize = 64;
 
-/// Rows that one question looks at, at most: below a second.
-const MAX_SCANNED: usize = 200_000;
+/// Rows that one question looks at, at most, whether they are chosen or not: below a second.
+const MAX_SCANNED: usize = 500_000;
 
 /// Why events cannot be kept or read.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +164,8 @@ pub struct Found {
     pub more: bool,
     /// Not all that is kept was looked at.
     pub cut_short: bool,
+    /// If there is more, or not all was looked at: from the oldest on, all up to this one is here.
+    pub upto: Option<i64>,
 }
 
 /// A recording that is kept.
@@ -365,71 +368,92 @@ pub fn newest(connection: &Connection) -> rusqlite::Result<i64> {
 /// # Errors
 /// When they cannot be read.
 pub fn find(connection: &Connection, choice: &Choice) -> rusqlite::Result<Found> {
-    let named = choice
-        .hosts
-        .as_ref()
-        .filter(|hosts| hosts.len() <= MAX_NAMED);
-    let mut values: Vec<rusqlite::types::Value> = vec![
-        choice.after.unwrap_or(0).into(),
-        choice.since.map_or(i64::MIN, Timestamp::as_millis).into(),
-        choice.until.map_or(i64::MAX, Timestamp::as_millis).into(),
-    ];
-    let mut sql = "SELECT number, host, received_ms, late, event FROM event
-                   WHERE number > ?1 AND at_ms >= ?2 AND at_ms <= ?3"
-        .to_owned();
-    if let Some(hosts) = named {
-        sql += &format!(" AND host IN ({})", places(hosts.len()));
-        values.extend(hosts.iter().map(|host| host.as_bytes().to_vec().into()));
-    }
-    if !choice.kinds.is_empty() {
-        sql += &format!(" AND kind IN ({})", places(choice.kinds.len()));
-        values.extend(choice.kinds.iter().map(|kind| i64::from(*kind).into()));
-    }
-    sql += if choice.newest {
-        " ORDER BY number DESC"
-    } else {
-        " ORDER BY number"
+    let Some(hosts) = &choice.hosts else {
+        return scan(connection, choice, None, &|_| true, MAX_SCANNED);
     };
-    let among: Option<std::collections::HashSet<HostId>> = match named {
-        Some(_) => None,
-        None => choice
-            .hosts
-            .as_ref()
-            .map(|hosts| hosts.iter().copied().collect()),
-    };
+    let hosts: HashSet<HostId> = hosts.iter().copied().collect();
+    if hosts.len() > MAX_NAMED {
+        let among = |host: &HostId| hosts.contains(host);
+        return scan(connection, choice, None, &among, MAX_SCANNED);
+    }
+    // Each by the index, then put together: a database that sorts them looks at all their rows first.
+    let mut all = Found::default();
+    let share = MAX_SCANNED / hosts.len().max(1);
+    for host in hosts {
+        let found = scan(connection, choice, Some(host), &|_| true, share)?;
+        all.events.extend(found.events);
+        all.more |= found.more;
+        all.cut_short |= found.cut_short;
+        all.upto = [all.upto, found.upto].into_iter().flatten().min();
+    }
+    all.events.sort_by_key(|kept| kept.number);
+    if let Some(upto) = all.upto.filter(|_| !choice.newest) {
+        // Of one host there may be more before what is here of another.
+        all.events.retain(|kept| kept.number <= upto);
+    }
+    if all.events.len() > choice.limit {
+        all.more = true;
+        if choice.newest {
+            all.events.drain(..all.events.len() - choice.limit);
+        } else {
+            all.events.truncate(choice.limit);
+            all.upto = all.events.last().map(|kept| kept.number);
+        }
+    }
+    Ok(all)
+}
+
+/// Rows of a host, of all without one, in order; what they must be is looked at here, so that each row counts.
+fn scan(
+    connection: &Connection,
+    choice: &Choice,
+    host: Option<HostId>,
+    chosen: &dyn Fn(&HostId) -> bool,
+    most: usize,
+) -> rusqlite::Result<Found> {
+    let (of_host, order) = (
+        if host.is_some() { "AND host = ?2" } else { "" },
+        if choice.newest { "DESC" } else { "ASC" },
+    );
+    let sql = format!(
+        "SELECT number, host, received_ms, late, event, kind, at_ms FROM event
+         WHERE number > ?1 {of_host} ORDER BY number {order}"
+    );
+    let mut values: Vec<rusqlite::types::Value> = vec![choice.after.unwrap_or(0).into()];
+    values.extend(host.map(|host| host.as_bytes().to_vec().into()));
+    let between = choice.since.map_or(i64::MIN, Timestamp::as_millis)
+        ..=choice.until.map_or(i64::MAX, Timestamp::as_millis);
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;
     let mut found = Found::default();
-    let mut scanned = 0;
+    let (mut scanned, mut before) = (0, choice.after.unwrap_or(0));
     while let Some(row) = rows.next()? {
         scanned += 1;
-        if scanned > MAX_SCANNED {
+        if scanned > most {
             found.cut_short = true;
+            found.upto = Some(before);
             break;
         }
-        let Some(kept) = kept(row)? else {
-            continue;
-        };
-        if among
-            .as_ref()
-            .is_some_and(|among| !among.contains(&kept.host))
+        let number = row.get(0)?;
+        let (kind, at): (i32, i64) = (row.get(5)?, row.get(6)?);
+        let of_kind = choice.kinds.is_empty() || choice.kinds.contains(&kind);
+        if of_kind
+            && between.contains(&at)
+            && let Some(kept) = kept(row)?.filter(|kept| chosen(&kept.host))
         {
-            continue;
+            if found.events.len() == choice.limit {
+                found.more = true;
+                found.upto = Some(before);
+                break;
+            }
+            found.events.push(kept);
         }
-        if found.events.len() == choice.limit {
-            found.more = true;
-            break;
-        }
-        found.events.push(kept);
+        before = number;
     }
     if choice.newest {
         found.events.reverse();
     }
     Ok(found)
-}
-
-fn places(count: usize) -> String {
-    vec!["?"; count].join(",")
 }
 
 /// `None` for a row that another program wrote.

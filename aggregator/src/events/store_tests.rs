@@ -102,6 +102,14 @@ fn events_are_chosen_by_host_kind_and_time_newest_last() {
     assert_eq!(of(|c| c.hosts = Some(vec![host(1)])), ["s1", "s2", "s3"]);
     assert_eq!(of(|c| c.hosts = Some(Vec::new())), [""; 0]);
     assert_eq!(
+        of(|c| (c.hosts, c.limit) = (Some(vec![host(2), host(1), host(2)]), 4)),
+        ["s3", "s4", "s5", "s6"]
+    );
+    assert_eq!(
+        of(|c| (c.hosts, c.newest, c.limit) = (Some(vec![host(2), host(1)]), false, 4)),
+        ["s1", "s2", "s3", "s4"]
+    );
+    assert_eq!(
         of(|c| c.kinds = vec![EventKind::OomKill.into()]),
         ["s2", "s4", "s6"]
     );
@@ -113,7 +121,7 @@ fn events_are_chosen_by_host_kind_and_time_newest_last() {
         of(|c| (c.newest, c.after, c.limit) = (false, Some(2), 2)),
         ["s3", "s4"]
     );
-    let many: Vec<HostId> = (0..=MAX_NAMED)
+    let many: Vec<HostId> = (0..=MAX_NAMED + 1)
         .map(|n| host(u8::try_from(n % 200).unwrap_or(0)))
         .collect();
     let choice = Choice {
@@ -130,6 +138,66 @@ fn events_are_chosen_by_host_kind_and_time_newest_last() {
             .expect("reads")
             .more
     );
+}
+
+#[test]
+fn rows_that_are_not_chosen_cost_as_much_as_those_that_are() {
+    let (_state, connection) = store();
+    for seq in 1..=10 {
+        add(&connection, &new(1, seq, EventKind::Booted)).expect("writes");
+    }
+    for choice in [
+        Choice {
+            kinds: vec![EventKind::OomKill.into()],
+            ..all()
+        },
+        Choice {
+            since: Some(at(1_000)),
+            ..all()
+        },
+    ] {
+        let scan = |most| scan(&connection, &choice, None, &|_| true, most).expect("reads");
+        assert!(scan(9).cut_short, "one row was not looked at");
+        assert!(!scan(10).cut_short);
+    }
+}
+
+#[test]
+fn whoever_follows_goes_on_where_the_look_ended() {
+    let (_state, connection) = store();
+    for seq in 1..=10 {
+        let byte = if seq <= 4 { 1 } else { 2 };
+        add(&connection, &new(byte, seq, EventKind::Booted)).expect("writes");
+    }
+    let following = Choice {
+        newest: false,
+        after: Some(0),
+        ..all()
+    };
+    let cut = scan(&connection, &following, None, &|id| *id == host(2), 3).expect("reads");
+    assert_eq!((cut.events.len(), cut.upto), (0, Some(3)));
+    let both = Choice {
+        hosts: Some(vec![host(1), host(2)]),
+        limit: 3,
+        ..following.clone()
+    };
+    let (mut seen, mut told) = (0, Vec::new());
+    loop {
+        let after = Some(seen);
+        let found = find(
+            &connection,
+            &Choice {
+                after,
+                ..both.clone()
+            },
+        )
+        .expect("reads");
+        told.extend(found.events.iter().map(|kept| kept.number));
+        let Some(upto) = found.upto else { break };
+        assert!(upto > seen, "it goes on");
+        seen = upto;
+    }
+    assert_eq!(told, (1..=10).collect::<Vec<_>>());
 }
 
 #[test]

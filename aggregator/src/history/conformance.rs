@@ -14,7 +14,7 @@ use muster_proto::{
 };
 
 use super::{
-    EmbeddedStore, HistoryConfig, HistoryError, HostSeries, LabelMatch, PlainStore, Point,
+    EmbeddedStore, GiveUp, HistoryConfig, HistoryError, HostSeries, LabelMatch, PlainStore, Point,
     SampleQuery, SampleStore, SeriesKey, Tier, Token,
     config::RAW_WINDOW_MS,
     fold::{self, Fold},
@@ -122,6 +122,7 @@ fn query(from: i64, to: i64) -> SampleQuery {
         to,
         step_ms: 0,
         max_points: 10_000_000,
+        give_up: GiveUp::default(),
     }
 }
 
@@ -241,8 +242,10 @@ fn conforms(store: &dyn SampleStore) {
     assert!(broken_off.is_ok() && given == 1);
     if caps.forgets {
         for store in both {
-            store.forget(host(3)).expect("forgotten");
-            store.forget(host(200)).expect("a host that nobody knows");
+            store.forget(host(3), 0).expect("forgotten");
+            store
+                .forget(host(200), 0)
+                .expect("a host that nobody knows");
         }
         same(store, &model, &query(0, i64::MAX));
     }
@@ -628,5 +631,104 @@ fn damage_is_named_and_the_rest_is_read() {
             );
         }
         storage.edit(&raw[0].name, |bytes| *bytes = before);
+    }
+}
+
+/// One damaged window of one group, and old files of another.
+#[test]
+fn a_window_that_does_not_pack_stops_nothing_else() {
+    let storage = FaultyStorage::new();
+    let config = HistoryConfig {
+        raw: Duration::from_secs(6 * 3600),
+        ..small()
+    };
+    let (store, _) = EmbeddedStore::open(storage.clone(), config.clone(), START).expect("opens");
+    let mut world = World::new(3);
+    for step in 0..4 * 60 {
+        for number in 0..6 {
+            world.append(&[&store], host(number), START + step * 60_000);
+        }
+    }
+    for group in store.unsaved() {
+        store
+            .flush(group, world.token, START + 4 * HOUR, |_| Vec::new())
+            .expect("the disk is well");
+    }
+    let damaged = store.files()[0].clone();
+    storage.edit(&damaged.name, |bytes| bytes[100] ^= 1);
+    let (store, _) = EmbeddedStore::open(storage.clone(), config, START).expect("opens");
+    let now = START + 5 * HOUR;
+    let (mut failed, mut packed) = (0, 0);
+    loop {
+        match store.maintain(now) {
+            Ok(true) => packed += 1,
+            Ok(false) => break,
+            Err(_) => failed += 1,
+        }
+        assert!(failed < 5, "it is not tried for ever");
+    }
+    assert_eq!((failed, packed), (1, 3), "four windows, one damaged");
+    assert_eq!(store.stats().failures, 1);
+    let problem = store.unpacked().expect("it is a problem");
+    assert!(problem.contains(&damaged.name), "{problem}");
+    let loose = store
+        .files()
+        .iter()
+        .filter(|file| !file.packed && file.tier == Tier::Raw)
+        .count();
+    assert!(loose >= 1, "what cannot be packed is kept");
+    let known: Vec<String> = store.files().iter().map(|file| file.name.clone()).collect();
+    let groups = store.manifest().groups;
+    for name in storage.files().keys() {
+        let of_group = groups.iter().flatten().any(|group| group.file == *name);
+        assert!(
+            known.contains(name) || of_group || name == "manifest",
+            "{name} is left of a failed packing"
+        );
+    }
+    // Its time comes as that of any other.
+    let later = now + 6 * HOUR;
+    while !matches!(store.maintain(later), Ok(false)) {}
+    assert_eq!(
+        store.stats().files[0],
+        0,
+        "samples are older than six hours"
+    );
+    assert!(matches!(store.maintain(later), Ok(false)));
+    assert_eq!(store.unpacked(), None, "its files are gone");
+}
+
+/// Space that a failed flush or packing has taken must be free again, or a full disk stays full.
+#[test]
+fn a_full_disk_keeps_nothing_of_what_failed() {
+    for after in 0..40 {
+        let storage = FaultyStorage::new();
+        let store = embedded(&storage);
+        let mut world = World::new(4);
+        for step in 0..3 * 60 {
+            world.append(&[&store], host(1), START + step * 60_000);
+        }
+        let token = world.token;
+        let flush = || store.flush(0, token, START, |_| Vec::new());
+        storage.fail(after, Fault::NoSpace, false);
+        if flush().is_err() {
+            flush().expect("the disk is well again");
+        }
+        storage.fail(after, Fault::NoSpace, false);
+        let mut now = START + 5 * HOUR;
+        while !matches!(store.maintain(now), Ok(false)) || store.unpacked().is_some() {
+            now += HOUR;
+        }
+        storage.heal();
+        // What could not be removed then goes with the next change.
+        world.append(&[&store], host(1), now);
+        store
+            .flush(0, world.token, now, |_| Vec::new())
+            .expect("the disk is well");
+        let manifest = store.manifest();
+        for name in storage.files().keys() {
+            assert!(manifest.names(name), "{name} is left, operation {after}");
+        }
+        assert_eq!(all(&store, &query(0, i64::MAX)).len(), 6);
     }
 }

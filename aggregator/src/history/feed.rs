@@ -11,7 +11,7 @@ use std::{
     collections::HashMap,
     ops::ControlFlow,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
@@ -94,12 +94,43 @@ pub struct FeedHealth {
     /// Records that the log did not give any more.
     pub missing: AtomicU64,
     stop: AtomicBool,
+    problems: Mutex<Problems>,
+}
+
+/// What does not go, in words for people.
+#[derive(Debug, Default)]
+struct Problems {
+    /// Samples cannot be written, or memory is full because they cannot.
+    unwritten: Option<String>,
+    /// The log cannot be read.
+    unread: Option<String>,
+    /// Files cannot be packed, or old ones not removed.
+    unpacked: Option<String>,
 }
 
 impl FeedHealth {
     /// Bytes that wait to be taken.
     pub fn queued_bytes(&self) -> u64 {
         self.queued_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What is wrong at the moment, for people.
+    pub fn problems(&self) -> Vec<String> {
+        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = [&problems.unwritten, &problems.unread, &problems.unpacked];
+        all.into_iter().flatten().cloned().collect()
+    }
+
+    /// Notes one; whether it is news: nothing of its kind stood there before, or nothing stands there any more.
+    fn note(
+        &self,
+        which: impl FnOnce(&mut Problems) -> &mut Option<String>,
+        what: Option<String>,
+    ) -> bool {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = which(&mut problems);
+        let before = std::mem::replace(place, what);
+        before.is_some() != place.is_some()
     }
 }
 
@@ -222,25 +253,31 @@ fn pack<S>(store: &EmbeddedStore<S>, clock: &dyn Clock, health: &FeedHealth)
 where
     S: Storage,
 {
-    let mut said = false;
     while !health.stop.load(Ordering::Acquire) {
-        match store.maintain(clock.now().as_millis()) {
-            Ok(true) => {
-                said = false;
-                continue;
-            }
-            Ok(false) => said = false,
-            Err(error) if !said => {
-                said = true;
+        let done = store.maintain(clock.now().as_millis());
+        // What is set aside is a problem until it is packed or gone, also while another window is packed.
+        let problem =
+            match &done {
+                Ok(_) => store.unpacked(),
+                Err(error) => Some(store.unpacked().unwrap_or_else(|| {
+                    format!("old history files are not removed: {}", chain(error))
+                })),
+            };
+        let (well, why) = (problem.is_none(), problem.clone());
+        if health.note(|problems| &mut problems.unpacked, problem) {
+            if well {
+                tracing::info!("history files are packed again");
+            } else {
                 tracing::error!(
-                    error = chain(&error),
-                    "history files are not packed, and old ones stay; what is new is still taken. \
-                     muster-aggregator check-store names what is damaged"
+                    error = why,
+                    "history files are not packed; what is new is still taken. muster-aggregator check-store names \
+                     what is damaged"
                 );
             }
-            Err(_) => {}
         }
-        thread::park_timeout(PACK_EVERY);
+        if !matches!(done, Ok(true)) {
+            thread::park_timeout(PACK_EVERY);
+        }
     }
 }
 
@@ -256,8 +293,6 @@ pub struct Feeder<S: Storage, L: Storage> {
     changes: Changes,
     /// The record that comes next.
     next: Token,
-    /// A failed write was said.
-    said: bool,
 }
 
 impl<S, L> Feeder<S, L>
@@ -288,7 +323,6 @@ where
             hosts,
             names,
             changes,
-            said: false,
         }
     }
 
@@ -347,8 +381,18 @@ where
                     ControlFlow::Break(())
                 }
             });
-            if let Err(error) = read {
-                self.complain(&chain(&error));
+            let unread = read.as_ref().err().map(|error| {
+                let why = chain(error);
+                format!("history cannot read the log, from which it takes its samples: {why}")
+            });
+            let why = unread.clone();
+            if self.health.note(|problems| &mut problems.unread, unread) {
+                match why {
+                    Some(error) => tracing::error!(error, "history falls behind"),
+                    None => tracing::info!("the history can read the log again"),
+                }
+            }
+            if read.is_err() {
                 return;
             }
             self.write_due();
@@ -433,23 +477,28 @@ where
                 self.next - 1,
                 self.clock.now().as_millis(),
             );
-            match written {
-                Ok(()) if self.said => {
-                    self.said = false;
-                    tracing::info!("the history can be written again");
-                }
-                Ok(()) => {}
-                Err(error) => self.complain(&chain(&error)),
+            if let Err(error) = written {
+                self.complain(&chain(&error));
             }
         }
         if !groups.is_empty() {
             self.names.sweep_if_grown();
+            // One group that is written does not mend another that waits.
+            if !self.store.waits() && self.health.note(|problems| &mut problems.unwritten, None) {
+                tracing::info!("the history can be written again");
+            }
         }
     }
 
     fn complain(&mut self, why: &str) {
-        if !self.said {
-            self.said = true;
+        let problem = format!(
+            "history is not written, samples stay in memory and in the log: {why}. Free space on its disk, or lower \
+             history.max_size"
+        );
+        if self
+            .health
+            .note(|problems| &mut problems.unwritten, Some(problem))
+        {
             tracing::error!(
                 error = why,
                 "history is not written; samples stay in memory and in the log. Free space on its disk, or lower \

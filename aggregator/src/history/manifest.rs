@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! manifest                   magic "MUSTHMAN" | version u32 | crc32c u32 of the body | body: postcard of Manifest
+//!                            (version 1: without its last field)
 //! group-<number>-<gen>.mhg   magic "MUSTHGRP" | the same | body: deflated postcard of GroupState
 //! ```
 //! Little endian. Files are written and synced under names that were never used, then the manifest that names
@@ -23,7 +24,9 @@ pub const MANIFEST: &str = "manifest";
 const TEMPORARY: &str = "manifest.tmp";
 const MANIFEST_MAGIC: &[u8; 8] = b"MUSTHMAN";
 const GROUP_MAGIC: &[u8; 8] = b"MUSTHGRP";
-const VERSION: u32 = 1;
+/// Version 1 did not say up to which record of the log hosts are forgotten.
+const MANIFEST_VERSION: u32 = 2;
+const GROUP_VERSION: u32 = 1;
 const HEADER_BYTES: u64 = 16;
 
 /// A file of samples.
@@ -71,6 +74,31 @@ pub struct Manifest {
     pub files: Vec<FileEntry>,
     /// Hosts whose samples count no more in files up to this generation.
     pub forgotten: Vec<(HostId, u64)>,
+    /// Hosts whose records of the log, up to this one, are not taken again; until everything up to it is in files.
+    pub passed_over: Vec<(HostId, Token)>,
+}
+
+/// A manifest as version 1 had it.
+#[derive(Debug, Serialize, Deserialize)]
+struct ManifestV1 {
+    generation: u64,
+    upto: Token,
+    groups: Vec<Option<GroupEntry>>,
+    files: Vec<FileEntry>,
+    forgotten: Vec<(HostId, u64)>,
+}
+
+impl From<ManifestV1> for Manifest {
+    fn from(old: ManifestV1) -> Self {
+        Self {
+            generation: old.generation,
+            upto: old.upto,
+            groups: old.groups,
+            files: old.files,
+            forgotten: old.forgotten,
+            passed_over: Vec::new(),
+        }
+    }
 }
 
 /// The hosts of a group, and what its feeder keeps with them.
@@ -97,8 +125,9 @@ impl Manifest {
 /// # Errors
 /// When it cannot be read, is damaged, or of a newer program.
 pub fn read<S: Storage>(storage: &S) -> Result<Option<Manifest>, HistoryError> {
-    match read_sealed(storage, MANIFEST, MANIFEST_MAGIC) {
-        Ok(body) => parse(MANIFEST, &body).map(Some),
+    match read_sealed(storage, MANIFEST, MANIFEST_MAGIC, MANIFEST_VERSION) {
+        Ok((1, body)) => parse::<ManifestV1>(MANIFEST, &body).map(|old| Some(old.into())),
+        Ok((_, body)) => parse(MANIFEST, &body).map(Some),
         Err(HistoryError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             Ok(None)
         }
@@ -106,18 +135,30 @@ pub fn read<S: Storage>(storage: &S) -> Result<Option<Manifest>, HistoryError> {
     }
 }
 
-/// Replaces the manifest. After an error either the old one or this one counts at the next start.
+/// Writes a manifest beside the one at hand; [`replace`] makes it count. Its size.
+///
+/// # Errors
+/// When the disk refuses; nothing is left of it then.
+pub fn prepare<S: Storage>(storage: &S, manifest: &Manifest) -> Result<u64, HistoryError> {
+    let body = postcard::to_stdvec(manifest).map_err(|_| unwritable(MANIFEST))?;
+    let version = MANIFEST_VERSION;
+    let written = write_sealed(storage, TEMPORARY, MANIFEST_MAGIC, version, &body);
+    written.inspect_err(|_| {
+        // What it takes of a disk that is full is needed for something else.
+        let _ = storage.remove(TEMPORARY);
+    })
+}
+
+/// Makes the prepared manifest the one that counts. After an error either the old one or this one counts at the next
+/// start.
 ///
 /// # Errors
 /// When the disk refuses.
-pub fn write<S: Storage>(storage: &S, manifest: &Manifest) -> Result<u64, HistoryError> {
-    let body = postcard::to_stdvec(manifest).map_err(|_| unwritable(MANIFEST))?;
-    let written = write_sealed(storage, TEMPORARY, MANIFEST_MAGIC, &body)?;
+pub fn replace<S: Storage>(storage: &S) -> Result<(), HistoryError> {
     storage
         .rename(TEMPORARY, MANIFEST)
         .and_then(|()| storage.sync_folder())
-        .map_err(|error| io_error("replace", MANIFEST, error))?;
-    Ok(written)
+        .map_err(|error| io_error("replace", MANIFEST, error))
 }
 
 /// Reads a group's file.
@@ -125,7 +166,8 @@ pub fn write<S: Storage>(storage: &S, manifest: &Manifest) -> Result<u64, Histor
 /// # Errors
 /// As [`read`].
 pub fn read_group<S: Storage>(storage: &S, name: &str) -> Result<GroupState, HistoryError> {
-    parse(name, &read_sealed(storage, name, GROUP_MAGIC)?)
+    let (_, body) = read_sealed(storage, name, GROUP_MAGIC, GROUP_VERSION)?;
+    parse(name, &body)
 }
 
 /// Writes a group's file under a name that was never used.
@@ -138,7 +180,7 @@ pub fn write_group<S: Storage>(
     state: &GroupState,
 ) -> Result<u64, HistoryError> {
     let body = postcard::to_stdvec(state).map_err(|_| unwritable(name))?;
-    write_sealed(storage, name, GROUP_MAGIC, &body)
+    write_sealed(storage, name, GROUP_MAGIC, GROUP_VERSION, &body)
 }
 
 fn unwritable(name: &str) -> HistoryError {
@@ -160,6 +202,7 @@ fn write_sealed<S: Storage>(
     storage: &S,
     name: &str,
     magic: &[u8; 8],
+    version: u32,
     body: &[u8],
 ) -> Result<u64, HistoryError> {
     match storage.remove(name) {
@@ -170,7 +213,7 @@ fn write_sealed<S: Storage>(
     }
     let mut bytes = Vec::with_capacity(body.len() + 16);
     bytes.extend_from_slice(magic);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&version.to_le_bytes());
     bytes.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
     bytes.extend_from_slice(body);
     let failed = |error| io_error("write", name, error);
@@ -190,7 +233,8 @@ fn read_sealed<S: Storage>(
     storage: &S,
     name: &str,
     magic: &[u8; 8],
-) -> Result<Vec<u8>, HistoryError> {
+    supported: u32,
+) -> Result<(u32, Vec<u8>), HistoryError> {
     let failed = |error| io_error("read", name, error);
     let file = storage.open(name).map_err(failed)?;
     let len = storage.len(&file).map_err(failed)?;
@@ -199,11 +243,11 @@ fn read_sealed<S: Storage>(
     if &head[..8] != magic {
         return Err(damaged(name));
     }
-    if word(8) > VERSION {
+    if word(8) > supported {
         return Err(HistoryError::NewerVersion {
             name: name.to_owned(),
             version: u16::try_from(word(8)).unwrap_or(u16::MAX),
-            supported: u16::try_from(VERSION).unwrap_or(u16::MAX),
+            supported: u16::try_from(supported).unwrap_or(u16::MAX),
         });
     }
     let body = read_exact(
@@ -216,5 +260,40 @@ fn read_sealed<S: Storage>(
     if crc32c::crc32c(&body) != word(12) {
         return Err(damaged(name));
     }
-    Ok(body)
+    Ok((word(8), body))
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::log::FaultyStorage;
+
+    use super::*;
+
+    #[test]
+    fn a_manifest_of_the_version_before_is_read() {
+        let storage = FaultyStorage::new();
+        let host = HostId::from_bytes([7; 16]);
+        let old = ManifestV1 {
+            generation: 9,
+            upto: 4,
+            groups: vec![None],
+            files: Vec::new(),
+            forgotten: vec![(host, 3)],
+        };
+        let body = postcard::to_stdvec(&old).expect("plain numbers");
+        write_sealed(&storage, MANIFEST, MANIFEST_MAGIC, 1, &body).expect("the disk is well");
+        let found = read(&storage).expect("it is read").expect("it is there");
+        assert_eq!(found, Manifest::from(old));
+        assert_eq!(found.forgotten, [(host, 3)]);
+        write_sealed(&storage, TEMPORARY, MANIFEST_MAGIC, 3, &body).expect("written");
+        replace(&storage).expect("replaced");
+        assert!(matches!(
+            read(&storage),
+            Err(HistoryError::NewerVersion {
+                version: 3,
+                supported: 2,
+                ..
+            })
+        ));
+    }
 }

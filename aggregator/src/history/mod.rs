@@ -19,13 +19,21 @@ mod conformance;
 pub mod expr;
 pub mod feed;
 pub mod fold;
+pub mod jobs;
 pub mod manifest;
 pub mod merge;
 pub mod plain;
 pub mod rows;
 pub mod store;
 
-use std::{io, ops::ControlFlow, sync::Arc};
+use std::{
+    io,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use muster_proto::{
     id::HostId,
@@ -180,6 +188,28 @@ pub fn glob(pattern: &str, text: &str) -> bool {
     true
 }
 
+/// Tells whoever works on a question that nobody wants the answer any more, or not that late. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct GiveUp(Arc<AtomicBool>);
+
+impl GiveUp {
+    /// From now on.
+    pub fn now(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Goes on, unless it was told.
+    ///
+    /// # Errors
+    /// [`HistoryError::GivenUp`].
+    pub fn check(&self) -> Result<(), HistoryError> {
+        if self.0.load(Ordering::Relaxed) {
+            return Err(HistoryError::GivenUp);
+        }
+        Ok(())
+    }
+}
+
 /// What is asked of a store.
 #[derive(Debug, Clone)]
 pub struct SampleQuery {
@@ -198,6 +228,8 @@ pub struct SampleQuery {
     pub step_ms: i64,
     /// Most points that may be read for the answer.
     pub max_points: u64,
+    /// Looked at between files and between series.
+    pub give_up: GiveUp,
 }
 
 impl SampleQuery {
@@ -282,7 +314,7 @@ pub struct StoreStats {
     pub spilled_files: u64,
     /// See `spilled_files`.
     pub merged_files: u64,
-    /// Writes that failed since start.
+    /// Writes and packings that failed since start.
     pub failures: u64,
 }
 
@@ -328,6 +360,17 @@ pub enum HistoryError {
         /// The most that is allowed.
         limit: u64,
     },
+    /// The answer is too large to be held in memory.
+    #[error(
+        "the answer would have more than {limit} values at a time; ask for fewer hosts, a shorter range, a longer --step, or for sum by (…) of them"
+    )]
+    TooWide {
+        /// The most that is allowed.
+        limit: u64,
+    },
+    /// Whoever asked has gone, or the time is over.
+    #[error("the question was given up: it takes too long, or nobody waits for its answer")]
+    GivenUp,
     /// More waits in memory than may wait; the disk is slow or away.
     #[error("the history's memory is full: its disk does not take what is in it")]
     Backlog,
@@ -360,18 +403,19 @@ pub trait SampleStore: Send + Sync {
     /// Gives `sink` each series that is asked for, with its points; it may break off.
     ///
     /// # Errors
-    /// [`HistoryError::TooMuch`]. What cannot be read is named in the report instead.
+    /// [`HistoryError::TooMuch`], [`HistoryError::GivenUp`]. What cannot be read is named in the report instead.
     fn read(
         &self,
         query: &SampleQuery,
         sink: &mut dyn FnMut(HostSeries) -> ControlFlow<()>,
     ) -> Result<ReadReport, HistoryError>;
 
-    /// Forgets all that is known of a host up to now.
+    /// Forgets all that is known of a host up to now, and what the log has of it up to record `upto`, whether it
+    /// was taken already or not.
     ///
     /// # Errors
     /// When it could not be made durable; then the host is not forgotten.
-    fn forget(&self, host: HostId) -> Result<(), HistoryError>;
+    fn forget(&self, host: HostId, upto: Token) -> Result<(), HistoryError>;
 
     /// What it holds.
     fn stats(&self) -> StoreStats;

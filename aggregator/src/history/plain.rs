@@ -85,6 +85,7 @@ impl SampleStore for PlainStore {
             if !query.hosts.contains(host) || !query.wants(&name.family, &name.labels) {
                 continue;
             }
+            query.give_up.check()?;
             let points: Vec<Point> = points
                 .range(query.from..query.to.max(query.from))
                 .map(|(at, value)| Point::sample(*at, *value))
@@ -110,7 +111,7 @@ impl SampleStore for PlainStore {
         Ok(report)
     }
 
-    fn forget(&self, host: HostId) -> Result<(), HistoryError> {
+    fn forget(&self, host: HostId, _upto: Token) -> Result<(), HistoryError> {
         self.inner().series.retain(|key, _| key.3 != host);
         Ok(())
     }

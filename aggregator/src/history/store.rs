@@ -10,7 +10,7 @@
 //! while a group's rows are being appended to or read, and for the list of files.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     io,
     ops::ControlFlow,
     sync::{
@@ -19,7 +19,11 @@ use std::{
     },
 };
 
-use muster_proto::{id::HostId, log::Storage, series::Raw};
+use muster_proto::{
+    id::HostId,
+    log::Storage,
+    series::{Family, Raw},
+};
 
 use super::{
     Caps, HistoryConfig, HistoryError, HostSeries, Point, ReadReport, SampleQuery, SampleStore,
@@ -27,6 +31,7 @@ use super::{
     block::{Block, Cells, Chunk, Span, Writer, put_chunk, tick_runs},
     column::Effort,
     config::GRACE_MS,
+    jobs::{Job, SetAside, jobs},
     manifest::{self, FileEntry, GroupEntry, GroupState, Manifest},
     merge::{self, Target},
     rows::{Columns, Rows},
@@ -38,8 +43,15 @@ const OPEN_BLOCKS: usize = 64;
 /// Hosts of a group that are read together, so that an answer is never in memory as a whole.
 const HOSTS_AT_ONCE: usize = 64;
 
+/// Points that are read together, unless one series of one host has more: 14 MiB. Tests have so few that answers are
+/// cut into pieces all the same.
+const POINTS_AT_ONCE: u64 = if cfg!(test) { 2_000 } else { 1 << 18 };
+
 /// With this many times its due memory a group takes no more: its disk does not take what it has.
 const BACKLOG: usize = 4;
+
+/// Pause before what could not be written is tried again, in milliseconds.
+const RETRY_MS: u64 = 5_000;
 
 /// Rows of one window: hosts by their place in the group.
 type Window = BTreeMap<u32, Rows>;
@@ -57,6 +69,9 @@ pub struct EmbeddedStore<S: Storage> {
     forgotten: RwLock<Arc<Vec<(HostId, u64)>>>,
     committed: Mutex<Committed>,
     open: Mutex<VecDeque<(String, Arc<Block<S>>)>>,
+    aside: Mutex<SetAside>,
+    /// As it stood in the manifest at the start; for hosts that are in no group's file yet.
+    passed_over: HashMap<HostId, Token>,
     /// The last record that was appended.
     newest: AtomicU64,
     counters: Counters,
@@ -101,6 +116,8 @@ struct Head {
     first: Option<Token>,
     /// When it was last flushed, by the wall clock.
     flushed_at: i64,
+    /// Of hosts, by place, that were forgotten: records up to here are not taken.
+    passed_over: HashMap<u32, Token>,
 }
 
 struct Flushing {
@@ -117,6 +134,8 @@ struct Committed {
     manifest: Manifest,
     /// Never used for a name.
     next: u64,
+    /// Files of changes of which it is not known whether they happened; the next change that does removes them.
+    strays: Vec<String>,
 }
 
 /// What a store was found to be at the start.
@@ -143,6 +162,7 @@ impl<S: Storage> EmbeddedStore<S> {
         let manifest = manifest::read(&storage)?.unwrap_or_default();
         let mut opened = Opened::default();
         let mut groups = Groups::default();
+        let passed_over: HashMap<HostId, Token> = manifest.passed_over.iter().copied().collect();
         for (number, entry) in manifest.groups.iter().enumerate() {
             let mut head = Head {
                 flushed_at: now,
@@ -153,6 +173,9 @@ impl<S: Storage> EmbeddedStore<S> {
                 let state = manifest::read_group(&storage, &entry.file)?;
                 for (host, place) in state.hosts.iter().zip(0..) {
                     groups.of.insert(*host, (number, place));
+                    if let Some(upto) = passed_over.get(host) {
+                        head.passed_over.insert(place, *upto);
+                    }
                 }
                 head.known = state.hosts.len();
                 head.hosts = state.hosts;
@@ -186,8 +209,14 @@ impl<S: Storage> EmbeddedStore<S> {
             groups: RwLock::new(groups),
             files: RwLock::new(Arc::new(manifest.files.clone())),
             forgotten: RwLock::new(Arc::new(manifest.forgotten.clone())),
-            committed: Mutex::new(Committed { manifest, next }),
+            committed: Mutex::new(Committed {
+                manifest,
+                next,
+                strays: Vec::new(),
+            }),
             open: Mutex::default(),
+            aside: Mutex::default(),
+            passed_over,
             newest: AtomicU64::new(upto),
             counters: Counters::default(),
         };
@@ -266,7 +295,11 @@ impl<S: Storage> EmbeddedStore<S> {
         let place = {
             let mut head = lock(&head);
             head.hosts.push(host);
-            u32::try_from(head.hosts.len() - 1).unwrap_or(u32::MAX)
+            let place = u32::try_from(head.hosts.len() - 1).unwrap_or(u32::MAX);
+            if let Some(upto) = self.passed_over.get(&host) {
+                head.passed_over.insert(place, *upto);
+            }
+            place
         };
         groups.of.insert(host, (number, place));
         (head, place)
@@ -290,12 +323,16 @@ impl<S: Storage> EmbeddedStore<S> {
         let all = groups.of.len();
         let due = |(number, head): (usize, &Arc<Mutex<Head>>)| {
             let head = lock(head);
-            let waits = head.flushing.is_some();
+            if head.flushing.is_some() {
+                // Also when the clock was put back.
+                let rested = head.flushed_at.abs_diff(now) >= RETRY_MS;
+                return rested.then_some(number);
+            }
             let full = head.memory > self.due_memory(head.hosts.len(), all);
             let over = |start: &i64| start + Tier::Raw.window_ms() + GRACE_MS <= now;
             let rested = head.flushed_at + GRACE_MS <= now;
             let oldest = head.windows.keys().next();
-            (waits || full || (rested && oldest.is_some_and(over))).then_some(number)
+            (full || (rested && oldest.is_some_and(over))).then_some(number)
         };
         groups.list.iter().enumerate().filter_map(due).collect()
     }
@@ -308,6 +345,12 @@ impl<S: Storage> EmbeddedStore<S> {
             (head.flushing.is_some() || !head.windows.is_empty()).then_some(number)
         };
         groups.list.iter().enumerate().filter_map(unsaved).collect()
+    }
+
+    /// Whether something could not be written and waits for the next try.
+    pub fn waits(&self) -> bool {
+        let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
+        groups.list.iter().any(|head| lock(head).flushing.is_some())
     }
 
     /// Writes what a group holds in memory. `token` is the last record that was appended, `aside` is kept with
@@ -358,6 +401,30 @@ impl<S: Storage> EmbeddedStore<S> {
     }
 
     fn write_group(&self, group: usize, flushing: &Flushing) -> Result<(), HistoryError> {
+        let mut names = Vec::new();
+        let written = self.write_files(group, flushing, &mut names);
+        let (added, entry) =
+            written.inspect_err(|_| self.discard(&names, &mut self.committed()))?;
+        let upto = self.upto(Some(group)).min(flushing.token);
+        self.commit(names, |manifest| {
+            manifest.upto = manifest.upto.max(upto);
+            let upto = manifest.upto;
+            manifest.passed_over.retain(|(_, record)| *record > upto);
+            if manifest.groups.len() <= group {
+                manifest.groups.resize(group + 1, None);
+            }
+            manifest.groups[group] = Some(entry);
+            manifest.files.extend(added);
+        })
+    }
+
+    /// Writes a group's files; `names` has them also after an error.
+    fn write_files(
+        &self,
+        group: usize,
+        flushing: &Flushing,
+        names: &mut Vec<String>,
+    ) -> Result<(Vec<FileEntry>, GroupEntry), HistoryError> {
         let generation = self.new_generation();
         let number = u32::try_from(group).unwrap_or(u32::MAX);
         let mut added = Vec::new();
@@ -370,6 +437,7 @@ impl<S: Storage> EmbeddedStore<S> {
                 generation,
             };
             let name = file_name(&span);
+            names.push(name.clone());
             if let Some(entry) = self.write_window(name, span, window, &flushing.hosts)? {
                 Counters::add(&self.counters.spilled_files, 1);
                 added.push(entry);
@@ -380,21 +448,23 @@ impl<S: Storage> EmbeddedStore<S> {
             aside: flushing.aside.clone(),
         };
         let file = format!("group-{number:06x}-{generation:016x}.mhg");
+        names.push(file.clone());
         let written = manifest::write_group(&self.storage, &file, &state)?;
         Counters::add(&self.counters.written_bytes, written);
-        let entry = GroupEntry {
-            covered: flushing.token,
-            file,
-        };
-        let upto = self.upto(Some(group)).min(flushing.token);
-        self.commit(|manifest| {
-            manifest.upto = manifest.upto.max(upto);
-            if manifest.groups.len() <= group {
-                manifest.groups.resize(group + 1, None);
+        let covered = flushing.token;
+        Ok((added, GroupEntry { covered, file }))
+    }
+
+    /// Removes files that no manifest names. One that stays goes with the next change, or at the next start.
+    fn discard(&self, names: &[String], committed: &mut Committed) {
+        for name in names {
+            match self.storage.remove(name) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    committed.strays.push(name.clone());
+                }
+                _ => {}
             }
-            manifest.groups[group] = Some(entry);
-            manifest.files.extend(added);
-        })
+        }
     }
 
     /// Everything up to here is in files, or will be with this group's flush.
@@ -515,15 +585,25 @@ impl<S: Storage> EmbeddedStore<S> {
     }
 
     /// Replaces the manifest by a changed one, then the list of files that readers see, then removes what does not
-    /// belong to it any more.
-    fn commit(&self, change: impl FnOnce(&mut Manifest)) -> Result<(), HistoryError> {
+    /// belong to it any more. `new` are the files that the change brings: they go if it does not happen.
+    fn commit(
+        &self,
+        new: Vec<String>,
+        change: impl FnOnce(&mut Manifest),
+    ) -> Result<(), HistoryError> {
         let mut committed = self.committed();
         let mut manifest = committed.manifest.clone();
         change(&mut manifest);
         manifest.generation = committed.next;
         committed.next += 1;
-        let written = manifest::write(&self.storage, &manifest)?;
+        let written = manifest::prepare(&self.storage, &manifest);
+        let written = written.inspect_err(|_| self.discard(&new, &mut committed))?;
         Counters::add(&self.counters.written_bytes, written);
+        if let Err(error) = manifest::replace(&self.storage) {
+            // After a crash now either manifest may count: the files stay until one is on disk that leaves them out.
+            committed.strays.extend(new);
+            return Err(error);
+        }
         *self
             .forgotten
             .write()
@@ -531,6 +611,7 @@ impl<S: Storage> EmbeddedStore<S> {
         *self.files.write().unwrap_or_else(PoisonError::into_inner) =
             Arc::new(manifest.files.clone());
         let before = std::mem::replace(&mut committed.manifest, manifest);
+        let strays = std::mem::take(&mut committed.strays);
         let kept: HashSet<&str> = committed
             .manifest
             .files
@@ -550,15 +631,14 @@ impl<S: Storage> EmbeddedStore<S> {
             .iter()
             .map(|file| &file.name)
             .chain(before.groups.iter().flatten().map(|group| &group.file))
+            .chain(&strays)
             .filter(|name| !kept.contains(name.as_str()))
             .cloned()
             .collect();
-        drop(committed);
-        for name in gone {
-            self.close(&name);
-            // If it stays, the next start removes it.
-            let _ = self.storage.remove(&name);
+        for name in &gone {
+            self.close(name);
         }
+        self.discard(&gone, &mut committed);
         Ok(())
     }
 
@@ -591,19 +671,40 @@ impl<S: Storage> EmbeddedStore<S> {
         Ok(block)
     }
 
-    /// Packs one window that is over, if there is one to pack; whether there was. Then files that are too old, or
-    /// too many, go.
+    /// Removes files that are too old, or too many; then packs one window that is over, if there is one to pack;
+    /// whether there was. A window that does not pack is set aside ([`SetAside`]), so that the next call goes on with
+    /// another.
     ///
     /// # Errors
     /// When a file does not read or the disk refuses; the store is as it was.
     pub fn maintain(&self, now: i64) -> Result<bool, HistoryError> {
+        // First, and whatever comes of packing: what must go makes room for it.
+        let expired = self.expire(now);
         let files = self.files();
-        if let Some(job) = next_job(&files, now) {
-            self.pack(&files, &job)?;
-            return Ok(true);
+        let next = lock(&self.aside).next(&jobs(&files, now), now);
+        let Some(job) = next else {
+            return expired.map(|()| false);
+        };
+        match self.pack(&files, &job) {
+            Ok(()) => {
+                lock(&self.aside).packed(&job);
+                expired.map(|()| true)
+            }
+            Err(error) => {
+                Counters::add(&self.counters.failures, 1);
+                lock(&self.aside).failed(job, now, crate::chain(&error));
+                Err(error)
+            }
         }
-        self.expire(now)?;
-        Ok(false)
+    }
+
+    /// What could not be packed, for people.
+    pub fn unpacked(&self) -> Option<String> {
+        let aside = lock(&self.aside);
+        let (count, why) = aside.first()?;
+        Some(format!(
+            "history cannot pack {count} windows, which are kept as they are for as long as samples are: {why}"
+        ))
     }
 
     fn pack(&self, files: &[FileEntry], job: &Job) -> Result<(), HistoryError> {
@@ -630,7 +731,9 @@ impl<S: Storage> EmbeddedStore<S> {
             blocks.push(self.block(&input.name)?);
         }
         let forgotten = merge::forgotten_by(&self.forgotten());
-        let mut written = merge::merge(&self.storage, &blocks, targets, &forgotten)?;
+        let new: Vec<String> = targets.iter().map(|target| target.name.clone()).collect();
+        let written = merge::merge(&self.storage, &blocks, targets, &forgotten);
+        let mut written = written.inspect_err(|_| self.discard(&new, &mut self.committed()))?;
         for entry in &mut written {
             Counters::add(&self.counters.written_bytes, entry.bytes);
             Counters::add(&self.counters.merged_files, 1);
@@ -638,7 +741,7 @@ impl<S: Storage> EmbeddedStore<S> {
             entry.packed = entry.tier == job.tier;
         }
         let names: HashSet<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
-        self.commit(|manifest| {
+        self.commit(new, |manifest| {
             manifest
                 .files
                 .retain(|file| !names.contains(file.name.as_str()));
@@ -648,9 +751,10 @@ impl<S: Storage> EmbeddedStore<S> {
 
     fn expire(&self, now: i64) -> Result<(), HistoryError> {
         let files = self.files();
+        let aside = lock(&self.aside);
         let old = |file: &FileEntry| {
-            // Raw samples that came late are rolled up before they go.
-            let done = file.tier != Tier::Raw || file.packed;
+            // Raw samples that came late are rolled up before they go, if they can be.
+            let done = file.tier != Tier::Raw || file.packed || aside.holds(file);
             done && file.end <= now.saturating_sub(self.config.keep_ms(file.tier))
         };
         let mut gone: HashSet<String> = files
@@ -658,6 +762,7 @@ impl<S: Storage> EmbeddedStore<S> {
             .filter(|file| old(file))
             .map(|file| file.name.clone())
             .collect();
+        drop(aside);
         let by_age = gone.len() as u64;
         let mut left: Vec<&FileEntry> = files
             .iter()
@@ -689,7 +794,7 @@ impl<S: Storage> EmbeddedStore<S> {
         if gone.is_empty() {
             return Ok(());
         }
-        self.commit(|manifest| {
+        self.commit(Vec::new(), |manifest| {
             manifest.files.retain(|file| !gone.contains(&file.name));
             // Nothing is left of what a host was forgotten in.
             let oldest = manifest.files.iter().map(|file| file.generation).min();
@@ -702,20 +807,126 @@ impl<S: Storage> EmbeddedStore<S> {
         Ok(())
     }
 
-    fn read_hosts(
+    /// Hosts of a group, as many at a time as are held in memory well.
+    fn read_group(
         &self,
         group: usize,
-        hosts: &[HostId],
+        mut hosts: &[HostId],
         query: &SampleQuery,
         report: &mut ReadReport,
-    ) -> Result<Vec<HostSeries>, HistoryError> {
-        let mut found = Found::new(query, report.points);
+        sink: &mut dyn FnMut(HostSeries) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, HistoryError> {
+        let mut at_once = HOSTS_AT_ONCE;
+        while !hosts.is_empty() {
+            let (some, rest) = hosts.split_at(at_once.min(hosts.len()));
+            let piece = Piece {
+                group,
+                hosts: some,
+                names: None,
+                most: POINTS_AT_ONCE,
+            };
+            match self.read_piece(&piece, query, report)? {
+                Some(series) => {
+                    if give(series, sink).is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                    hosts = rest;
+                }
+                None if some.len() > 1 => at_once = some.len() / 2,
+                None => {
+                    if self.read_alone(&piece, query, report, sink)?.is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                    hosts = rest;
+                }
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// One host of which there is too much at a time: some of its series, then others.
+    fn read_alone(
+        &self,
+        whole: &Piece<'_>,
+        query: &SampleQuery,
+        report: &mut ReadReport,
+        sink: &mut dyn FnMut(HostSeries) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, HistoryError> {
+        let names = self.names_in(whole, query)?;
+        let mut open = vec![&names[..]];
+        while let Some(names) = open.pop() {
+            let piece = Piece {
+                names: Some(names),
+                most: if names.len() == 1 {
+                    u64::MAX
+                } else {
+                    POINTS_AT_ONCE
+                },
+                ..*whole
+            };
+            match self.read_piece(&piece, query, report)? {
+                Some(series) => {
+                    if give(series, sink).is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                }
+                None => {
+                    let (first, last) = names.split_at(names.len() / 2);
+                    open.extend([last, first]);
+                }
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Names of the series that files and memory have for the question; in order, each once.
+    fn names_in(
+        &self,
+        piece: &Piece<'_>,
+        query: &SampleQuery,
+    ) -> Result<Vec<NameKey>, HistoryError> {
+        let mut names = BTreeSet::new();
+        let files = self.files();
+        let group = u32::try_from(piece.group).unwrap_or(u32::MAX);
+        for (file, _) in plan(&files, group, query) {
+            query.give_up.check()?;
+            // One that does not read is named when its points are read.
+            let Ok(block) = self.block(&file.name) else {
+                continue;
+            };
+            for name in block.series() {
+                if query.wants(&name.family, &name.labels) {
+                    names.insert(key_of(name));
+                }
+            }
+        }
+        let everything = Piece {
+            most: u64::MAX,
+            ..*piece
+        };
+        let in_memory = self.read_head(&everything, query).unwrap_or_default();
+        names.extend(in_memory.iter().map(|(_, key, _)| key_of(&name_of(key))));
+        Ok(names.into_iter().collect())
+    }
+
+    /// A piece of an answer; `None` if it is larger than it may be.
+    fn read_piece(
+        &self,
+        piece: &Piece<'_>,
+        query: &SampleQuery,
+        report: &mut ReadReport,
+    ) -> Result<Option<Vec<HostSeries>>, HistoryError> {
+        let (group, hosts) = (piece.group, piece.hosts);
+        let mut found = Found::new(query, piece, report.points);
         // Memory first: what moves from there to a file meanwhile is read twice and counts once.
-        let in_memory = self.read_head(group, hosts, query);
+        let Some(in_memory) = self.read_head(piece, query) else {
+            return Ok(None);
+        };
         let files = self.files();
         let forgotten = merge::forgotten_by(&self.forgotten());
         let plan = plan(&files, u32::try_from(group).unwrap_or(u32::MAX), query);
         for (file, parts) in plan {
+            query.give_up.check()?;
             let block = match self.block(&file.name) {
                 Ok(block) => block,
                 // Dropped since the list was read: as if it had been asked for a moment later.
@@ -739,10 +950,15 @@ impl<S: Storage> EmbeddedStore<S> {
             if places.is_empty() {
                 continue;
             }
-            if let Err(error) = read_block(&block, &places, &parts, query, &mut found) {
-                report.missing.push(crate::chain(&error));
+            match read_block(&block, &places, &parts, query, &mut found) {
+                Ok(()) => {}
+                Err(error @ HistoryError::GivenUp) => return Err(error),
+                Err(error) => report.missing.push(crate::chain(&error)),
             }
             found.check()?;
+            if found.too_large() {
+                return Ok(None);
+            }
         }
         for (host, key, chunk) in in_memory {
             found.add(host, &name_of(&key), |points| {
@@ -750,25 +966,28 @@ impl<S: Storage> EmbeddedStore<S> {
             });
         }
         found.check()?;
+        if found.too_large() {
+            return Ok(None);
+        }
         report.points = found.points;
-        Ok(found.finish())
+        Ok(Some(found.finish()))
     }
 
+    /// What memory has of a piece; `None` if that is more than the piece may have.
     fn read_head(
         &self,
-        group: usize,
-        hosts: &[HostId],
+        piece: &Piece<'_>,
         query: &SampleQuery,
-    ) -> Vec<(HostId, Arc<SeriesKey>, Chunk)> {
-        let Some(head) = self.group(group) else {
-            return Vec::new();
+    ) -> Option<Vec<(HostId, Arc<SeriesKey>, Chunk)>> {
+        let Some(head) = self.group(piece.group) else {
+            return Some(Vec::new());
         };
         let places: Vec<(HostId, u32)> = {
             let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
             let place = |host: &HostId| groups.of.get(host).map(|(_, place)| (*host, *place));
-            hosts.iter().filter_map(place).collect()
+            piece.hosts.iter().filter_map(place).collect()
         };
-        let mut out = Vec::new();
+        let (mut out, mut samples) = (Vec::new(), 0);
         let mut read = |windows: &Windows| {
             let from = Tier::Raw.window_of(query.from);
             for (_, window) in windows.range(from..query.to.max(from)) {
@@ -777,9 +996,15 @@ impl<S: Storage> EmbeddedStore<S> {
                         continue;
                     };
                     // Bytes of our own memory that do not read are as good as none.
-                    let columns = rows.some(|key| query.wants(&key.family, &key.labels));
+                    let columns = rows.some(|key| {
+                        query.wants(&key.family, &key.labels) && piece.has(&key.family, &key.labels)
+                    });
                     for (key, chunk) in chunks_of(columns.unwrap_or_default()) {
+                        samples += chunk.ticks.len() as u64;
                         out.push((*host, key, chunk));
+                    }
+                    if samples > piece.most {
+                        return;
                     }
                 }
             }
@@ -789,8 +1014,55 @@ impl<S: Storage> EmbeddedStore<S> {
             read(&flushing.windows);
         }
         read(&head.windows);
-        out
+        (samples <= piece.most).then_some(out)
     }
+}
+
+/// What tells series apart that are the same metric: its name, label names, label values.
+type NameKey = (String, Vec<String>, Vec<String>);
+
+fn key_of(name: &SeriesName) -> NameKey {
+    (
+        name.family.name.clone(),
+        name.family.labels.clone(),
+        name.labels.clone(),
+    )
+}
+
+/// A part of an answer that is read at a time.
+#[derive(Clone, Copy)]
+struct Piece<'a> {
+    group: usize,
+    hosts: &'a [HostId],
+    /// Series from the first of these to the last; `None`: all.
+    names: Option<&'a [NameKey]>,
+    /// Most points.
+    most: u64,
+}
+
+impl Piece<'_> {
+    fn has(&self, family: &Family, labels: &[String]) -> bool {
+        let Some(([first, ..], [.., last])) = self.names.map(|names| (names, names)) else {
+            return self.names.is_none();
+        };
+        let name = (&family.name[..], &family.labels[..], labels);
+        let (first, last) = (
+            (&first.0[..], &first.1[..], &first.2[..]),
+            (&last.0[..], &last.1[..], &last.2[..]),
+        );
+        first <= name && name <= last
+    }
+}
+
+/// Hands series over until no more are wanted.
+fn give(
+    series: Vec<HostSeries>,
+    sink: &mut dyn FnMut(HostSeries) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    for series in series {
+        sink(series)?;
+    }
+    ControlFlow::Continue(())
 }
 
 /// Chunks of all columns.
@@ -826,9 +1098,11 @@ fn read_block<S: Storage>(
     };
     for index in range {
         let name = &names[index];
-        if !query.wants(&name.family, &name.labels) {
+        if !query.wants(&name.family, &name.labels) || !found.piece.has(&name.family, &name.labels)
+        {
             continue;
         }
+        query.give_up.check()?;
         block.chunks(
             index,
             |place| places.contains_key(&place),
@@ -842,7 +1116,7 @@ fn read_block<S: Storage>(
                 }
             },
         )?;
-        if found.points > query.max_points {
+        if found.points > query.max_points || found.too_large() {
             return Ok(());
         }
     }
@@ -855,15 +1129,20 @@ type FoundKey = (String, Vec<String>, Vec<String>, HostId);
 /// Series put together from pieces.
 struct Found<'q> {
     query: &'q SampleQuery,
+    piece: &'q Piece<'q>,
+    /// Points of the pieces before.
+    before: u64,
     points: u64,
     series: BTreeMap<FoundKey, (SeriesName, Vec<Point>)>,
 }
 
 impl<'q> Found<'q> {
-    fn new(query: &'q SampleQuery, points: u64) -> Self {
+    fn new(query: &'q SampleQuery, piece: &'q Piece<'q>, before: u64) -> Self {
         Self {
             query,
-            points,
+            piece,
+            before,
+            points: before,
             series: BTreeMap::new(),
         }
     }
@@ -882,6 +1161,11 @@ impl<'q> Found<'q> {
         let before = points.len();
         add(points);
         self.points += (points.len() - before) as u64;
+    }
+
+    /// Whether it has more than a piece may have.
+    fn too_large(&self) -> bool {
+        self.points - self.before > self.piece.most
     }
 
     fn check(&self) -> Result<(), HistoryError> {
@@ -943,7 +1227,8 @@ where
         } else {
             0
         };
-        if token != 0 && token <= covered {
+        let passed = head.passed_over.get(&place).copied().unwrap_or(0);
+        if token != 0 && token <= covered.max(passed) {
             return Ok(());
         }
         if !self.room(&head, all) {
@@ -985,12 +1270,9 @@ where
         for (group, mut hosts) in by_group {
             hosts.sort_unstable();
             hosts.dedup();
-            for some in hosts.chunks(HOSTS_AT_ONCE) {
-                for series in self.read_hosts(group, some, query, &mut report)? {
-                    if sink(series).is_break() {
-                        return Ok(report);
-                    }
-                }
+            let read = self.read_group(group, &hosts, query, &mut report, sink)?;
+            if read.is_break() {
+                return Ok(report);
             }
         }
         report.missing.sort_unstable();
@@ -998,30 +1280,45 @@ where
         Ok(report)
     }
 
-    fn forget(&self, host: HostId) -> Result<(), HistoryError> {
+    fn forget(&self, host: HostId, upto: Token) -> Result<(), HistoryError> {
         let Some(group) = self.group_of(host) else {
             return Ok(());
         };
+        let Some(head) = self.group(group) else {
+            return Ok(());
+        };
+        // Held until it is on disk: nothing of the host is written to a file in between. It is an admin who asked.
+        let mut head = lock(&head);
+        if head.flushing.is_some() {
+            return Err(HistoryError::Busy);
+        }
+        let Some(place) = head.hosts.iter().position(|held| *held == host) else {
+            return Ok(());
+        };
+        let place = u32::try_from(place).unwrap_or(u32::MAX);
+        // A restart reads the log again from before here.
+        let upto = upto.max(self.newest.load(Ordering::Acquire));
         let until = self.new_generation();
-        if let Some(head) = self.group(group) {
-            let mut head = lock(&head);
-            if head.flushing.is_some() {
-                return Err(HistoryError::Busy);
-            }
-            if let Some(place) = head.hosts.iter().position(|held| *held == host) {
-                let place = u32::try_from(place).unwrap_or(u32::MAX);
-                let mut gone = (0, 0);
-                for window in head.windows.values_mut() {
-                    if let Some(rows) = window.remove(&place) {
-                        gone = (gone.0 + rows.memory(), gone.1 + rows.samples());
-                    }
-                }
-                head.memory = head.memory.saturating_sub(gone.0);
-                head.samples = head.samples.saturating_sub(gone.1);
-                head.windows.retain(|_, window| !window.is_empty());
+        self.commit(Vec::new(), |manifest| {
+            manifest.forgotten.push((host, until));
+            manifest.passed_over.retain(|(id, _)| *id != host);
+            manifest.passed_over.push((host, upto));
+        })?;
+        head.passed_over.insert(place, upto);
+        let mut gone = (0, 0);
+        for window in head.windows.values_mut() {
+            if let Some(rows) = window.remove(&place) {
+                gone = (gone.0 + rows.memory(), gone.1 + rows.samples());
             }
         }
-        self.commit(|manifest| manifest.forgotten.push((host, until)))
+        head.memory = head.memory.saturating_sub(gone.0);
+        head.samples = head.samples.saturating_sub(gone.1);
+        head.windows.retain(|_, window| !window.is_empty());
+        if head.windows.is_empty() {
+            // Nothing in memory needs the log any more.
+            head.first = None;
+        }
+        Ok(())
     }
 
     fn stats(&self) -> StoreStats {
@@ -1056,60 +1353,6 @@ where
         stats.failures = load(&self.counters.failures);
         stats
     }
-}
-
-/// Files to be put together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Job {
-    tier: Tier,
-    group: u32,
-    start: i64,
-    end: i64,
-}
-
-impl Job {
-    fn takes(&self, file: &FileEntry) -> bool {
-        file.tier == self.tier
-            && file.group == self.group
-            && file.start >= self.start
-            && file.end <= self.end
-    }
-}
-
-/// The oldest window that is over and not in one packed file; samples first.
-fn next_job(files: &[FileEntry], now: i64) -> Option<Job> {
-    const DAY: i64 = 86_400_000;
-    const LEVELS: [(Tier, i64); 4] = [
-        (Tier::Raw, Tier::Raw.window_ms()),
-        (Tier::Minute, DAY),
-        (Tier::Quarter, DAY),
-        (Tier::Quarter, Tier::Quarter.window_ms()),
-    ];
-    for (tier, length) in LEVELS {
-        let mut windows: BTreeMap<(i64, u32), (usize, bool)> = BTreeMap::new();
-        for file in files
-            .iter()
-            .filter(|file| file.tier == tier && file.end - file.start <= length)
-        {
-            let start = file.start - file.start.rem_euclid(length);
-            let (count, loose) = windows.entry((start, file.group)).or_default();
-            *count += 1;
-            *loose |= !file.packed;
-        }
-        for ((start, group), (count, loose)) in windows {
-            let end = start + length;
-            let needed = if tier == Tier::Raw { loose } else { count > 1 };
-            if needed && end + GRACE_MS <= now {
-                return Some(Job {
-                    tier,
-                    group,
-                    start,
-                    end,
-                });
-            }
-        }
-    }
-    None
 }
 
 /// Which files of a group are read, and which parts of them: the tier that suits the step where it is, else the

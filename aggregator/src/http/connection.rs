@@ -3,27 +3,49 @@
 //! Accepting and TLS are the accept loop's ([`crate::listen`]); this serves what it gives. HTTP/2 only where TLS
 //! negotiated it, as Prometheus does by default: without, the first bytes would have to be waited for to tell the
 //! versions apart.
+//!
+//! Nothing is proved before a request shows the token, so a connection is kept for those that do: one without such a
+//! request, or that does not take its answers, is closed.
 
-use std::time::Duration;
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use axum::Router;
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::Response,
+};
 use hyper::server::conn::{http1, http2};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     task::JoinSet,
+    time::{Instant, Sleep, sleep, sleep_until},
 };
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 
+use super::rules::Admitted;
 use crate::listen::Incoming;
 
 /// How long a connection may be idle, or take for its headers. Above the longest usual scrape interval of
 /// 60 s, so that Prometheus keeps its connections.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// A connection without a request that was allowed to read is closed after this. The same for the same reason.
+const UNUSED: Duration = HEADERS_TIMEOUT;
+
+/// A peer that takes nothing of its answers for this long is gone.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Most headers of a request; Prometheus sends 6.
 const MAX_HEADERS: usize = 64;
@@ -42,7 +64,10 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 
 /// Connections at once. A Prometheus server keeps one for each target it scrapes at the same moment;
 /// further ones wait in the accept loop.
-pub const MAX_CONNECTIONS: usize = 1_024;
+const MAX_CONNECTIONS: usize = 1_024;
+
+/// The same of one address, which may have proved nothing.
+pub const MAX_OF_ADDRESS: usize = 256;
 
 /// Serves every connection that is accepted, until `stop` is cancelled or no more come. Returns when the
 /// last one has ended, at most 5 s after `stop`.
@@ -85,14 +110,22 @@ pub async fn serve<IO>(io: IO, version: Version, router: Router, stop: Cancellat
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let io = TokioIo::new(io);
-    let service = TowerToHyperService::new(router);
+    let io = TokioIo::new(Taken::new(io));
+    let used = Used::default();
+    let noted = middleware::from_fn_with_state(used.clone(), note);
+    let service = TowerToHyperService::new(router.layer(noted));
     macro_rules! run {
         ($connection:expr) => {{
             let mut connection = std::pin::pin!($connection);
+            let over = async {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = used.no_more() => {}
+                }
+            };
             tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = stop.cancelled() => {
+                () = over => {
                     connection.as_mut().graceful_shutdown();
                     tokio::time::timeout(SHUTDOWN_GRACE, connection).await.unwrap_or(Ok(()))
                 }
@@ -123,6 +156,115 @@ where
     if let Err(error) = ended {
         // A peer that goes away in the middle is its own affair.
         tracing::debug!(%error, "http connection ended");
+    }
+}
+
+/// When a connection was last used by somebody who may.
+#[derive(Debug, Clone)]
+struct Used(Arc<Mutex<Instant>>);
+
+impl Default for Used {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Used {
+    fn last(&self) -> MutexGuard<'_, Instant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends when it was not used for too long.
+    async fn no_more(&self) {
+        loop {
+            let end = *self.last() + UNUSED;
+            if Instant::now() >= end {
+                return;
+            }
+            sleep_until(end).await;
+        }
+    }
+}
+
+async fn note(State(used): State<Used>, request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    if response.extensions().get::<Admitted>().is_some() {
+        *used.last() = Instant::now();
+    }
+    response
+}
+
+/// A connection whose other side must take what it is sent.
+struct Taken<IO> {
+    io: IO,
+    /// Runs while something waits to be taken.
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl<IO> Taken<IO> {
+    fn new(io: IO) -> Self {
+        Self { io, patience: None }
+    }
+
+    /// What a write gave, unless it has been waiting for too long.
+    fn in_time<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.patience = None;
+            return written;
+        }
+        let patience = self
+            .patience
+            .get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+        ready!(patience.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Taken<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(context, buffer)
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Taken<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write(context, bytes);
+        self.in_time(context, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.io).poll_write_vectored(context, slices);
+        self.in_time(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.io).poll_flush(context);
+        self.in_time(context, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let ended = Pin::new(&mut self.io).poll_shutdown(context);
+        self.in_time(context, ended)
     }
 }
 
@@ -169,7 +311,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silent_and_slow_connections_are_closed() {
         for begun in [&b""[..], b"GET / HTTP/1.1\r\nHost: local"] {
-            let began = tokio::time::Instant::now();
+            let began = Instant::now();
             exchange(begun, CancellationToken::new()).await;
             assert!(began.elapsed() <= 2 * HEADERS_TIMEOUT, "{begun:?}");
         }
@@ -186,11 +328,62 @@ mod tests {
         assert!(answer.ends_with("\r\n\r\nhere"), "{answer}");
     }
 
+    /// Requests, ten seconds apart, on one connection until it is closed; how long it was open.
+    async fn kept_open(router: Router) -> Duration {
+        let (mut client, server) = duplex(64 * 1024);
+        let began = Instant::now();
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve(server, Version::Http1, router, stop));
+        let mut answers = [0; 1024];
+        while began.elapsed() < 4 * UNUSED {
+            sleep(Duration::from_secs(10)).await;
+            let request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+            if client.write_all(request).await.is_err()
+                || !matches!(client.read(&mut answers).await, Ok(1..))
+            {
+                break;
+            }
+        }
+        drop(client);
+        serving.await.expect("serving does not panic");
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_who_may_read_keeps_a_connection() {
+        let refused = kept_open(router()).await;
+        assert!(
+            refused <= UNUSED + SHUTDOWN_GRACE + Duration::from_secs(10),
+            "{refused:?}"
+        );
+        let page = get(async || {
+            let mut response = axum::response::IntoResponse::into_response("here");
+            response.extensions_mut().insert(Admitted);
+            response
+        });
+        let admitted = kept_open(Router::new().route("/", page)).await;
+        assert!(admitted >= 4 * UNUSED, "{admitted:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_take_an_answer_is_cut() {
+        let page = get(async || vec![b'x'; 1 << 20]);
+        let (mut client, server) = duplex(1024);
+        let began = Instant::now();
+        let stop = CancellationToken::new();
+        let router = Router::new().route("/", page);
+        let serving = tokio::spawn(serve(server, Version::Http1, router, stop));
+        let request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        client.write_all(request).await.expect("the pipe has room");
+        serving.await.expect("serving does not panic");
+        assert!(began.elapsed() <= WRITE_TIMEOUT + Duration::from_secs(1));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn stops_when_told() {
         let stop = CancellationToken::new();
         stop.cancel();
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         exchange(b"", stop).await;
         assert!(began.elapsed() <= SHUTDOWN_GRACE);
     }

@@ -57,6 +57,10 @@ fn sha256(text: &str) -> [u8; 32] {
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
+/// Marks the answer to a request that was allowed to read: [`super::connection`] keeps such connections open.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Admitted;
+
 /// Applies the rules. Outermost of the router, so that its answers get the headers too.
 pub(super) async fn apply<F: FleetRead>(
     State(state): State<HttpState<F>>,
@@ -64,9 +68,17 @@ pub(super) async fn apply<F: FleetRead>(
     next: Next,
 ) -> Response {
     let handler = super::handler_name(request.uri().path());
+    let open = matches!(state.settings().access, Access::Open);
     let mut response = match refuse(&state, &request, handler) {
         Some(refused) => refused,
-        None => answer(&state, request, next).await,
+        None => {
+            let mut response = answer(&state, request, next).await;
+            // A probe proves nothing where a token is asked for.
+            if open || handler != "health" {
+                response.extensions_mut().insert(Admitted);
+            }
+            response
+        }
     };
     let headers = response.headers_mut();
     for (name, value) in SAFE_HEADERS {

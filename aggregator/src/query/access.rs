@@ -1,8 +1,9 @@
 //! Who may ask what, and how often. A method without a row in [`ACCESS`] is refused.
 //!
 //! Who is asking comes from the connection's certificate; what they may do comes from the control store at
-//! each call, so that a demotion acts at once. Refusals for want of a role are audited; the limit on calls
-//! comes first, so the audit log cannot be filled by asking.
+//! each call, so that a demotion acts at once; so does the end of the certificate's life, which the handshake has
+//! seen once and a connection may outlive. Refusals for want of a role are audited, a few a minute of each operator
+//! and the rest as a number, so that the audit log cannot be filled by asking.
 
 use std::{
     collections::HashMap,
@@ -10,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use muster_proto::time::Clock;
+use muster_proto::time::{Clock, Timestamp};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -162,6 +163,7 @@ impl Access {
             )));
         }
         let now = self.clock.now();
+        in_life(peer, now)?;
         let standing = self
             .control
             .operator_admitted(name, peer.serial.as_deref(), now)
@@ -207,9 +209,38 @@ impl Access {
         }
     }
 
+    /// Whether a caller who was admitted would be again, for streams that stay open. Counts and writes nothing; while
+    /// the store cannot be read, whoever is there stays.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` when the certificate's life is over, or it or the role was taken away.
+    pub async fn still(&self, caller: &Caller, method: &str) -> Result<(), Status> {
+        let now = self.clock.now();
+        in_life(&caller.peer, now)?;
+        let serial = caller.peer.serial.as_deref();
+        let standing = self.control.operator_admitted(&caller.name, serial, now);
+        let Ok(standing) = standing.await else {
+            return Ok(());
+        };
+        if let Some(refusal) = standing.refusal {
+            return Err(Status::permission_denied(refusal.to_string()));
+        }
+        let needed = ACCESS.iter().find(|rule| rule.method == method);
+        match (standing.role, needed) {
+            (Some(role), Some(rule)) if role >= rule.role => Ok(()),
+            _ => Err(Status::permission_denied(format!(
+                "{} may not ask {method} any more",
+                caller.name
+            ))),
+        }
+    }
+
     async fn audit(&self, name: &str, method: &str, outcome: &str) {
         let at = self.clock.now();
-        let written = self.control.audit(at, name, "ask", method, outcome).await;
+        let written = self
+            .control
+            .audit_refusal(at, name, "ask", method, outcome)
+            .await;
         if let Err(error) = written {
             // The refusal stands all the same.
             tracing::warn!(operator = name, method, error = %chain(&error), "a refusal could not be audited");
@@ -239,5 +270,97 @@ impl Access {
         }
         bucket.tokens -= 1.0;
         true
+    }
+}
+
+/// A connection may outlive the certificate it was opened with.
+fn in_life(peer: &Peer, now: Timestamp) -> Result<(), Status> {
+    match peer.cert_not_after {
+        Some(end) if end < now => Err(Status::permission_denied(
+            "the certificate of this connection has expired since it was opened: connect again",
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use muster_proto::time::FakeClock;
+
+    use super::*;
+    use crate::listen::Ending;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_795_000_000_000);
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// An empty store, a clock, and an operator whose certificate ends in a minute.
+    pub(in crate::query) struct Lab {
+        _folder: tempfile::TempDir,
+        pub(in crate::query) clock: Arc<FakeClock>,
+        pub(in crate::query) access: Access,
+        pub(in crate::query) caller: Caller,
+        control: Control,
+    }
+
+    impl Lab {
+        pub(in crate::query) fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let control = Control::open(folder.path()).expect("a store");
+            let clock = Arc::new(FakeClock::at(NOW));
+            let id = "spiffe://m-abcdefghij/operator/eve".parse();
+            let peer = Peer {
+                addr: ([127, 0, 0, 1], 1).into(),
+                id: Some(id.expect("an operator")),
+                serial: None,
+                cert_not_after: Some(NOW.plus(MINUTE)),
+                ending: Ending::default(),
+            };
+            Self {
+                _folder: folder,
+                access: Access::new(control.clone(), Arc::clone(&clock) as Arc<dyn Clock>),
+                caller: Caller {
+                    name: "eve".to_owned(),
+                    role: OperatorRole::Viewer,
+                    peer,
+                },
+                clock,
+                control,
+            }
+        }
+
+        async fn refusal(&self) -> String {
+            let mut request = tonic::Request::new(());
+            request.extensions_mut().insert(self.caller.peer.clone());
+            let admitted = self.access.admit(&request, "EvictHost").await;
+            admitted.expect_err("refused").message().to_owned()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_does_not_outlive_its_certificate() {
+        let lab = Lab::new();
+        lab.clock.advance(MINUTE);
+        assert!(lab.refusal().await.contains("has no role"));
+        lab.clock.advance(Duration::from_millis(1));
+        assert!(lab.refusal().await.contains("expired since"));
+        let still = lab.access.still(&lab.caller, "FollowEvents").await;
+        assert!(still.expect_err("over").message().contains("expired since"));
+    }
+
+    #[tokio::test]
+    async fn who_has_lost_the_role_is_not_there_still() {
+        let lab = Lab::new();
+        let still = lab.access.still(&lab.caller, "FollowEvents").await;
+        assert!(still.expect_err("no role").message().contains("any more"));
+    }
+
+    #[tokio::test]
+    async fn refusals_do_not_fill_the_audit_log() {
+        let lab = Lab::new();
+        for _ in 0..50 {
+            assert!(lab.refusal().await.contains("has no role"));
+        }
+        let log = lab.control.audit_log(1_000).await.expect("readable");
+        assert_eq!(log.len(), 10);
     }
 }

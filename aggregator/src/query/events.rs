@@ -2,12 +2,13 @@
 //! recorders.
 //!
 //! A follower reads from the store by the number it has seen last, so a slow one misses nothing and holds
-//! nothing up; at most [`MAX_FOLLOWERS`] follow at once.
+//! nothing up; at most [`MAX_FOLLOWERS`] follow at once, [`MAX_OF_ONE`] of one operator. Whether they still may is
+//! looked up each second.
 
 use std::{
     collections::{HashMap, HashSet},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -23,14 +24,14 @@ use muster_proto::{
     },
 };
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{self, Instant},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{
-    access::Access,
+    access::{Access, Caller},
     rows::Asked,
     service::{parse_names, parse_selector, store_failed},
 };
@@ -51,12 +52,17 @@ const MAX_RECORDINGS: u32 = 1_000;
 
 /// Streams of events at once.
 pub const MAX_FOLLOWERS: usize = 128;
+/// Of these, of one operator: as many terminals.
+pub const MAX_OF_ONE: usize = 16;
+
+/// How often it is looked up whether a follower still may.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Events in one message of a stream.
 const BATCH: usize = 500;
 
 /// Messages of a stream that wait for a slow reader.
-const WAITING: usize = 4;
+const WAITING: usize = 5;
 
 /// An empty message after this long tells that the stream is alive, and finds out who has gone.
 const ALIVE_EVERY: Duration = Duration::from_secs(15);
@@ -72,7 +78,67 @@ pub struct EventsService {
     control: Control,
     access: Access,
     clock: Arc<dyn Clock>,
-    followers: Arc<Semaphore>,
+    followers: Followers,
+}
+
+/// Who follows: places in all, and of each operator.
+#[derive(Clone)]
+struct Followers {
+    all: Arc<Semaphore>,
+    of: Arc<Mutex<HashMap<String, usize>>>,
+}
+
+/// A place among them, until it is dropped.
+struct Place {
+    _of_all: OwnedSemaphorePermit,
+    followers: Followers,
+    name: String,
+}
+
+impl Followers {
+    fn new() -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
+            of: Arc::default(),
+        }
+    }
+
+    fn take(&self, name: &str) -> Result<Place, Status> {
+        let Ok(of_all) = Arc::clone(&self.all).try_acquire_owned() else {
+            return Err(Status::resource_exhausted(format!(
+                "{MAX_FOLLOWERS} streams of events are open already"
+            )));
+        };
+        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = of.get(name).copied().unwrap_or(0);
+        if held >= MAX_OF_ONE {
+            return Err(Status::resource_exhausted(format!(
+                "{name} has {MAX_OF_ONE} streams of events open already"
+            )));
+        }
+        of.insert(name.to_owned(), held + 1);
+        Ok(Place {
+            _of_all: of_all,
+            followers: self.clone(),
+            name: name.to_owned(),
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut of = self
+            .followers
+            .of
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = of.get_mut(&self.name) {
+            *held -= 1;
+            if *held == 0 {
+                of.remove(&self.name);
+            }
+        }
+    }
 }
 
 /// Hosts that are chosen, with their names; all if there was no choice.
@@ -92,7 +158,7 @@ impl EventsService {
             events,
             control,
             clock,
-            followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
+            followers: Followers::new(),
         }
     }
 
@@ -198,7 +264,7 @@ impl EventsService {
         choice: v1::EventChoice,
         kinds: Vec<i32>,
         mut chosen: Chosen,
-        outbound: mpsc::Sender<Result<v1::EventBatch, Status>>,
+        outbound: &mpsc::Sender<Result<v1::EventBatch, Status>>,
     ) {
         let mut newest = self.events.newest();
         let mut seen = *newest.borrow_and_update();
@@ -243,12 +309,9 @@ impl EventsService {
                 };
                 // Without more, all up to the newest that was there before was looked at.
                 let last = found.events.last().map(|kept| kept.number);
-                seen = match last {
-                    Some(last) if found.more => last,
-                    _ => until.max(last.unwrap_or(0)),
-                };
+                seen = found.upto.unwrap_or(until.max(last.unwrap_or(0)));
                 if found.events.is_empty() {
-                    break;
+                    continue;
                 }
                 told = true;
                 let events = found.events.into_iter().map(|kept| chosen.row(kept));
@@ -398,6 +461,16 @@ fn parse_kinds(words: &[String]) -> Result<Vec<i32>, Status> {
     words.iter().map(kind).collect()
 }
 
+/// Ends when a follower may not follow any more: why.
+async fn no_more(access: &Access, caller: &Caller) -> Status {
+    loop {
+        time::sleep(LOOK_EVERY).await;
+        if let Err(refusal) = access.still(caller, "FollowEvents").await {
+            return refusal;
+        }
+    }
+}
+
 fn failed(error: &EventsError) -> Status {
     tracing::error!(error = %chain(error), "events cannot be read");
     Status::unavailable("the store of events cannot be read, see the aggregator's log")
@@ -419,19 +492,24 @@ impl EventsRpc for EventsService {
         &self,
         request: Request<v1::FollowEventsRequest>,
     ) -> Result<Response<Self::FollowEventsStream>, Status> {
-        self.access.admit(&request, "FollowEvents").await?;
+        let caller = self.access.admit(&request, "FollowEvents").await?;
         let choice = request.into_inner().choice.unwrap_or_default();
         let kinds = parse_kinds(&choice.kinds)?;
         let chosen = self.choose(&choice).await?;
-        let Ok(place) = Arc::clone(&self.followers).try_acquire_owned() else {
-            return Err(Status::resource_exhausted(format!(
-                "{MAX_FOLLOWERS} streams of events are open already"
-            )));
-        };
+        let place = self.followers.take(&caller.name)?;
         let (outbound, stream) = mpsc::channel(WAITING);
+        // Kept free for the last word: whoever does not read is told all the same why it ended.
+        let last = outbound.clone().try_reserve_owned();
+        let last = last.map_err(|_| Status::internal("an empty queue has no room"))?;
         let service = self.clone();
         tokio::spawn(async move {
-            service.follow(choice, kinds, chosen, outbound).await;
+            let access = service.access.clone();
+            tokio::select! {
+                () = service.follow(choice, kinds, chosen, &outbound) => {}
+                refusal = no_more(&access, &caller) => {
+                    last.send(Err(refusal));
+                }
+            }
             drop(place);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -455,5 +533,40 @@ impl EventsRpc for EventsService {
         self.recording(request.into_inner().number)
             .await
             .map(Response::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::query::access::tests::Lab;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_whose_certificate_ends_is_told_so() {
+        let lab = Lab::new();
+        lab.clock.advance(Duration::from_secs(61));
+        let began = Instant::now();
+        let why = no_more(&lab.access, &lab.caller).await;
+        assert!(why.message().contains("expired since"), "{why}");
+        assert_eq!(began.elapsed(), LOOK_EVERY);
+    }
+
+    #[test]
+    fn one_operator_does_not_take_all_places() {
+        let followers = Followers::new();
+        let take = |name: &str| followers.take(name);
+        let mut held: Vec<Place> = (0..MAX_OF_ONE).filter_map(|_| take("eve").ok()).collect();
+        assert_eq!(held.len(), MAX_OF_ONE);
+        assert!(take("eve").is_err());
+        held.pop();
+        assert!(take("eve").is_ok(), "a place that was given back");
+        for number in 0..MAX_FOLLOWERS {
+            held.extend(take(&number.to_string()));
+        }
+        assert_eq!(held.len(), MAX_FOLLOWERS);
+        assert!(take("jo").is_err());
+        drop(held);
+        assert!(take("jo").is_ok());
+        assert_eq!(followers.of.lock().expect("no panic").len(), 0);
     }
 }

@@ -1,7 +1,8 @@
 //! The `History` service: the past of the fleet, streamed.
 //!
-//! A question is bounded by the points it may read, the time it may take and how many are worked on at once. The
-//! reading is done on a thread of its own, series by series, and stops as soon as nobody listens any more.
+//! A question is bounded by the points it may read, what it may hold at a time, the time it may take and how many are
+//! worked on at once. The reading is done on a thread of its own, series by series, and stops as soon as nobody listens
+//! any more, or the answer is not taken; until then it has its place among those that are worked on.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,8 +23,9 @@ use muster_proto::{
     },
 };
 use tokio::{
-    sync::{Semaphore, mpsc},
-    time::Instant,
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -34,7 +36,7 @@ use crate::{
     control::Control,
     fleet::{Fleet, start},
     history::{
-        HistoryError, HostSeries, LabelMatch, ReadReport, SampleQuery, SampleStore, Tier,
+        GiveUp, HistoryError, HostSeries, LabelMatch, ReadReport, SampleQuery, SampleStore, Tier,
         expr::{eval, parse},
         fold::{self, Fold},
     },
@@ -54,6 +56,9 @@ const WORK: Duration = Duration::from_secs(120);
 
 /// Messages that wait for a reader; then the reading waits.
 const AHEAD: usize = 16;
+
+/// A reader that takes nothing for this long is given up: others wait for its place.
+const STALL: Duration = Duration::from_secs(30);
 
 /// How far before the range a rate looks for the point before, at least.
 const LOOK_BACK_MS: i64 = 300_000;
@@ -102,6 +107,17 @@ impl HistoryService {
     fn history(&self) -> Result<&start::History, Status> {
         let history = self.history.as_ref();
         history.map_err(|why| Status::unavailable(format!("there is no history: {why}")))
+    }
+
+    /// A place among the questions that are worked on.
+    async fn place(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let place = tokio::time::timeout(WAIT, Arc::clone(&self.work).acquire_owned()).await;
+        let Ok(Ok(place)) = place else {
+            return Err(Status::resource_exhausted(
+                "other questions about history are being worked on",
+            ));
+        };
+        Ok(place)
     }
 
     /// Hosts that are asked for, by id; names that none has; shards that did not answer.
@@ -199,7 +215,13 @@ pub const fn kind_word(kind: Kind) -> &'static str {
 
 fn refused(error: &HistoryError) -> Status {
     match error {
-        HistoryError::TooMuch { .. } => Status::out_of_range(error.to_string()),
+        HistoryError::TooMuch { .. } | HistoryError::TooWide { .. } => {
+            Status::out_of_range(error.to_string())
+        }
+        HistoryError::GivenUp => Status::deadline_exceeded(format!(
+            "the question takes longer than {} s; ask for fewer hosts, a shorter range or a longer --step",
+            WORK.as_secs()
+        )),
         _ => Status::internal(chain(error)),
     }
 }
@@ -242,6 +264,118 @@ fn answer_message(answer: &eval::Answer, moments: &[i64]) -> v1::HistorySeries {
     }
 }
 
+type Answered = Result<v1::ReadHistoryResponse, Status>;
+
+/// Why an answer does not go on.
+#[derive(Debug, PartialEq, Eq)]
+enum Unsent {
+    /// Nobody listens any more.
+    Gone,
+    /// Nobody has taken anything for [`STALL`].
+    Stalled,
+    /// The time is over.
+    Late,
+}
+
+/// The way of an answer to whoever asked, with the question's place among those that are worked on. Used on a thread
+/// that may block.
+struct Outlet {
+    out: mpsc::Sender<Answered>,
+    /// Room for the last word, however full it is.
+    last: mpsc::OwnedPermit<Answered>,
+    deadline: Instant,
+    give_up: GiveUp,
+    runtime: Handle,
+    /// Tells whoever watches that the work is over.
+    _working: oneshot::Sender<()>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Outlet {
+    /// A way out, and its other end. What is told to give up is told when the time is over or nobody listens.
+    fn new(place: OwnedSemaphorePermit) -> Result<(Self, mpsc::Receiver<Answered>), Status> {
+        let (out, answers) = mpsc::channel(AHEAD + 1);
+        let last = out.clone().try_reserve_owned();
+        let last = last.map_err(|_| Status::internal("an empty queue has no room"))?;
+        let (deadline, give_up) = (Instant::now() + WORK, GiveUp::default());
+        let (working, over) = oneshot::channel::<()>();
+        let (watched, told) = (out.clone(), give_up.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = watched.closed() => {}
+                () = sleep_until(deadline) => {}
+                _ = over => {}
+            }
+            told.now();
+        });
+        let outlet = Self {
+            out,
+            last,
+            deadline,
+            give_up,
+            runtime: Handle::current(),
+            _working: working,
+            _place: place,
+        };
+        Ok((outlet, answers))
+    }
+
+    fn send(&self, series: v1::HistorySeries) -> Result<(), Unsent> {
+        let message = v1::ReadHistoryResponse {
+            part: Some(Part::Series(series)),
+        };
+        let message = match self.out.try_send(Ok(message)) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(Unsent::Gone),
+            Err(mpsc::error::TrySendError::Full(message)) => message,
+        };
+        self.runtime.block_on(self.wait(message))
+    }
+
+    /// Sends as soon as there is room, if there is in time.
+    async fn wait(&self, message: Answered) -> Result<(), Unsent> {
+        let patience = self.deadline.min(Instant::now() + STALL);
+        match timeout_at(patience, self.out.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Unsent::Gone),
+            Err(_) if Instant::now() >= self.deadline => Err(Unsent::Late),
+            Err(_) => Err(Unsent::Stalled),
+        }
+    }
+
+    /// The last word.
+    fn end(self, last: Answered) {
+        self.last.send(last);
+    }
+}
+
+fn stalled() -> Status {
+    Status::aborted(format!(
+        "nobody took the answer for {} s, and other questions wait: write it to a file and look at that",
+        STALL.as_secs()
+    ))
+}
+
+fn end_part(
+    clock: &dyn Clock,
+    missing: Vec<String>,
+    points_read: u64,
+    unknown_names: Vec<String>,
+) -> v1::ReadHistoryResponse {
+    let meta = v1::AnswerMeta {
+        complete: missing.is_empty(),
+        missing,
+        as_of_ms: clock.now().as_millis(),
+    };
+    v1::ReadHistoryResponse {
+        part: Some(Part::End(v1::HistoryEnd {
+            meta: Some(meta),
+            points_read,
+            unknown_names,
+        })),
+    }
+}
+
 /// What one question works on.
 struct Work {
     store: Arc<dyn SampleStore>,
@@ -250,47 +384,43 @@ struct Work {
     fold: Fold,
     step_ms: i64,
     from: i64,
-    out: mpsc::Sender<Result<v1::ReadHistoryResponse, Status>>,
-    deadline: Instant,
 }
 
 impl Work {
     /// Reads and sends; what came of it, unless nobody listens any more.
-    fn run(&self) -> Option<Result<ReadReport, Status>> {
-        let (mut gone, mut late) = (false, false);
+    fn run(&self, outlet: &Outlet) -> Option<Result<ReadReport, Status>> {
+        let (mut unsent, mut points) = (None, 0);
         let read = self.store.read(&self.query, &mut |series| {
-            if Instant::now() > self.deadline {
-                late = true;
-                return ControlFlow::Break(());
-            }
+            points += series.points.len() as u64;
             let Some(message) = self.message(&series) else {
                 return ControlFlow::Continue(());
             };
-            let message = v1::ReadHistoryResponse {
-                part: Some(Part::Series(message)),
-            };
-            gone = self.out.blocking_send(Ok(message)).is_err();
-            if gone {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
+            match outlet.send(message) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(why) => {
+                    unsent = Some(why);
+                    ControlFlow::Break(())
+                }
             }
         });
-        if gone {
-            return None;
-        }
-        Some(match read {
-            Ok(mut report) => {
-                if late {
-                    let seconds = WORK.as_secs();
-                    report
-                        .missing
-                        .push(format!("what takes longer than {seconds} s to read"));
-                }
-                Ok(report)
+        let late = |missing: Vec<String>| {
+            let mut missing = missing;
+            missing.push(format!(
+                "what takes longer than {} s to read",
+                WORK.as_secs()
+            ));
+            Ok(ReadReport { points, missing })
+        };
+        match (unsent, read) {
+            (Some(Unsent::Gone), _) => None,
+            (Some(Unsent::Stalled), _) => Some(Err(stalled())),
+            (Some(Unsent::Late), Ok(report)) => Some(late(report.missing)),
+            (Some(Unsent::Late), Err(_)) | (None, Err(HistoryError::GivenUp)) => {
+                Some(late(Vec::new()))
             }
-            Err(error) => Err(refused(&error)),
-        })
+            (None, Ok(report)) => Some(Ok(report)),
+            (None, Err(error)) => Some(Err(refused(&error))),
+        }
     }
 
     fn message(&self, series: &HostSeries) -> Option<v1::HistorySeries> {
@@ -349,7 +479,7 @@ impl History for HistoryService {
             patterns: label.patterns,
             negated: label.negated,
         });
-        let (out, answers) = mpsc::channel(AHEAD);
+        let (outlet, answers) = Outlet::new(self.place().await?)?;
         let work = Work {
             query: SampleQuery {
                 hosts: chosen.names.keys().copied().collect(),
@@ -359,20 +489,13 @@ impl History for HistoryService {
                 to: request.to_ms,
                 step_ms: request.step_ms,
                 max_points: history.store.config().max_points,
+                give_up: outlet.give_up.clone(),
             },
             store: Arc::clone(&history.store) as Arc<dyn SampleStore>,
             names: chosen.names,
             fold,
             step_ms: request.step_ms,
             from: request.from_ms,
-            out: out.clone(),
-            deadline: Instant::now() + WORK,
-        };
-        let permit = tokio::time::timeout(WAIT, Arc::clone(&self.work).acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else {
-            return Err(Status::resource_exhausted(
-                "other questions about history are being worked on",
-            ));
         };
         let behind = self.journal.durable() > history.store.durable()
             && history
@@ -387,24 +510,13 @@ impl History for HistoryService {
             missing.push("the newest samples, which are still being read from the log".to_owned());
         }
         tokio::task::spawn_blocking(move || {
-            let Some(outcome) = work.run() else { return };
-            drop(permit);
-            let last = outcome.map(|report| {
+            let Some(outcome) = work.run(&outlet) else {
+                return;
+            };
+            outlet.end(outcome.map(|report| {
                 missing.extend(report.missing);
-                v1::ReadHistoryResponse {
-                    part: Some(Part::End(v1::HistoryEnd {
-                        meta: Some(v1::AnswerMeta {
-                            complete: missing.is_empty(),
-                            missing,
-                            as_of_ms: clock.now().as_millis(),
-                        }),
-                        points_read: report.points,
-                        unknown_names,
-                    })),
-                }
-            });
-            // Whoever asked may have gone.
-            let _ = out.blocking_send(last);
+                end_part(&*clock, missing, report.points, unknown_names)
+            }));
         });
         Ok(Response::new(ReceiverStream::new(answers)))
     }
@@ -428,13 +540,7 @@ impl History for HistoryService {
             .into_iter()
             .map(|(id, name)| (id, (name, labels.remove(&id).unwrap_or_default())))
             .collect();
-        let permit = tokio::time::timeout(WAIT, Arc::clone(&self.work).acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else {
-            return Err(Status::resource_exhausted(
-                "other questions about history are being worked on",
-            ));
-        };
-        let (out, answers) = mpsc::channel(AHEAD);
+        let (outlet, answers) = Outlet::new(self.place().await?)?;
         let store = Arc::clone(&history.store);
         let (clock, mut missing, unknown_names) =
             (Arc::clone(&self.clock), chosen.missing, chosen.unknown);
@@ -447,42 +553,30 @@ impl History for HistoryService {
                 } else {
                     eval::SPAN_MS
                 },
+                cells: eval::Cells::new(eval::MAX_CELLS, moments.len()),
                 moments,
                 points_left: store.config().max_points,
                 points: 0,
                 missing: Vec::new(),
+                give_up: outlet.give_up.clone(),
             };
-            let answer = context.eval(&expr);
-            drop(permit);
-            let series = match answer {
+            let series = match context.eval(&expr) {
                 Ok(series) => series,
-                Err(error) => {
-                    let _ = out.blocking_send(Err(refused(&error)));
-                    return;
-                }
+                Err(error) => return outlet.end(Err(refused(&error))),
             };
             for answer in series {
-                let message = v1::ReadHistoryResponse {
-                    part: Some(Part::Series(answer_message(&answer, &context.moments))),
-                };
-                if out.blocking_send(Ok(message)).is_err() {
-                    return;
+                match outlet.send(answer_message(&answer, &context.moments)) {
+                    Ok(()) => {}
+                    Err(Unsent::Gone) => return,
+                    Err(Unsent::Stalled) => return outlet.end(Err(stalled())),
+                    Err(Unsent::Late) => {
+                        return outlet.end(Err(refused(&HistoryError::GivenUp)));
+                    }
                 }
             }
             missing.append(&mut context.missing);
-            let end = v1::HistoryEnd {
-                meta: Some(v1::AnswerMeta {
-                    complete: missing.is_empty(),
-                    missing,
-                    as_of_ms: clock.now().as_millis(),
-                }),
-                points_read: context.points,
-                unknown_names,
-            };
-            // Whoever asked may have gone.
-            let _ = out.blocking_send(Ok(v1::ReadHistoryResponse {
-                part: Some(Part::End(end)),
-            }));
+            let end = end_part(&*clock, missing, context.points, unknown_names);
+            outlet.end(Ok(end));
         });
         Ok(Response::new(ReceiverStream::new(answers)))
     }
@@ -549,8 +643,8 @@ impl History for HistoryService {
         if history.store.group_of(id).is_none() {
             return Err(Status::not_found(format!("nothing was recorded of {name}")));
         }
-        let store = Arc::clone(&history.store);
-        let forgotten = tokio::task::spawn_blocking(move || store.forget(id)).await;
+        let (store, upto) = (Arc::clone(&history.store), self.journal.durable());
+        let forgotten = tokio::task::spawn_blocking(move || store.forget(id, upto)).await;
         let outcome = match forgotten {
             Ok(Ok(())) => "done",
             Ok(Err(_)) | Err(_) => "failed",
@@ -570,5 +664,56 @@ impl History for HistoryService {
             Ok(Err(error)) => Err(Status::unavailable(chain(&error))),
             Err(_) => Err(Status::internal("the history did not answer")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn outlet() -> (Outlet, mpsc::Receiver<Answered>, Arc<Semaphore>) {
+        let places = Arc::new(Semaphore::new(1));
+        let place = Arc::clone(&places).acquire_owned().await.expect("open");
+        let (outlet, answers) = Outlet::new(place).expect("an empty queue");
+        (outlet, answers, places)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_stalls_is_given_up_and_told_why() {
+        let (outlet, mut answers, places) = outlet().await;
+        let began = Instant::now();
+        for _ in 0..AHEAD {
+            assert_eq!(outlet.send(v1::HistorySeries::default()), Ok(()));
+        }
+        let more = || Ok(v1::ReadHistoryResponse::default());
+        assert_eq!(outlet.wait(more()).await, Err(Unsent::Stalled));
+        assert_eq!(began.elapsed(), STALL);
+        answers.recv().await.expect("an answer").expect("a series");
+        assert_eq!(outlet.wait(more()).await, Ok(()), "somebody reads again");
+        tokio::time::sleep(WORK - STALL - Duration::from_secs(1)).await;
+        assert_eq!(outlet.wait(more()).await, Err(Unsent::Late));
+        outlet.end(Err(stalled()));
+        assert_eq!(places.available_permits(), 1, "its place is free");
+        let mut last = None;
+        while let Some(answer) = answers.recv().await {
+            last = Some(answer);
+        }
+        let last = last.expect("answers").expect_err("the last word");
+        assert_eq!(last.code(), tonic::Code::Aborted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_goes_or_takes_too_long_ends_the_work() {
+        let (gone, answers, _places) = outlet().await;
+        drop(answers);
+        while gone.give_up.check().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(gone.send(v1::HistorySeries::default()), Err(Unsent::Gone));
+        let (late, _answers, _places) = outlet().await;
+        tokio::time::sleep(WORK - Duration::from_secs(1)).await;
+        assert!(late.give_up.check().is_ok());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(late.give_up.check().is_err());
     }
 }

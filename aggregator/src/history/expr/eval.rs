@@ -11,8 +11,8 @@ use std::{
 
 use muster_proto::id::HostId;
 
-use super::{Expr, Group, Over, Select};
-use crate::history::{HistoryError, Point, SampleQuery, SampleStore, fold, glob};
+use super::{Expr, Group, Op, Over, Select};
+use crate::history::{GiveUp, HistoryError, Point, SampleQuery, SampleStore, fold, glob};
 
 /// How far before a moment a value is still that of the moment, unless a span says otherwise.
 pub const SPAN_MS: i64 = 300_000;
@@ -28,6 +28,12 @@ pub struct Answer {
     /// As many as moments.
     pub values: Vec<Option<f64>>,
 }
+
+/// Values that an answer may have at a time, with those it is made of: 64 MiB.
+pub const MAX_CELLS: u64 = (64 << 20) / size_of::<Option<f64>>() as u64;
+
+/// What a series costs besides its values: its labels and their places.
+const CELLS_OF_LABELS: u64 = 32;
 
 /// What an expression is evaluated against.
 pub struct Context<'a> {
@@ -45,67 +51,117 @@ pub struct Context<'a> {
     pub points: u64,
     /// What could not be read.
     pub missing: Vec<String>,
+    /// What is held at a time.
+    pub cells: Cells,
+    /// Looked at with every series.
+    pub give_up: GiveUp,
+}
+
+/// How much is held at a time, and may be.
+#[derive(Debug, Clone, Copy)]
+pub struct Cells {
+    held: u64,
+    most: u64,
+    of_series: u64,
+}
+
+impl Cells {
+    /// Nothing is held, of at most so many, in series over this many moments.
+    #[must_use]
+    pub fn new(most: u64, moments: usize) -> Self {
+        Self {
+            held: 0,
+            most,
+            of_series: moments as u64 + CELLS_OF_LABELS,
+        }
+    }
+
+    fn take(&mut self, series: usize) -> Result<(), HistoryError> {
+        self.held += self.of_series * series as u64;
+        if self.held > self.most {
+            return Err(HistoryError::TooWide { limit: self.most });
+        }
+        Ok(())
+    }
+
+    fn give_back(&mut self, series: usize) {
+        self.held = self.held.saturating_sub(self.of_series * series as u64);
+    }
 }
 
 impl Context<'_> {
     /// The answer, in the order of labels.
     ///
     /// # Errors
-    /// When it would cost too much.
+    /// When it would cost too much, or is not wanted any more.
     pub fn eval(&mut self, expr: &Expr) -> Result<Vec<Answer>, HistoryError> {
+        self.give_up.check()?;
         match expr {
-            Expr::Number(number) => Ok(vec![Answer {
-                labels: Labels::new(),
-                values: vec![Some(*number); self.moments.len()],
-            }]),
-            Expr::Select(select) => self.select(select),
-            Expr::Group { how, by, of } => {
-                let series = self.eval(of)?;
-                Ok(self.group(*how, by, series))
+            Expr::Number(number) => {
+                self.cells.take(1)?;
+                Ok(vec![Answer {
+                    labels: Labels::new(),
+                    values: vec![Some(*number); self.moments.len()],
+                }])
             }
+            Expr::Select(select) => self.select(select),
+            Expr::Group { how, by, of } => match (&**of, how) {
+                // All that a quantile needs are the values themselves.
+                (Expr::Select(select), how) if !matches!(how, Group::Quantile(_)) => {
+                    self.grouped(*how, by, select)
+                }
+                _ => {
+                    let series = self.eval(of)?;
+                    self.group(*how, by, series)
+                }
+            },
             Expr::Top { count, largest, of } => {
                 let series = self.eval(of)?;
-                Ok(top(series, *count, *largest, self.moments.len()))
+                let before = series.len();
+                let out = top(series, *count, *largest, self.moments.len(), &self.give_up)?;
+                self.cells.give_back(before - out.len());
+                Ok(out)
             }
             Expr::Binary { op, left, right } => {
                 let (one, other) = (self.eval(left)?, self.eval(right)?);
-                let pair = |one: &Answer, other: &Answer, labels: &Labels| {
-                    let both = one.values.iter().zip(&other.values);
-                    Answer {
-                        labels: labels.clone(),
-                        values: both.map(|(a, b)| op.apply((*a)?, (*b)?)).collect(),
+                let before = one.len() + other.len();
+                let out = match (&**left, &**right) {
+                    (Expr::Number(number), _) => {
+                        each_value(other, &self.give_up, |value| op.apply(*number, value))?
                     }
-                };
-                let out: Vec<Answer> = match (&**left, &**right) {
-                    (Expr::Number(_), _) => other
-                        .iter()
-                        .map(|series| pair(&one[0], series, &series.labels))
-                        .collect(),
-                    (_, Expr::Number(_)) => one
-                        .iter()
-                        .map(|series| pair(series, &other[0], &series.labels))
-                        .collect(),
-                    _ => {
-                        let by_labels: HashMap<&Labels, &Answer> = other
-                            .iter()
-                            .map(|series| (&series.labels, series))
-                            .collect();
-                        let same = |series: &Answer| {
-                            let other = by_labels.get(&series.labels)?;
-                            Some(pair(series, other, &series.labels))
-                        };
-                        one.iter().filter_map(same).collect()
+                    (_, Expr::Number(number)) => {
+                        each_value(one, &self.give_up, |value| op.apply(value, *number))?
                     }
+                    _ => paired(one, &other, *op, &self.give_up)?,
                 };
-                Ok(known(out))
+                self.cells.give_back(before - out.len());
+                Ok(out)
             }
         }
     }
 
     fn select(&mut self, select: &Select) -> Result<Vec<Answer>, HistoryError> {
+        let mut cells = self.cells;
+        let mut out = Vec::new();
+        self.each(select, &mut |answer| {
+            cells.take(1)?;
+            out.push(answer);
+            Ok(())
+        })?;
+        self.cells = cells;
+        out.sort_by(|one, other| one.labels.cmp(&other.labels));
+        Ok(out)
+    }
+
+    /// Reads a metric, and hands over each series that has any value.
+    fn each(
+        &mut self,
+        select: &Select,
+        sink: &mut dyn FnMut(Answer) -> Result<(), HistoryError>,
+    ) -> Result<(), HistoryError> {
         let span = select.span_ms.unwrap_or(self.span_ms);
         let (Some(first), Some(last)) = (self.moments.first(), self.moments.last()) else {
-            return Ok(Vec::new());
+            return Ok(());
         };
         let wanted = |name: &str| {
             select.hosts.is_empty() || select.hosts.iter().any(|pattern| glob(pattern, name))
@@ -123,10 +179,20 @@ impl Context<'_> {
                 Over::Quantile(_) => 0,
             },
             max_points: self.points_left,
+            give_up: self.give_up.clone(),
         };
-        let (mut out, moments) = (Vec::new(), &self.moments);
-        let names = self.hosts;
+        let (moments, names) = (&self.moments, self.hosts);
+        let mut failed = None;
         let report = self.store.read(&query, &mut |series| {
+            let values = values(&series.points, moments, span, select.over, &query.give_up);
+            let values = match values {
+                Ok(values) if values.iter().any(Option::is_some) => values,
+                Ok(_) => return ControlFlow::Continue(()),
+                Err(error) => {
+                    failed = Some(error);
+                    return ControlFlow::Break(());
+                }
+            };
             let family = &series.name.family;
             let pairs = family
                 .labels
@@ -137,45 +203,73 @@ impl Context<'_> {
             if let Some((name, _)) = names.get(&series.host) {
                 labels.insert("host".into(), name.clone());
             }
-            let values = moments
-                .iter()
-                .map(|at| over(&series.points, *at, span, select.over));
-            out.push(Answer {
-                labels,
-                values: values.collect(),
-            });
-            ControlFlow::Continue(())
+            match sink(Answer { labels, values }) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
         })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         self.points += report.points;
-        self.points_left -= report.points;
+        self.points_left = self.points_left.saturating_sub(report.points);
         self.missing.extend(report.missing);
-        let mut out = known(out);
-        out.sort_by(|one, other| one.labels.cmp(&other.labels));
-        Ok(out)
+        Ok(())
     }
 
-    fn group(&self, how: Group, by: &[String], series: Vec<Answer>) -> Vec<Answer> {
+    /// Series of a metric put together as they are read: a sum over a fleet holds the sums and not the fleet.
+    fn grouped(
+        &mut self,
+        how: Group,
+        by: &[String],
+        select: &Select,
+    ) -> Result<Vec<Answer>, HistoryError> {
+        let attributes = attributes(self.hosts);
+        let (mut cells, moments) = (self.cells, self.moments.len());
+        let mut groups: BTreeMap<Labels, Vec<Gathered>> = BTreeMap::new();
+        self.each(select, &mut |series| {
+            let key = group_of(&series.labels, by, &attributes);
+            if !groups.contains_key(&key) {
+                // What is gathered of a moment takes the room of two values, and its outcome that of one.
+                cells.take(3)?;
+            }
+            let gathered = groups
+                .entry(key)
+                .or_insert_with(|| vec![Gathered::default(); moments]);
+            for (gathered, value) in gathered.iter_mut().zip(&series.values) {
+                gathered.add(*value);
+            }
+            Ok(())
+        })?;
+        self.cells = cells;
+        self.cells.give_back(groups.len() * 2);
+        let answer = |(labels, gathered): (Labels, Vec<Gathered>)| Answer {
+            labels,
+            values: gathered.iter().map(|one| one.value(how)).collect(),
+        };
+        Ok(groups.into_iter().map(answer).collect())
+    }
+
+    fn group(
+        &mut self,
+        how: Group,
+        by: &[String],
+        series: Vec<Answer>,
+    ) -> Result<Vec<Answer>, HistoryError> {
+        let attributes = attributes(self.hosts);
+        let before = series.len();
         let mut groups: BTreeMap<Labels, Vec<Answer>> = BTreeMap::new();
-        let attributes: HashMap<&str, &BTreeMap<String, String>> = self
-            .hosts
-            .values()
-            .map(|(name, labels)| (name.as_str(), labels))
-            .collect();
         for series in series {
-            let value = |label: &String| {
-                series.labels.get(label).or_else(|| {
-                    // Of labels that the series does not have, the host may have one.
-                    attributes
-                        .get(series.labels.get("host")?.as_str())?
-                        .get(label)
-                })
-            };
-            let key = by
-                .iter()
-                .map(|label| (label.clone(), value(label).cloned().unwrap_or_default()));
-            groups.entry(key.collect()).or_default().push(series);
+            let key = group_of(&series.labels, by, &attributes);
+            groups.entry(key).or_default().push(series);
         }
-        let fold = |(labels, members): (Labels, Vec<Answer>)| {
+        let mut out = Vec::with_capacity(groups.len());
+        for (labels, members) in groups {
+            self.give_up.check()?;
+            self.cells.take(1)?;
             let at = |moment: usize| {
                 let mut values: Vec<f64> = members
                     .iter()
@@ -183,13 +277,126 @@ impl Context<'_> {
                     .collect();
                 one_of(&mut values, how)
             };
-            Answer {
-                labels,
-                values: (0..self.moments.len()).map(at).collect(),
-            }
-        };
-        known(groups.into_iter().map(fold).collect())
+            let values = (0..self.moments.len()).map(at).collect();
+            out.push(Answer { labels, values });
+        }
+        self.cells.give_back(before);
+        Ok(known(out))
     }
+}
+
+/// Labels of hosts by their names.
+fn attributes(
+    hosts: &HashMap<HostId, (String, BTreeMap<String, String>)>,
+) -> HashMap<&str, &BTreeMap<String, String>> {
+    let each = hosts.values();
+    each.map(|(name, labels)| (name.as_str(), labels)).collect()
+}
+
+fn group_of(
+    labels: &Labels,
+    by: &[String],
+    attributes: &HashMap<&str, &BTreeMap<String, String>>,
+) -> Labels {
+    let value = |label: &String| {
+        labels.get(label).or_else(|| {
+            // Of labels that the series does not have, the host may have one.
+            attributes.get(labels.get("host")?.as_str())?.get(label)
+        })
+    };
+    by.iter()
+        .map(|label| (label.clone(), value(label).cloned().unwrap_or_default()))
+        .collect()
+}
+
+/// What is gathered of a group at a moment.
+#[derive(Debug, Clone, Copy, Default)]
+struct Gathered {
+    sum: f64,
+    min: f64,
+    max: f64,
+    count: u32,
+}
+
+impl Gathered {
+    fn add(&mut self, value: Option<f64>) {
+        let Some(value) = value else { return };
+        if self.count == 0 {
+            (self.min, self.max) = (f64::INFINITY, f64::NEG_INFINITY);
+        }
+        self.sum += value;
+        self.min = self.min.min(value);
+        self.max = self.max.max(value);
+        self.count += 1;
+    }
+
+    fn value(&self, how: Group) -> Option<f64> {
+        let count = f64::from(self.count);
+        (self.count > 0).then_some(match how {
+            Group::Sum => self.sum,
+            Group::Avg => self.sum / count,
+            Group::Min => self.min,
+            Group::Max => self.max,
+            // A quantile is not gathered.
+            Group::Count | Group::Quantile(_) => count,
+        })
+    }
+}
+
+/// The value of each moment.
+fn values(
+    points: &[Point],
+    moments: &[i64],
+    span: i64,
+    how: Over,
+    give_up: &GiveUp,
+) -> Result<Vec<Option<f64>>, HistoryError> {
+    let mut values = Vec::with_capacity(moments.len());
+    for at in moments {
+        give_up.check()?;
+        values.push(over(points, *at, span, how));
+    }
+    Ok(values)
+}
+
+/// What becomes of all values, in place.
+fn each_value(
+    mut series: Vec<Answer>,
+    give_up: &GiveUp,
+    becomes: impl Fn(f64) -> Option<f64>,
+) -> Result<Vec<Answer>, HistoryError> {
+    for series in &mut series {
+        give_up.check()?;
+        for value in &mut series.values {
+            *value = value.and_then(&becomes);
+        }
+    }
+    Ok(known(series))
+}
+
+/// Series of both sides that have the same labels, in the place of those of one side.
+fn paired(
+    mut one: Vec<Answer>,
+    other: &[Answer],
+    op: Op,
+    give_up: &GiveUp,
+) -> Result<Vec<Answer>, HistoryError> {
+    let by_labels: HashMap<&Labels, &Answer> = other
+        .iter()
+        .map(|series| (&series.labels, series))
+        .collect();
+    for series in &mut one {
+        give_up.check()?;
+        match by_labels.get(&series.labels) {
+            Some(other) => {
+                for (value, other) in series.values.iter_mut().zip(&other.values) {
+                    *value = value.zip(*other).and_then(|(a, b)| op.apply(a, b));
+                }
+            }
+            None => series.values.fill(None),
+        }
+    }
+    Ok(known(one))
 }
 
 /// Those that have any value.
@@ -243,7 +450,13 @@ fn over(points: &[Point], at: i64, span: i64, over: Over) -> Option<f64> {
     }
 }
 
-fn top(series: Vec<Answer>, count: usize, largest: bool, moments: usize) -> Vec<Answer> {
+fn top(
+    series: Vec<Answer>,
+    count: usize,
+    largest: bool,
+    moments: usize,
+    give_up: &GiveUp,
+) -> Result<Vec<Answer>, HistoryError> {
     let leaders = |moment: usize| {
         let mut order: Vec<(f64, usize)> = series
             .iter()
@@ -259,8 +472,11 @@ fn top(series: Vec<Answer>, count: usize, largest: bool, moments: usize) -> Vec<
         order.into_iter().map(move |(_, at)| (at, moment))
     };
     let mut keep = vec![vec![false; moments]; series.len()];
-    for (at, moment) in (0..moments).flat_map(leaders) {
-        keep[at][moment] = true;
+    for moment in 0..moments {
+        give_up.check()?;
+        for (at, moment) in leaders(moment) {
+            keep[at][moment] = true;
+        }
     }
     let mut out = Vec::new();
     for (mut series, keep) in series.into_iter().zip(keep) {
@@ -279,7 +495,7 @@ fn top(series: Vec<Answer>, count: usize, largest: bool, moments: usize) -> Vec<
         };
         if largest { order.reverse() } else { order }
     });
-    out
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -348,6 +564,8 @@ mod tests {
             points_left: 100_000,
             points: 0,
             missing: Vec::new(),
+            cells: Cells::new(MAX_CELLS, 2),
+            give_up: GiveUp::default(),
         };
         let answer = context
             .eval(&parse(text).expect(text))
@@ -414,9 +632,78 @@ mod tests {
             points_left: 100,
             points: 0,
             missing: Vec::new(),
+            cells: Cells::new(MAX_CELLS, 1),
+            give_up: GiveUp::default(),
         };
         let expr = parse("g[5m] + c_total[5m]").expect("an expression");
         let refused = context.eval(&expr);
         assert!(matches!(refused, Err(HistoryError::TooMuch { .. })));
+    }
+
+    /// Outcome of a question over so many moments, with room for so many series at a time; what is held at its end.
+    fn narrow(
+        text: &str,
+        moments: i64,
+        room: u64,
+        give_up: &GiveUp,
+    ) -> (Result<usize, HistoryError>, u64) {
+        let (store, hosts) = (store(), hosts());
+        let moments: Vec<i64> = (0..moments).map(|at| 300_000 + at).collect();
+        let cells = Cells::new(
+            room * (moments.len() as u64 + CELLS_OF_LABELS),
+            moments.len(),
+        );
+        let mut context = Context {
+            store: &store,
+            hosts: &hosts,
+            moments,
+            span_ms: SPAN_MS,
+            points_left: 100_000,
+            points: 0,
+            missing: Vec::new(),
+            cells,
+            give_up: give_up.clone(),
+        };
+        let answer = context.eval(&parse(text).expect(text));
+        let of_series = context.cells.of_series;
+        (
+            answer.map(|series| series.len()),
+            context.cells.held / of_series,
+        )
+    }
+
+    #[test]
+    fn an_answer_is_held_in_bounded_memory() {
+        let go_on = GiveUp::default();
+        // Three hosts; what stands there is the most series that there are at a time.
+        for (text, most, series) in [
+            ("g", 3, 3),
+            ("g + g", 6, 3),
+            ("g + g + g", 6, 3),
+            ("(g + g) + (g + g)", 9, 3),
+            ("g * 2", 4, 3),
+            ("sum(g)", 3, 1),
+            ("sum by (host) (g)", 9, 3),
+            ("quantile(0.5, g)", 4, 1),
+            ("topk(1, g)", 3, 1),
+            ("1", 1, 1),
+        ] {
+            let (enough, held) = narrow(text, 100, most, &go_on);
+            assert_eq!(enough.expect(text), series, "{text}");
+            assert_eq!(held, series as u64, "{text}: the rest was given back");
+            let (refused, _) = narrow(text, 100, most - 1, &go_on);
+            assert!(
+                matches!(refused, Err(HistoryError::TooWide { .. })),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_question_that_nobody_waits_for_is_given_up() {
+        let over = GiveUp::default();
+        over.now();
+        let (given_up, _) = narrow("g", 100, 10, &over);
+        assert!(matches!(given_up, Err(HistoryError::GivenUp)));
     }
 }

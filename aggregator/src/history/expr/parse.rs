@@ -20,6 +20,10 @@ use crate::history::{LabelMatch, fold::Fold};
 /// Deepest nesting: far more than anybody writes.
 const MAX_DEPTH: usize = 32;
 
+/// Most operators in one expression. A chain of them is a tree as deep as it is long, and whoever walks it needs
+/// stack for each level.
+const MAX_OPERATORS: usize = 64;
+
 /// Longest text.
 pub const MAX_BYTES: usize = 4096;
 
@@ -42,6 +46,7 @@ pub fn parse(text: &str) -> Result<Expr, ParseError> {
         text,
         at: 0,
         depth: 0,
+        operators: 0,
     };
     if text.len() > MAX_BYTES {
         return Err(parser.error(format!("longer than {MAX_BYTES} bytes")));
@@ -58,6 +63,7 @@ struct Parser<'t> {
     text: &'t str,
     at: usize,
     depth: usize,
+    operators: usize,
 }
 
 /// Functions over time.
@@ -134,6 +140,19 @@ impl Parser<'_> {
         read
     }
 
+    /// Both sides with what stands between them.
+    fn both(&mut self, op: Op, left: Expr, right: Expr) -> Result<Expr, ParseError> {
+        self.operators += 1;
+        if self.operators > MAX_OPERATORS {
+            return Err(self.error(format!("more than {MAX_OPERATORS} operators")));
+        }
+        Ok(Expr::Binary {
+            op,
+            left: Box::new(left),
+            right: Box::new(right),
+        })
+    }
+
     fn compare(&mut self) -> Result<Expr, ParseError> {
         let left = self.sum()?;
         for (sign, op) in [
@@ -146,7 +165,7 @@ impl Parser<'_> {
         ] {
             if self.take(sign) {
                 let right = self.sum()?;
-                return Ok(binary(op, left, right));
+                return self.both(op, left, right);
             }
         }
         Ok(left)
@@ -163,7 +182,7 @@ impl Parser<'_> {
                 return Ok(left);
             };
             let right = self.product()?;
-            left = binary(op, left, right);
+            left = self.both(op, left, right)?;
         }
     }
 
@@ -178,7 +197,7 @@ impl Parser<'_> {
                 return Ok(left);
             };
             let right = self.atom()?;
-            left = binary(op, left, right);
+            left = self.both(op, left, right)?;
         }
     }
 
@@ -420,14 +439,6 @@ impl Parser<'_> {
     }
 }
 
-fn binary(op: Op, left: Expr, right: Expr) -> Expr {
-    Expr::Binary {
-        op,
-        left: Box::new(left),
-        right: Box::new(right),
-    }
-}
-
 fn narrow(expr: &mut Expr, like: &Select) {
     match expr {
         Expr::Number(_) => {}
@@ -512,5 +523,21 @@ mod tests {
         }
         let deep = format!("{}1{}", "(".repeat(100), ")".repeat(100));
         assert!(parse(&deep).is_err_and(|error| error.what.starts_with("nested")));
+    }
+
+    #[test]
+    fn a_long_chain_is_refused_before_it_overflows_the_stack() {
+        for sign in ["+", "-", "*", "/"] {
+            let chain = |operators: usize| format!("1{}", format!("{sign}1").repeat(operators));
+            assert!(parse(&chain(MAX_OPERATORS)).is_ok(), "{sign}");
+            for operators in [MAX_OPERATORS + 1, MAX_BYTES / 2 - 1] {
+                let error = parse(&chain(operators)).expect_err("too long");
+                assert!(error.what.starts_with("more than 64 operators"), "{error}");
+            }
+        }
+        // Parentheses do not begin the count anew.
+        let nested = format!("{}1{}", "(".repeat(30), "+1)".repeat(30));
+        assert!(parse(&format!("{nested} + {nested}")).is_ok());
+        assert!(parse(&format!("{nested} + {nested} + {nested}")).is_err());
     }
 }

@@ -14,7 +14,7 @@ use muster_proto::{
 use super::*;
 use crate::{
     fleet::host::Lane,
-    history::{HistoryConfig, SampleQuery},
+    history::{GiveUp, HistoryConfig, SampleQuery},
     journal::RECORD_KIND,
 };
 
@@ -195,6 +195,7 @@ fn check(feeder: &Feeder<FaultyStorage, FaultyStorage>, agents: &Agents) {
         to: i64::MAX,
         step_ms: 0,
         max_points: 1_000_000,
+        give_up: GiveUp::default(),
     };
     let mut found = BTreeMap::new();
     let report = feeder.store.read(&query, &mut |series| {
@@ -323,7 +324,9 @@ fn a_disk_that_refuses_loses_nothing() {
         feeder.write_all();
     }
     let behind = feeder.next;
-    assert!(feeder.said, "it was said");
+    let problems = health.problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("not written"), "{problems:?}");
     assert!(
         feeder.store.durable() < agents.log.durable(),
         "the log is still needed"
@@ -338,6 +341,70 @@ fn a_disk_that_refuses_loses_nothing() {
     feeder.catch_up(agents.log.durable() + 1);
     feeder.write_all();
     assert!(feeder.next >= behind);
+    assert_eq!(health.problems(), [""; 0], "it is over");
+    assert!(
+        site.disk.files().len() <= 2 + feeder.store.files().len() + agents.agents.len(),
+        "nothing is left of what failed: {:?}",
+        site.disk.files().keys()
+    );
     check(&feeder, &agents);
     assert_eq!(feeder.store.durable(), agents.log.durable());
+}
+
+#[test]
+fn what_was_forgotten_stays_so_when_the_log_is_read_again() {
+    let site = Site::new();
+    let mut agents = Agents::new(site.log.clone(), 5);
+    let health = Arc::new(FeedHealth::default());
+    let mut feeder = site.feeder(&health);
+    for round in 0..60 {
+        agents.round();
+        site.clock.advance(Duration::from_secs(10));
+        feeder.catch_up(agents.log.durable() + 1);
+        if round == 20 {
+            feeder.write_all();
+        }
+    }
+    // Records that are durable and not taken yet are of the past too.
+    agents.round();
+    let gone = [agents.agents[0].host, agents.agents[3].host];
+    for host in gone {
+        let upto = agents.log.durable();
+        feeder.store.forget(host, upto).expect("the disk is well");
+        agents.expected.retain(|(of, _), _| *of != host);
+    }
+    feeder.catch_up(agents.log.durable() + 1);
+    check(&feeder, &agents);
+    // Killed: memory is gone, the log is not.
+    drop(feeder);
+    site.disk.crash(1);
+    let mut feeder = site.feeder(&health);
+    feeder.catch_up(agents.log.durable() + 1);
+    check(&feeder, &agents);
+    for _ in 0..5 {
+        agents.round();
+    }
+    feeder.catch_up(agents.log.durable() + 1);
+    check(&feeder, &agents);
+    feeder.write_all();
+    assert_eq!(feeder.store.durable(), agents.log.durable());
+    assert_eq!(feeder.store.manifest().passed_over, [], "no longer needed");
+    check(&feeder, &agents);
+}
+
+#[test]
+fn forgetting_all_that_memory_holds_lets_the_log_go() {
+    let site = Site::new();
+    let mut agents = Agents::new(site.log.clone(), 6);
+    agents.agents.truncate(1);
+    let mut feeder = site.feeder(&Arc::new(FeedHealth::default()));
+    for _ in 0..3 {
+        agents.round();
+    }
+    feeder.catch_up(agents.log.durable() + 1);
+    assert_eq!(feeder.store.durable(), 0, "it is in memory only");
+    let host = agents.agents[0].host;
+    let upto = agents.log.durable();
+    feeder.store.forget(host, upto).expect("the disk is well");
+    assert_eq!(feeder.store.durable(), upto);
 }
