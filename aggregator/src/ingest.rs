@@ -66,11 +66,11 @@ const IDLE_INTERVALS: u32 = 6;
 const IDLE_FLOOR: Duration = Duration::from_secs(60);
 
 /// Streams that one host may open at once, and each minute; then it is told to wait. An honest one opens one, and some
-/// more when the network is bad: each costs a write.
-const MAX_HELLOS: f64 = 30.0;
-const HELLOS_PER_MINUTE: f64 = 10.0;
+/// more when the network is bad or it is killed over and over: each costs a write.
+const MAX_HELLOS: f64 = 60.0;
+const HELLOS_PER_MINUTE: f64 = 20.0;
 /// How long it is told to wait: until there is room for one more.
-const HELLO_PAUSE: Duration = Duration::from_secs(6);
+const HELLO_PAUSE: Duration = Duration::from_secs(3);
 
 /// Renewals one host may ask for within [`RENEWAL_WINDOW`]: an honest one asks once in weeks, and a few times
 /// more when answers are lost.
@@ -789,10 +789,10 @@ mod tests {
             let now = begin + Duration::from_secs(after);
             (0..100).filter(|_| hellos.takes(host(number), now)).count()
         };
-        assert_eq!(taken(1, 0), 30);
-        assert_eq!(taken(2, 0), 30, "another host is not concerned");
-        assert_eq!(taken(1, 6), 1, "after the pause it is told of");
-        assert_eq!(taken(1, 66), 10);
-        assert_eq!(taken(1, 3_600), 30);
+        assert_eq!(taken(1, 0), 60);
+        assert_eq!(taken(2, 0), 60, "another host is not concerned");
+        assert_eq!(taken(1, 3), 1, "after the pause it is told of");
+        assert_eq!(taken(1, 63), 20);
+        assert_eq!(taken(1, 3_600), 60);
     }
 }

@@ -202,6 +202,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         &config.notify,
         control.clone(),
         started.fleet.clone(),
+        incidents.clone(),
         config.fleet_name.clone(),
         Arc::clone(&clock),
         stop_rest.clone(),

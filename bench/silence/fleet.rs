@@ -185,6 +185,7 @@ impl Fleet {
         let host = &mut self.hosts[at];
         host.begin_session(session);
         host.set_connected(true);
+        host.greeted(self.start + self.now);
         host.set_address(Some(IpAddr::from([10, 0, 0, 1])));
     }
 

@@ -30,7 +30,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/005_acks.sql"),
     include_str!("migrations/009_pages.sql"),
     include_str!("migrations/010_joining.sql"),
-    include_str!("migrations/012_turns.sql"),
+    include_str!("migrations/012_paging.sql"),
+    include_str!("migrations/013_turns.sql"),
 ];
 
 /// How long to wait for another process that writes (`token create`).

@@ -15,6 +15,9 @@ const LOOK_EVERY: i64 = 256;
 
 const WAITING: i32 = 1;
 
+/// Nothing waits longer from one attempt to the next: what is due later than this was dated before a clock was set back.
+const LONGEST_WAIT: Duration = Duration::from_secs(900);
+
 /// A message that waits for its channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
@@ -38,7 +41,10 @@ pub struct Delivery {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
     /// The other side has it.
-    Delivered,
+    Delivered {
+        /// Whom it did not take it for, and why; empty when it took it for all.
+        refused: String,
+    },
     /// The channel's limit kept it back.
     HeldBack,
     /// Tried in vain; to be tried again then.
@@ -72,9 +78,18 @@ pub struct ChannelBooks {
     pub given_up: u32,
     /// When the last was delivered.
     pub last_delivered: Option<Timestamp>,
-    /// Why the last attempt of what waits or was given up failed; empty when none did.
+    /// Why the last attempt of what waits failed; else why, since the time asked about, something was given up or not
+    /// taken for everybody. Empty when nothing of that is.
     pub error: String,
 }
+
+/// In the order of the queue, so that the first that is due ends the search.
+const DUE: &str = "
+    SELECT seq, key, page, event, message, made_ms, attempts FROM deliveries d INDEXED BY deliveries_in_order
+    WHERE channel = ?1 AND state = 1 AND (due_ms <= ?2 OR due_ms > ?3 OR attempts = 0)
+      AND NOT EXISTS (SELECT 1 FROM deliveries e INDEXED BY deliveries_of_page
+                      WHERE e.channel = d.channel AND e.state = 1 AND e.page = d.page AND e.seq < d.seq)
+    ORDER BY seq LIMIT 1";
 
 impl Control {
     /// The first message of a channel that is due. Messages of one page go in their order.
@@ -88,15 +103,10 @@ impl Control {
     ) -> Result<Option<Delivery>, ControlError> {
         let channel = channel.to_owned();
         self.read(move |connection| {
-            let mut query = connection.prepare_cached(
-                "SELECT seq, key, page, event, message, made_ms, attempts FROM deliveries d
-                 WHERE channel = ?1 AND state = 1 AND due_ms <= ?2
-                   AND NOT EXISTS (SELECT 1 FROM deliveries e WHERE e.channel = d.channel AND e.state = 1
-                                   AND e.page = d.page AND e.seq < d.seq)
-                 ORDER BY seq LIMIT 1",
-            )?;
+            let mut query = connection.prepare_cached(DUE)?;
+            let (now, beyond) = (now.as_millis(), now.plus(LONGEST_WAIT).as_millis());
             Ok(query
-                .query_row(params![channel, now.as_millis()], delivery)
+                .query_row(params![channel, now, beyond], delivery)
                 .optional()?)
         })
         .await
@@ -170,7 +180,7 @@ impl Control {
         let epoch = self.epoch;
         self.write(move |connection| {
             let (state, error, due) = match &fate {
-                Fate::Delivered => (2, "", None),
+                Fate::Delivered { refused } => (2, refused.as_str(), None),
                 Fate::HeldBack => (3, "", None),
                 Fate::Again { due, error } => (WAITING, error.as_str(), Some(*due)),
                 Fate::GivenUp { error } => (4, error.as_str(), None),
@@ -205,6 +215,37 @@ impl Control {
                         epoch
                     ])?;
             }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Proves that the store takes what is written, and gives up what was queued before then for channels that there are
+    /// no more.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn keep_house(
+        &self,
+        channels: &[String],
+        before: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), ControlError> {
+        let channels =
+            serde_json::to_string(channels).map_err(|_| ControlError::Row("deliveries"))?;
+        self.write(move |connection| {
+            connection
+                .prepare_cached(
+                    "INSERT INTO meta (key, value) VALUES ('written_ms', ?1)
+                     ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                )?
+                .execute([now.as_millis().to_string()])?;
+            connection
+                .prepare_cached(
+                    "UPDATE deliveries SET state = 4, error = 'its channel is not configured any more', ended_ms = ?1
+                     WHERE state = 1 AND made_ms < ?2 AND channel NOT IN (SELECT value FROM json_each(?3))",
+                )?
+                .execute(params![now.as_millis(), before.as_millis(), channels])?;
             Ok(())
         })
         .await
@@ -252,9 +293,11 @@ impl Control {
                 .query_row([&channel], |row| Ok(at(row.get(0)?)))?;
             let error: Option<String> = connection
                 .prepare_cached(
-                    "SELECT error FROM deliveries WHERE channel = ?1 AND error <> '' ORDER BY state, seq DESC LIMIT 1",
+                    "SELECT error FROM deliveries
+                     WHERE channel = ?1 AND error <> '' AND (state = 1 OR ended_ms >= ?2)
+                     ORDER BY state = 1 DESC, seq DESC LIMIT 1",
                 )?
-                .query_row([&channel], |row| row.get(0))
+                .query_row(params![channel, since.as_millis()], |row| row.get(0))
                 .optional()?;
             books.error = error.unwrap_or_default();
             Ok(books)
@@ -273,4 +316,93 @@ fn delivery(row: &Row<'_>) -> rusqlite::Result<Delivery> {
         made: Timestamp::from_millis(row.get(5)?),
         attempts: row.get(6)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Consequence;
+
+    const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);
+
+    async fn queue(control: &Control, channel: &str, pages: std::ops::Range<u64>) {
+        let one = |page: u64| NewDelivery {
+            channel: channel.to_owned(),
+            key: format!("{page}"),
+            page,
+            event: "firing",
+            message: String::new(),
+        };
+        let all = Consequence {
+            deliveries: pages.map(one).collect(),
+            at: START,
+            ..Consequence::default()
+        };
+        control.conclude(all).await.expect("written");
+    }
+
+    #[tokio::test]
+    async fn the_next_message_is_found_without_a_look_at_all_that_wait() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let control = Control::open(folder.path()).expect("a store");
+        let plan = control.read(|connection| {
+            let mut query = connection.prepare(&format!("EXPLAIN QUERY PLAN {DUE}"))?;
+            let rows =
+                query.query_map(params!["ops", 0, 0], |row| row.get::<_, String>("detail"))?;
+            Ok(rows.collect::<Result<Vec<_>, _>>()?)
+        });
+        let plan = plan.await.expect("readable").join("; ");
+        assert!(
+            !plan.contains("TEMP B-TREE") && !plan.contains("SCAN"),
+            "{plan}"
+        );
+        assert!(plan.contains("page=? AND seq<?"), "{plan}");
+    }
+
+    #[tokio::test]
+    async fn what_was_queued_before_the_clock_was_set_back_is_due() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let control = Control::open(folder.path()).expect("a store");
+        queue(&control, "ops", 1..2).await;
+        let hour = Duration::from_secs(3600);
+        let before = START.minus(hour);
+        let due = control.due_delivery("ops", before).await.expect("readable");
+        let due = due.expect("it was never tried");
+        let again = |due| Fate::Again {
+            due,
+            error: "refused".to_owned(),
+        };
+        let soon = before.plus(Duration::from_secs(600));
+        for (at, is_due) in [(START, true), (soon, false)] {
+            control
+                .delivery_ended(due.seq, again(at), None, before)
+                .await
+                .expect("written");
+            let found = control.due_delivery("ops", before).await.expect("readable");
+            assert_eq!(found.is_some(), is_due, "{at}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_channel_that_is_gone_is_given_up() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let control = Control::open(folder.path()).expect("a store");
+        queue(&control, "ops", 1..3).await;
+        queue(&control, "gone", 1..3).await;
+        let later = START.plus(Duration::from_secs(1));
+        for (before, waiting) in [(START, 2), (later, 0)] {
+            let ops = ["ops".to_owned()];
+            control
+                .keep_house(&ops, before, later)
+                .await
+                .expect("written");
+            let gone = control
+                .channel_books("gone", START)
+                .await
+                .expect("readable");
+            assert_eq!((gone.waiting, gone.given_up), (waiting, 2 - waiting));
+            let ops = control.channel_books("ops", START).await.expect("readable");
+            assert_eq!(ops.waiting, 2);
+        }
+    }
 }

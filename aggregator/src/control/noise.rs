@@ -99,6 +99,7 @@ mod tests {
             let page = Page {
                 id: number.to_string(),
                 scope: Scope::Host(host),
+                lead: None,
                 severity: Severity::Warning,
                 opened: START,
                 grown: START,

@@ -68,7 +68,7 @@ impl Control {
     pub async fn open_pages(&self) -> Result<(Vec<(u64, Page)>, Vec<(u64, Member)>), ControlError> {
         self.read(|connection| {
             let mut query = connection.prepare_cached(
-                "SELECT number, id, scope, severity, opened_ms, grown_ms, clear_ms, tellings, told_hosts
+                "SELECT number, id, scope, severity, opened_ms, grown_ms, clear_ms, tellings, told_hosts, lead
                  FROM pages WHERE closed_ms IS NULL",
             )?;
             let mut rows = query.query([])?;
@@ -87,6 +87,38 @@ impl Control {
                 members.push(member(row)?);
             }
             Ok((pages, members))
+        })
+        .await
+    }
+
+    /// The channels that have a message of a page which is open, by its number.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn told_channels(&self) -> Result<Vec<(u64, String)>, ControlError> {
+        self.read(|connection| {
+            // A number comes again when what was closed fails anew; its messages of before are not of this page.
+            let mut query = connection.prepare_cached(
+                "SELECT DISTINCT d.page, d.channel FROM deliveries d JOIN pages p ON p.number = d.page
+                 WHERE p.closed_ms IS NULL AND d.made_ms >= p.opened_ms",
+            )?;
+            let rows = query.query_map([], |row| Ok((row.get::<_, u32>(0)?.into(), row.get(1)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// Whether a page is over.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn page_is_over(&self, page: u64) -> Result<bool, ControlError> {
+        self.read(move |connection| {
+            Ok(connection
+                .prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM pages WHERE number = ?1 AND closed_ms IS NOT NULL)",
+                )?
+                .query_row([sql(page)], |row| row.get(0))?)
         })
         .await
     }
@@ -139,12 +171,13 @@ fn conclude(connection: &Connection, epoch: i64, all: &Consequence) -> Result<()
         connection
             .prepare_cached(
                 "INSERT INTO pages (number, id, scope, severity, opened_ms, grown_ms, clear_ms, tellings,
-                                    told_hosts, closed_ms, epoch)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)
+                                    told_hosts, closed_ms, epoch, lead)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)
                  ON CONFLICT (number) DO UPDATE SET
                      scope = excluded.scope, severity = excluded.severity, opened_ms = excluded.opened_ms,
                      grown_ms = excluded.grown_ms, clear_ms = excluded.clear_ms, tellings = excluded.tellings,
-                     told_hosts = excluded.told_hosts, closed_ms = excluded.closed_ms",
+                     told_hosts = excluded.told_hosts, closed_ms = excluded.closed_ms,
+                     lead = excluded.lead",
             )?
             .execute(params![
                 sql(*number),
@@ -157,7 +190,8 @@ fn conclude(connection: &Connection, epoch: i64, all: &Consequence) -> Result<()
                 page.tellings,
                 page.told_hosts,
                 changes.closed.contains(number).then_some(all.at.as_millis()),
-                epoch
+                epoch,
+                lead(page)?
             ])?;
     }
     let mut update = connection.prepare_cached(
@@ -237,6 +271,11 @@ fn conclude(connection: &Connection, epoch: i64, all: &Consequence) -> Result<()
     Ok(())
 }
 
+fn lead(page: &Page) -> Result<Option<String>, ControlError> {
+    let lead = page.lead.as_ref().map(serde_json::to_string);
+    lead.transpose().map_err(|_| ControlError::Row("pages"))
+}
+
 fn note_of(
     connection: &Connection,
     epoch: i64,
@@ -305,9 +344,12 @@ fn page(row: &Row<'_>) -> Result<(u64, Page), ControlError> {
     let wrong = || ControlError::Row("pages");
     let scope: String = row.get("scope")?;
     let clear: Option<i64> = row.get("clear_ms")?;
+    let lead: Option<String> = row.get("lead")?;
+    let lead = lead.map(|lead| serde_json::from_str(&lead)).transpose();
     let page = Page {
         id: row.get("id")?,
         scope: serde_json::from_str(&scope).map_err(|_| wrong())?,
+        lead: lead.map_err(|_| wrong())?,
         severity: severity(row).ok_or_else(wrong)?,
         opened: millis(row, "opened_ms")?,
         grown: millis(row, "grown_ms")?,

@@ -299,7 +299,7 @@ impl HostDetection {
 
     /// The host was booted: its memory begins anew.
     pub fn rebooted(&mut self) {
-        self.usage.forget();
+        self.usage.restarted();
     }
 
     /// When the filesystem mounted there will be full of data, and when of inodes, if they grow.

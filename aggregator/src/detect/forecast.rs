@@ -69,6 +69,8 @@ pub struct Level {
     minima_rise: bool,
     day: Option<Forecast>,
     runaway: Option<Forecast>,
+    /// It began anew with a clean-up.
+    cleaned_up: bool,
 }
 
 /// When a level will be 1.
@@ -116,7 +118,10 @@ impl Level {
         }
         let level = level.clamp(0.0, 1.0);
         if self.is_cleaned_up(level) {
-            *self = Self::default();
+            *self = Self {
+                cleaned_up: true,
+                ..Self::default()
+            };
         }
         self.now = level;
         let slot = |length: i64| tick.as_millis().div_euclid(length);
@@ -166,11 +171,13 @@ impl Level {
         })
     }
 
-    /// Whether there is history enough to say that nothing fills up.
+    /// Whether there is history enough to say that nothing fills up. After a clean-up there is: what was told before is
+    /// over, and what fills up again is seen as on a new level.
     #[must_use]
     pub fn is_known(&self) -> bool {
-        self.highest.last(ENVELOPE).count() >= ENVELOPE_LEAST
-            && self.half_hours.last(49).count() >= DAY_LEAST
+        self.cleaned_up
+            || self.highest.last(ENVELOPE).count() >= ENVELOPE_LEAST
+                && self.half_hours.last(49).count() >= DAY_LEAST
     }
 
     /// Forgets when things were, after a clock that was wrong.
@@ -182,6 +189,7 @@ impl Level {
         (self.envelope, self.day, self.runaway) = (None, None, None);
         self.minima_rise = false;
         self.runaway_minutes = 0;
+        self.cleaned_up = false;
     }
 
     fn is_cleaned_up(&self, level: f64) -> bool {

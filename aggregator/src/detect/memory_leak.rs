@@ -60,6 +60,8 @@ pub struct Usage {
     forecast: Option<Forecast>,
     /// Whether there is history enough to say that nothing leaks.
     known: bool,
+    /// It began anew with a reboot, or with the restart of what leaked: what was told before is over.
+    anew: bool,
 }
 
 impl Usage {
@@ -70,7 +72,7 @@ impl Usage {
         }
         let lowest = self.lowest.last(WEEK).map(|(_, low)| low);
         if used + RESET_DROP < lowest.fold(f64::INFINITY, f64::min) && self.known {
-            *self = Self::default();
+            self.restarted();
         }
         let window = tick.as_millis().div_euclid(WINDOW_MS);
         self.highest.put(window, used, f64::max);
@@ -86,7 +88,15 @@ impl Usage {
             .filter(|forecast| forecast.hours <= ALARM_HOURS)
     }
 
-    /// Begins anew: the host was booted, or its clock was wrong.
+    /// Begins anew: the host was booted.
+    pub(super) fn restarted(&mut self) {
+        *self = Self {
+            anew: true,
+            ..Self::default()
+        };
+    }
+
+    /// Begins anew, after a clock that was wrong.
     pub(super) fn forget(&mut self) {
         *self = Self::default();
     }
@@ -153,7 +163,7 @@ impl Detector for MemoryLeak {
         let used = place.map_or(f64::NAN, |at| f64::from(seen.signals[at]));
         state.step(seen.tick, used);
         let verdict = match state.forecast {
-            _ if !used.is_finite() || !state.known => Verdict::Unknown,
+            _ if !used.is_finite() || !(state.known || state.anew) => Verdict::Unknown,
             Some(forecast) if forecast.hours <= ALARM_HOURS => Verdict::Abnormal {
                 severity: Severity::Warning,
                 reason: Reason::Leak {

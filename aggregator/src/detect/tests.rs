@@ -349,6 +349,78 @@ fn a_runaway_is_told_hours_before_it_fills_the_disk() {
     assert_eq!(inodes, None);
 }
 
+/// One filesystem, this full.
+fn shows(host: &mut Host, minute: i64, used: f64) {
+    let point = FilesystemPoint {
+        inodes_used_ratio: None,
+        ..filesystem(used)
+    };
+    let shown = Shown {
+        filesystems: Some(vec![point]),
+        ..Shown::default()
+    };
+    host.show(minute * 60, &shown);
+}
+
+/// What was told of disks that will be full: whether it opened, and the minute.
+fn full_soon(host: &Host) -> Vec<(bool, i64)> {
+    let told = host.told.iter();
+    told.filter(|one| one.rule == "filesystem_full_soon")
+        .map(|one| {
+            let opened = matches!(one.change, Change::Opened { .. });
+            (opened, one.at.as_millis() / 60_000)
+        })
+        .collect()
+}
+
+#[test]
+fn a_clean_up_ends_what_was_told_and_the_next_growth_is_told_anew() {
+    let mut host = minutely();
+    grows(0.1, 0..1080, &mut host);
+    // Somebody makes room; nothing grows for two hours, then it runs away again.
+    for minute in 1080..1200 {
+        shows(&mut host, minute, 0.2);
+    }
+    for minute in 1200..1560 {
+        #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+        let grown = (minute - 1200) as f64 / 60.0 * 0.14;
+        shows(&mut host, minute, (0.2 + grown).min(1.0));
+    }
+    let told = full_soon(&host);
+    let changes: Vec<bool> = told.iter().map(|(opened, _)| *opened).take(3).collect();
+    assert_eq!(changes, [true, false, true], "{told:?}");
+    let (cleared, again) = (told[1].1, told[2].1);
+    assert_eq!(cleared, 1140, "an hour after the clean-up");
+    assert!((1200..1500).contains(&again), "{told:?}");
+}
+
+#[test]
+fn what_is_not_known_yet_ends_nothing() {
+    // Its detectors know of no time any more, as after a clock that was wrong; in the store it is open.
+    let mut host = minutely();
+    grows(0.1, 0..1080, &mut host);
+    host.state.forget_time();
+    host.told.clear();
+    for minute in 1080..1440 {
+        shows(&mut host, minute, 0.9);
+    }
+    assert_eq!(full_soon(&host), []);
+}
+
+#[test]
+fn a_reboot_ends_a_leak() {
+    use super::memory_leak::Usage;
+    let mut usage = Usage::default();
+    usage.restarted();
+    assert_ne!(
+        usage,
+        Usage::default(),
+        "it is told apart from what is not known yet"
+    );
+    usage.forget();
+    assert_eq!(usage, Usage::default());
+}
+
 #[test]
 fn what_does_not_grow_or_is_not_asked_has_no_forecast() {
     let mut flat = minutely();

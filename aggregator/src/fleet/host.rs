@@ -297,6 +297,12 @@ pub struct HostState {
     events: VecDeque<v1::Event>,
     checksums: VecDeque<(Incarnation, u64, u32)>,
     heard: Option<Instant>,
+    /// When it first said Hello after that.
+    greeted: Option<Instant>,
+    /// When it was last sent away, or held up, by no fault of its own.
+    excused: Option<Instant>,
+    /// Whether the detectors were told how it stands since this process started.
+    observed: bool,
     /// The last sign of life from which the next gap counts: on the stream that is open, with us listening.
     gap_from: Option<Instant>,
     connected: bool,
@@ -324,6 +330,9 @@ impl HostState {
             events: VecDeque::new(),
             checksums: VecDeque::new(),
             heard: None,
+            greeted: None,
+            excused: None,
+            observed: false,
             gap_from: None,
             connected: false,
             address: None,
@@ -559,6 +568,20 @@ impl HostState {
         }
     }
 
+    /// It said Hello. One that keeps saying it and sends nothing has time from the first on; and one that was silent
+    /// without a word before is so until its first samples.
+    pub fn greeted(&mut self, now: Instant) {
+        let silent = matches!(self.liveness(), Liveness::Silent(cause) if !cause.is_announced());
+        if !silent {
+            self.greeted.get_or_insert(now);
+        }
+    }
+
+    /// What it sends cannot be taken now: it is silent by no fault of its own, and has time to come back from now on.
+    pub fn excuse(&mut self, now: Instant) {
+        self.excused = Some(now);
+    }
+
     /// Where its stream comes from.
     pub fn set_address(&mut self, address: Option<IpAddr>) {
         self.address = address;
@@ -584,15 +607,16 @@ impl HostState {
     /// A new session begins: from a Hello, or from the log.
     pub fn begin_session(&mut self, session: Session) {
         let new_boot = self.boot_id() != Some(&session.boot_id);
+        // Whose memory was lost has not rebooted by that.
+        if new_boot && self.boot_id().is_some() {
+            self.kept.detection.rebooted();
+        }
         let last = self
             .kept
             .session
             .as_ref()
             .map(|session| session.incarnation);
         let new_agent = last != Some(session.incarnation);
-        if new_boot {
-            self.kept.detection.rebooted();
-        }
         if new_boot || new_agent {
             for (slot, before) in self.decoder.slots().iter().zip(&mut self.before) {
                 if new_boot || slot.key.of_agent {
@@ -603,6 +627,10 @@ impl HostState {
         self.kept.session = Some(session);
         self.kept.goodbye = None;
         self.kept.trace.goodbye_at = None;
+        if matches!(self.kept.liveness, Some(Liveness::Silent(cause)) if cause.is_announced()) {
+            // What was announced is over. From here on its silence would be its own, after a restart of ours too.
+            self.kept.liveness = Some(Liveness::Late);
+        }
     }
 
     /// What is already here of an incarnation, for the Welcome.
@@ -646,6 +674,7 @@ impl HostState {
         if !context.replayed && of_now {
             // Refused or not, it is a sign of life.
             self.heard = Some(context.now);
+            self.greeted = None;
             if let Some(before) = self.gap_from.replace(context.now) {
                 let gap = context.now.saturating_duration_since(before);
                 self.kept.gaps.note(gap);
@@ -776,12 +805,13 @@ impl HostState {
             .map(|session| session.incarnation);
         if current == Some(incarnation) {
             self.kept.goodbye = Some(Silence::of_goodbye(reason));
+            self.greeted = None;
             // The last frame came just before it, and that time is in the log too.
             self.kept.trace.goodbye_at = self.kept.last_received;
         }
     }
 
-    /// How the host stands now, if that changed.
+    /// How the host stands now, if that changed or nobody was told since this process started.
     pub fn judge(&mut self, surroundings: &Surroundings<'_>) -> Option<Liveness> {
         let &Surroundings {
             now,
@@ -789,12 +819,16 @@ impl HostState {
             listening_since,
             ..
         } = surroundings;
+        let listening_since = self
+            .excused
+            .map_or(listening_since, |excused| listening_since.max(excused));
         if self.gap_from.is_some_and(|from| from < listening_since) {
             // We did not listen in between: it is no gap of the host's.
             self.gap_from = None;
         }
         let voice = Voice {
             heard: self.heard,
+            greeted: self.greeted,
             ever_heard: self.kept.last_received.is_some(),
             interval: self.interval(),
             late_after: self.kept.gaps.late_after(self.interval()),
@@ -814,7 +848,11 @@ impl HostState {
         if let Liveness::Silent(_) = liveness {
             liveness = Liveness::Silent(self.presume(before, surroundings));
         }
-        if before == Some(liveness) {
+        // What the detectors concluded before a restart may not have come to the store: they are told once anew.
+        let settled = matches!(liveness, Liveness::Live | Liveness::Silent(_));
+        let first = settled && !self.observed;
+        self.observed |= settled;
+        if before == Some(liveness) && !first {
             return None;
         }
         self.tell_neighbours(liveness, surroundings);
@@ -1466,56 +1504,4 @@ impl CheckpointedHost {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_last_boot_outlives_all_that_the_boot_brings() {
-        let who = Enrolled {
-            id: HostId::from_bytes([1; 16]),
-            name: "web-01".to_owned(),
-            labels: BTreeMap::new(),
-            facts: v1::HostFacts::default(),
-            certificate_not_after: None,
-        };
-        let mut host = HostState::new(who, Timestamp::from_millis(0));
-        let mut tell = |kind: v1::EventKind, at_ms, fields| {
-            let event = v1::Event {
-                kind: kind.into(),
-                at_ms,
-                fields,
-                ..v1::Event::default()
-            };
-            let mut changes = Changes {
-                events: vec![event],
-                ..Changes::default()
-            };
-            host.take_events(&mut changes);
-            (host.last_boot(), host.events().count())
-        };
-        let boot = |clean| {
-            let key = v1::EventFieldKey::Clean;
-            vec![
-                event::integer(key, clean),
-                event::integer(v1::EventFieldKey::DownMs, 90_000),
-            ]
-        };
-        assert_eq!(
-            tell(v1::EventKind::UnitStateChanged, 0, Vec::new()),
-            (None, 1)
-        );
-        for (at_ms, clean) in [(1_000, 0), (2_000, 1)] {
-            tell(v1::EventKind::Booted, at_ms, boot(clean));
-            for _ in 0..3 * RECENT_EVENTS {
-                let expected = LastBoot {
-                    at: Timestamp::from_millis(at_ms),
-                    clean: clean == 1,
-                    away: Duration::from_secs(90),
-                };
-                let (last, kept) = tell(v1::EventKind::UnitStateChanged, at_ms, Vec::new());
-                assert_eq!(last, Some(expected));
-                assert!(kept <= RECENT_EVENTS);
-            }
-        }
-    }
-}
+mod tests;

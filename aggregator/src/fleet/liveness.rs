@@ -53,6 +53,8 @@ pub enum Liveness {
 pub struct Voice {
     /// When its last frame was received; `None` since this aggregator started.
     pub heard: Option<Instant>,
+    /// When it first said Hello after that, unless it was silent for no reason that it gave.
+    pub greeted: Option<Instant>,
     /// Whether anything was ever received, before a restart of the aggregator too.
     pub ever_heard: bool,
     /// Interval between its ticks.
@@ -81,14 +83,16 @@ pub fn reconnect_spread(hosts: u64) -> Duration {
     Duration::from_secs(hosts / AGENTS_PER_SECOND).min(RECONNECT_SPREAD_MAX)
 }
 
-/// How the host stands at `now`. `listening_since` is when the aggregator could last begin to listen:
-/// its start, or the end of its own stall.
+/// How the host stands at `now`. `listening_since` is when the aggregator could last begin to listen to it:
+/// its start, the end of its own stall, or when it last sent the host away.
 #[must_use]
 pub fn judge(voice: &Voice, now: Instant, listening_since: Instant) -> Liveness {
     if !voice.ever_heard {
         return Liveness::Joined;
     }
-    let reference = voice.heard.unwrap_or(listening_since);
+    // Who says Hello has until its first samples; those alone make it live.
+    let last = voice.heard.max(voice.greeted);
+    let reference = last.unwrap_or(listening_since);
     if let Some(cause) = voice.goodbye {
         return Liveness::Silent(cause);
     }
@@ -100,7 +104,7 @@ pub fn judge(voice: &Voice, now: Instant, listening_since: Instant) -> Liveness 
         grace = grace.max(voice.reconnect + CONNECT);
     }
     // A host that was heard since then has found its way back; of the others nobody can tell yet.
-    let back = voice.heard.is_some_and(|heard| heard >= listening_since);
+    let back = last.is_some_and(|last| last > listening_since);
     let patience = if back {
         grace
     } else {
@@ -109,7 +113,8 @@ pub fn judge(voice: &Voice, now: Instant, listening_since: Instant) -> Liveness 
     if silence > grace && listened > patience {
         return Liveness::Silent(Silence::Unknown);
     }
-    if voice.connected && silence <= voice.late_after && voice.heard.is_some() {
+    let usual = |heard| now.saturating_duration_since(heard) <= voice.late_after;
+    if voice.connected && voice.heard.is_some_and(usual) {
         Liveness::Live
     } else {
         Liveness::Late
@@ -123,6 +128,7 @@ mod tests {
     fn voice(heard: Option<Instant>) -> Voice {
         Voice {
             heard,
+            greeted: None,
             ever_heard: true,
             interval: Duration::from_secs(10),
             late_after: Duration::from_secs(20),
@@ -214,6 +220,38 @@ mod tests {
         assert_eq!(judge(&voice(None), at(75), start), Liveness::Late);
         assert_eq!(
             judge(&voice(None), at(76), start),
+            Liveness::Silent(Silence::Unknown)
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_hello_has_until_its_first_samples() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let back = Voice {
+            greeted: Some(at(400)),
+            ..voice(Some(at(100)))
+        };
+        for (now, expected) in [
+            (400, Liveness::Late),
+            (430, Liveness::Late),
+            (431, Liveness::Silent(Silence::Unknown)),
+        ] {
+            assert_eq!(judge(&back, at(now), start), expected, "at {now}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_sent_away_has_the_time_to_come_back() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let away = Voice {
+            connected: false,
+            ..voice(Some(at(100)))
+        };
+        assert_eq!(judge(&away, at(175), at(100)), Liveness::Late);
+        assert_eq!(
+            judge(&away, at(176), at(100)),
             Liveness::Silent(Silence::Unknown)
         );
     }

@@ -76,6 +76,7 @@ pub struct Counters {
     pub frames_duplicate: AtomicU64,
     pub frames_lost: AtomicU64,
     pub throttled: AtomicU64,
+    pub stalls: AtomicU64,
     rejected: [AtomicU64; REJECT_REASONS.len()],
 }
 
@@ -120,6 +121,7 @@ impl Counters {
             frames_lost: load(&self.frames_lost),
             frames_rejected: self.rejected_by_reason().map(|(_, count)| count).sum(),
             throttled: load(&self.throttled),
+            stalls: load(&self.stalls),
         }
     }
 }
@@ -137,6 +139,7 @@ pub struct Totals {
     pub frames_lost: u64,
     pub frames_rejected: u64,
     pub throttled: u64,
+    pub stalls: u64,
 }
 
 /// What a reader is told beside the host.

@@ -45,6 +45,10 @@ const JUDGE_EVERY: Duration = Duration::from_millis(500);
 /// A shard that was kept from judging for longer than this has not been listening either.
 const STALL: Duration = Duration::from_secs(2);
 
+/// Up to here a stall breaks no stream, so that agents need not come back: it only takes away from the time in which
+/// they could be heard. An aggregator that stalls again and again still finds out who is dead.
+const SHORT_STALL: Duration = Duration::from_secs(5);
+
 /// How long an agent is asked to stay away when the log cannot take its frames.
 const LOG_RETRY: Duration = Duration::from_secs(5);
 
@@ -185,6 +189,8 @@ pub struct Shard {
     /// Keeps what stands beside the samples.
     events: Events,
     listening_since: Instant,
+    /// The log's disk fails: nothing is acknowledged, so agents run out of what they may send.
+    held_up: bool,
     transitions: Vec<Transition>,
     /// Set once the aggregator is stopping.
     draining: Option<v1::Drain>,
@@ -235,6 +241,7 @@ impl Shard {
             neighbours,
             events,
             listening_since: Instant::now(),
+            held_up: false,
             transitions: Vec::new(),
             draining: None,
             recalls: Recalls::default(),
@@ -345,15 +352,11 @@ impl Shard {
                     let now = Instant::now();
                     let wall = self.clock.now();
                     if let Some(away) = stood_still(judged, (now, wall)) {
-                        tracing::warn!(
-                            shard = self.index,
-                            seconds = away.as_secs_f64(),
-                            "the aggregator stood still, or its clock jumped; nobody is called silent before all could be heard again"
-                        );
-                        self.listening_since = now;
+                        self.stood_still(away, now);
+                    } else {
+                        self.judge_all(now);
                     }
                     judged = (now, wall);
-                    self.judge_all(now);
                     self.names.sweep_if_grown();
                 }
                 message = inbox.recv() => match message {
@@ -362,6 +365,21 @@ impl Shard {
                 },
             }
         }
+    }
+
+    /// The aggregator did not listen for so long. What came meanwhile is taken in before anybody is judged.
+    fn stood_still(&mut self, away: Duration, now: Instant) {
+        self.counters.stalls.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            shard = self.index,
+            seconds = away.as_secs_f64(),
+            "the aggregator stood still, or its clock jumped; nobody is called silent before all could be heard again"
+        );
+        self.listening_since = if away <= SHORT_STALL {
+            now.min(self.listening_since + away)
+        } else {
+            now
+        };
     }
 
     fn handle(&mut self, message: Message) {
@@ -497,6 +515,7 @@ impl Shard {
         let incarnation = session.incarnation;
         host.begin_session(session.clone());
         host.set_connected(true);
+        host.greeted(now);
         welcome.have = holds.iter().map(|&held| host.have(held)).collect();
         // The stream is new, so there is room, and nothing goes before it.
         send(
@@ -836,9 +855,13 @@ impl Shard {
         send(&stream.to_agent, v1::aggregator_message::Message::Ack(ack));
     }
 
-    /// The log cannot take frames: the agent keeps them and comes back.
+    /// The log cannot take frames: the agent keeps them and comes back. Until it has had the time to, its silence is
+    /// ours; other hosts are judged as before.
     fn throttle(&mut self, id: HostId) {
         self.counters.throttled.fetch_add(1, Ordering::Relaxed);
+        if let Some(host) = self.hosts.get_mut(&id) {
+            host.excuse(Instant::now());
+        }
         if let Some(stream) = self.streams.get(&id) {
             let throttle = v1::Throttle {
                 retry_after_ms: u32::try_from(LOG_RETRY.as_millis()).unwrap_or(u32::MAX),
@@ -852,6 +875,8 @@ impl Shard {
     }
 
     fn judge_all(&mut self, now: Instant) {
+        let journal = self.journal.as_ref();
+        self.held_up = journal.is_some_and(|journal| journal.health().problem().is_some());
         let ids: Vec<HostId> = self.hosts.keys().copied().collect();
         for id in ids {
             self.judge_one(id, now);
@@ -863,6 +888,9 @@ impl Shard {
         let Some(host) = self.hosts.get_mut(&id) else {
             return;
         };
+        if self.held_up && host.is_connected() {
+            host.excuse(now);
+        }
         let surroundings = Surroundings {
             now,
             wall,
@@ -1006,6 +1034,115 @@ mod tests {
             let away = stood_still((start, wall(0)), (mono(mono_ms), wall(wall_ms)));
             assert_eq!(away.is_some(), stalled, "{mono_ms} {wall_ms}");
         }
+    }
+
+    struct Nobody;
+
+    impl TransitionSink for Nobody {
+        fn report(&self, _: HostId, _: &str, _: Vec<Transition>) {}
+    }
+
+    fn shard(state: &std::path::Path) -> Shard {
+        let clock: Arc<dyn Clock> = Arc::new(muster_proto::time::SystemClock);
+        let limits = crate::events::EventLimits::default();
+        let common = Common {
+            engine: Arc::default(),
+            sink: Arc::new(Nobody),
+            clock: Arc::clone(&clock),
+            counters: Arc::default(),
+            neighbours: Arc::default(),
+            events: Events::open(state, limits, clock).expect("opens"),
+        };
+        // No log: it takes nothing, like one whose disk is full.
+        Shard::new(0, FleetConfig::default(), common)
+    }
+
+    fn knocks(shard: &mut Shard, host: HostId, connection: Connection) {
+        let session = Session {
+            incarnation: Incarnation(1),
+            session: connection,
+            boot_id: vec![1; 16],
+            interval: Duration::from_secs(10),
+            clock_offset_ms: 0,
+        };
+        let (to_agent, _gone) = mpsc::channel(8);
+        shard.handle(Message::Attach {
+            host,
+            connection,
+            address: IpAddr::from([127, 0, 0, 1]),
+            session,
+            holds: Vec::new(),
+            to_agent,
+            close: CancellationToken::new(),
+            welcome: Box::default(),
+            reply: oneshot::channel().0,
+        });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whom_a_full_log_sends_away_is_not_silent_and_who_is_dead_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut shard = shard(folder.path());
+        let hosts = [1, 2].map(|number| HostId::from_bytes([number; 16]));
+        for (connection, id) in (1..).zip(hosts) {
+            shard.upsert(Enrolled {
+                id,
+                name: id.to_string(),
+                labels: std::collections::BTreeMap::new(),
+                facts: v1::HostFacts::default(),
+                certificate_not_after: None,
+            });
+            knocks(&mut shard, id, connection);
+            let mut payload = Vec::new();
+            let table = muster_proto::series::Table::default();
+            muster_proto::codec::Encoder::new().encode(&table, &[], true, &mut payload);
+            let mut context = Receiving {
+                names: &mut shard.names,
+                engine: &shard.engine,
+                changes: &mut shard.changes,
+                series_quota: 10,
+                now: Instant::now(),
+                replayed: false,
+            };
+            let now = shard.clock.now();
+            let frame = FrameIn {
+                incarnation: Incarnation(1),
+                seq: 1,
+                lane: super::super::host::Lane::Live,
+                tick: now,
+                received: now,
+                crc32c: crc32c::crc32c(&payload),
+                payload: payload.into(),
+            };
+            let host = shard.hosts.get_mut(&id).expect("enrolled");
+            host.receive(&frame, &mut context, &mut Vec::new());
+        }
+        let is_silent = |shard: &Shard, host: HostId| {
+            let liveness = shard.hosts[&host].liveness();
+            matches!(liveness, crate::fleet::Liveness::Silent(_))
+        };
+        for connection in 3..63 {
+            knocks(&mut shard, hosts[0], connection);
+            time::advance(Duration::from_secs(5)).await;
+            shard.judge_all(Instant::now());
+            assert!(!is_silent(&shard, hosts[0]), "it knocks every 5 s");
+        }
+        assert!(is_silent(&shard, hosts[1]), "nothing is heard of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stalls_again_and_again_take_away_no_more_than_they_last() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut shard = shard(folder.path());
+        let began = Instant::now();
+        for _ in 0..20 {
+            time::advance(Duration::from_secs(10)).await;
+            shard.stood_still(Duration::from_secs(3), Instant::now());
+        }
+        assert_eq!(shard.listening_since - began, Duration::from_secs(60));
+        shard.stood_still(Duration::from_secs(30), Instant::now());
+        assert_eq!(shard.listening_since, Instant::now());
+        assert_eq!(shard.counters.totals().stalls, 21);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! | while silent | seen |
 //! |---|---|
-//! | stopped, reboot, shutdown | a goodbye that says so |
+//! | stopped, reboot, shutdown | a goodbye that says so, and nobody who came back since and was refused |
 //! | overdue | a reboot that was announced and takes three times as long as the last one |
 //! | clone | two machines speak with its identity, or an older certificate came after a newer |
 //! | certificate | its certificate, or one that claims to be its, was refused since it was last heard |
@@ -347,7 +347,11 @@ pub struct Question<'a> {
 pub fn presume(question: &Question<'_>) -> (Silence, String) {
     let &Question { trace, heard, .. } = question;
     if let Some(goodbye) = question.goodbye {
-        return announced(goodbye, trace, question.now);
+        let (cause, account) = announced(goodbye, trace, question.now);
+        // A reboot has its time: a clock that is not set yet lets a certificate expire for a moment.
+        if cause == Silence::Reboot || !is_back_in_vain(trace) {
+            return (cause, account);
+        }
     }
     // Signs of life after it tell that what was refused was someone else.
     let since_heard = |at: Timestamp| at > heard;
@@ -412,6 +416,17 @@ pub fn presume(question: &Question<'_>) -> (Silence, String) {
             (Silence::Unknown, account.to_owned())
         }
     }
+}
+
+/// Whether a host that had said goodbye came back and was not let in. A certificate of another issuer may be anybody's.
+fn is_back_in_vain(trace: &Trace) -> bool {
+    trace.refused.is_some_and(|(why, at)| {
+        let own = matches!(
+            why,
+            Refused::Expired | Refused::Superseded | Refused::Protocol
+        );
+        own && trace.goodbye_at.is_none_or(|said| at > said)
+    })
 }
 
 fn clock_words(off: i64, trace: &Trace) -> String {
@@ -747,13 +762,49 @@ mod tests {
             });
             assert_eq!(answer, (cause, words.to_owned()));
         }
-        // A shutdown and a stop have no end, and what is refused meanwhile changes nothing.
+        // A shutdown and a stop have no end.
         for goodbye in [Silence::Shutdown, Silence::Stopped] {
             let answer = ask(&trace(None), |q| {
                 q.goodbye = Some(goodbye);
                 q.now = at(999_999);
             });
             assert_eq!(answer.0, goodbye);
+        }
+    }
+
+    #[test]
+    fn who_comes_back_and_is_not_let_in_is_announced_no_more() {
+        let (stopped, reboot) = (Silence::Stopped, Silence::Reboot);
+        for (goodbye, why, refused, now, cause) in [
+            (stopped, Refused::Expired, 150, 160, Silence::Certificate),
+            (stopped, Refused::Protocol, 150, 160, Silence::Certificate),
+            (stopped, Refused::Superseded, 150, 160, Silence::Clone),
+            (
+                Silence::Shutdown,
+                Refused::Expired,
+                150,
+                160,
+                Silence::Certificate,
+            ),
+            // Of before it went, and what anybody can claim.
+            (stopped, Refused::Expired, 90, 160, stopped),
+            (stopped, Refused::NotOurs, 150, 160, stopped),
+            (stopped, Refused::OtherBoot, 150, 160, stopped),
+            // A reboot has its time.
+            (reboot, Refused::Expired, 150, 160, reboot),
+            (reboot, Refused::Expired, 150, 702, Silence::Certificate),
+            (reboot, Refused::NotOurs, 150, 702, Silence::Overdue),
+        ] {
+            let trace = Trace {
+                goodbye_at: Some(at(101)),
+                refused: Some((why, at(refused))),
+                ..Trace::default()
+            };
+            let answer = ask(&trace, |question| {
+                question.goodbye = Some(goodbye);
+                question.now = at(now);
+            });
+            assert_eq!(answer.0, cause, "{goodbye:?} {why:?} {refused} {now}");
         }
     }
 

@@ -113,6 +113,7 @@ fn ingest(page: &mut Writer, totals: &IngestTotals) {
         (&QUEUE, totals.queue_bytes),
         (&LOG, totals.log_bytes),
         (&LOG_FAILURES, totals.log_failures),
+        (&STALLS, totals.stalls),
         (&INCIDENTS_WAITING, totals.incident_changes_waiting),
     ] {
         page.own(own).sample([], whole(value));
@@ -255,6 +256,11 @@ const LOG_FAILURES: Own = Own(
     "muster_aggregator_log_commit_failures_total",
     Kind::Counter,
     "Commits to the log that failed; agents keep the frames until one succeeds.",
+);
+const STALLS: Own = Own(
+    "muster_aggregator_stalls_total",
+    Kind::Counter,
+    "Times in which a shard did not run for more than 2 s, or the clock jumped: nobody is called silent for them.",
 );
 const INCIDENTS_WAITING: Own = Own(
     "muster_aggregator_incident_changes_waiting",

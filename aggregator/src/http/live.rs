@@ -131,6 +131,7 @@ impl FleetRead for LiveFleet {
             queue_bytes: self.journal.queued_bytes(),
             log_bytes: self.journal.disk_bytes.load(Ordering::Relaxed),
             log_failures: self.journal.failures.load(Ordering::Relaxed),
+            stalls: totals.stalls,
             incident_changes_waiting: self.incidents.totals().waiting,
             connections: self.doors.connections(),
             history: self.history.as_ref().map(HistoryTotals::of),

@@ -130,6 +130,8 @@ pub struct IngestTotals {
     pub log_bytes: u64,
     /// Commits to the log that failed.
     pub log_failures: u64,
+    /// Times in which it stood still, or its clock jumped.
+    pub stalls: u64,
     /// Incidents whose last change waits for the store.
     pub incident_changes_waiting: u64,
     /// Connections by door and outcome, both closed sets.

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use muster_proto::time::Timestamp;
 
+use super::pages::is_ahead;
+
 /// Time in which a change comes to count half (design/detection.md, Flapping).
 const HALF_LIFE: Duration = Duration::from_secs(600);
 /// From here on it flaps.
@@ -30,6 +32,7 @@ pub struct Flap {
 impl Flap {
     /// Notes a change; true when it flaps from now on.
     pub fn change(&mut self, now: Timestamp) -> bool {
+        self.rebase(now);
         self.count = (self.faded(now) + 1.0).min(MOST);
         self.at = self.at.max(now);
         let begins = !self.flapping && self.count >= ENTER;
@@ -39,9 +42,17 @@ impl Flap {
 
     /// Looks whether it has settled; true when it flaps no more from now on.
     pub fn settle(&mut self, now: Timestamp) -> bool {
+        self.rebase(now);
         let ends = self.flapping && self.faded(now) < LEAVE;
         self.flapping &= !ends;
         ends
+    }
+
+    /// After a clock was set back it fades from then on, not when the clock has come to where it was.
+    fn rebase(&mut self, now: Timestamp) {
+        if is_ahead(self.at, now) {
+            self.at = now;
+        }
     }
 
     fn faded(&self, now: Timestamp) -> f64 {
@@ -92,5 +103,14 @@ mod tests {
         assert!(flap.change(at(50)));
         assert!(!flap.settle(at(0)));
         assert!(flap.settle(at(100 + 900)));
+        let mut flap = Flap::default();
+        for _ in 0..5 {
+            flap.change(at(10_000));
+        }
+        assert!(
+            !flap.settle(at(0)),
+            "set back by hours, it fades from then on"
+        );
+        assert!(flap.settle(at(900)));
     }
 }

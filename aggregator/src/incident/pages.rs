@@ -4,15 +4,17 @@
 //! |---|---|
 //! | an incident opens | it waits 20 s for others of the same fault |
 //! | it clears before | nobody is told |
-//! | a silence, a window, the silence of its host, an acknowledgement | it goes on waiting; told when that ends |
+//! | a silence, a window, the silence of its host and three minutes more, an acknowledgement | it goes on waiting; told when that ends |
 //! | its host is in a page for less than two minutes | it joins that page, nobody is told again |
 //! | it is of the kind and the scope of a page that grew within ten minutes | the same |
-//! | it is graver than the page | a page of its own |
+//! | it is graver than the page, or failed anew after somebody had acknowledged it there | a page of its own |
 //! | a label explains the hosts that fail alike ([`enrich`]) | one page for all of them |
 //! | the same goes wrong on four hosts at once, and nothing explains it | the same |
 //! | everything else | a page for each host |
 //! | all of a page is clear for three minutes | it is closed, and told as resolved |
 //! | an incident flaps (`flap`) | its page stays; told when it has settled |
+//!
+//! Who is told only of some hosts hears of a page when the first of them comes into it.
 //!
 //! A page is told once when it opens, when a wider scope has half as many hosts more, once when what flapped has settled,
 //! once when an acknowledgement ran out, and once when it closes. Times are the aggregator's, handed in; nothing here
@@ -45,6 +47,9 @@ const GROWS: Duration = Duration::from_secs(600);
 const WIDENS: Duration = Duration::from_secs(120);
 /// How long all must be clear before a page is over: longer than what toggles every two minutes is up.
 pub const HOLD: Duration = Duration::from_secs(180);
+/// By more than this no clock is set back without it being a step: what is dated later than that from now is taken as
+/// long ago, so that nobody waits until the clock has come there again.
+pub(super) const STEP_BACK: Duration = Duration::from_secs(60);
 /// A page whose scope has become wider is told again when half as many hosts are new: a second rack is news.
 const GREW_HALVES: u32 = 3;
 /// Members that a message describes; the others are counted.
@@ -133,6 +138,29 @@ pub struct Member {
     pub page: Option<(u64, Timestamp)>,
 }
 
+/// The incident that gave a page its number, as it was when people were told first. Other systems know the page by it,
+/// so it stays the same whatever becomes of the host's name and labels.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lead {
+    /// Name of its rule.
+    pub rule: String,
+    /// Name of its host.
+    pub host: String,
+    /// Labels of its host.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Lead {
+    fn of(subject: &Subject, roster: &Roster) -> Self {
+        let card = roster.card(subject.host);
+        Self {
+            rule: subject.rule.clone(),
+            host: roster.name(subject.host),
+            labels: card.map(|card| card.labels.clone()).unwrap_or_default(),
+        }
+    }
+}
+
 /// What people are told as one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page {
@@ -140,6 +168,8 @@ pub struct Page {
     pub id: String,
     /// What its incidents have in common.
     pub scope: Scope,
+    /// What names it to other systems; `None` only of a page that was written before leads were, until the next look.
+    pub lead: Option<Lead>,
     /// The gravest it was told with.
     pub severity: Severity,
     /// When people were told first.
@@ -148,7 +178,7 @@ pub struct Page {
     pub grown: Timestamp,
     /// Since when all of it is clear.
     pub clear: Option<Timestamp>,
-    /// How often it was told; numbers the next telling.
+    /// Numbers the next telling.
     pub tellings: u32,
     /// Hosts it had when it was told last.
     pub told_hosts: u32,
@@ -220,8 +250,8 @@ pub struct Telling {
     pub severity: Severity,
     /// What it is about.
     pub scope: Scope,
-    /// Host and rule of the incident that gave it its number.
-    pub lead: (HostId, String),
+    /// The incident that gave it its number.
+    pub lead: Lead,
     /// Hosts of it, sorted.
     pub hosts: Vec<HostId>,
     /// The gravest and first incidents.
@@ -251,6 +281,9 @@ pub struct Changes {
     pub lapsed: Vec<u64>,
     /// What to tell.
     pub tellings: Vec<Telling>,
+    /// Pages that have hosts which they had not, and of which nothing else is told: for those who were told nothing of
+    /// the page, because it was not about their hosts.
+    pub gained: Vec<Telling>,
 }
 
 impl Changes {
@@ -299,6 +332,8 @@ pub struct Pages {
     wide: BTreeSet<u64>,
     /// Pages that differ from what was written.
     dirty: BTreeSet<u64>,
+    /// Pages that have hosts which they had not.
+    gained: BTreeSet<u64>,
     changes: Changes,
 }
 
@@ -364,10 +399,12 @@ impl Pages {
 
     /// Does what is due.
     pub fn tick(&mut self, now: Timestamp, world: &World) {
+        self.name_pages(&world.roster);
         self.settle(now);
         self.remind(now);
         self.group(now, world);
         self.close(now);
+        self.tell_gained(now);
     }
 
     /// What has to be written since the last time.
@@ -411,7 +448,7 @@ impl Pages {
         self.quiet(member, now, world).or(gathering)
     }
 
-    /// Pages that are open, each as it would be told now: for those who must hear of it again and again.
+    /// Pages that are open and were told, each as it would be told now: for those who must hear of it again and again.
     pub fn standing(&self, now: Timestamp) -> impl Iterator<Item = Telling> + '_ {
         let firing = move |number: &u64| self.telling(*number, Event::Firing, None, now);
         self.pages.keys().filter_map(firing)
@@ -577,15 +614,22 @@ impl Pages {
         if rule == HOST_SILENT {
             return None;
         }
-        // Until the silence is over for good: what is old news then may clear with the first samples.
-        let silent = self.silent.get(host)?.last()?;
+        // Until its own silence is over for good, whatever its page waits for: what is old news may clear with the
+        // first samples.
+        let mut silent = self.silent.get(host)?.iter().rev();
+        let silent = silent.find(|number| {
+            self.members.get(number).is_some_and(|member| {
+                let Flap { flapping, at, .. } = member.flap;
+                member.open || flapping || age(at, now) <= HOLD
+            })
+        })?;
         Some(Why::Silent(*silent))
     }
 
     // ---- gathering -----------------------------------------------------------------------------------
 
     fn group(&mut self, now: Timestamp, world: &World) {
-        let due = |member: &Member| now.since(member.flap.at) >= WAIT || member.flap.flapping;
+        let due = |member: &Member| age(member.flap.at, now) >= WAIT || member.flap.flapping;
         let ready: Vec<u64> = self
             .waiting
             .iter()
@@ -615,7 +659,7 @@ impl Pages {
             for number in &group.members {
                 rest.remove(number);
             }
-            self.take_up(&group, &bases, now);
+            self.take_up(&group, &bases, now, &world.roster);
         }
         rest.retain(|number| !self.join(*number, now, world));
         let mut by_host: BTreeMap<HostId, BTreeSet<u64>> = BTreeMap::new();
@@ -635,7 +679,7 @@ impl Pages {
                     members,
                     hosts: BTreeSet::from([host]),
                 };
-                self.take_up(&group, &[], now);
+                self.take_up(&group, &[], now, &world.roster);
             }
         }
     }
@@ -649,7 +693,7 @@ impl Pages {
         let same_fault = own
             .into_iter()
             .flatten()
-            .find(|(page, since)| now.since(**since) <= SAME_FAULT && self.takes(**page, member));
+            .find(|(page, since)| age(**since, now) <= SAME_FAULT && self.takes(**page, member));
         let grows = || {
             self.wide.iter().find(|page| {
                 self.takes(**page, member) && self.is_of(**page, member, now, &world.roster)
@@ -670,17 +714,17 @@ impl Pages {
         let Some(found) = self.pages.get(&page) else {
             return false;
         };
-        if member.subject.severity > found.severity {
-            return false;
-        }
-        let Scope::Host(_) = found.scope else {
-            return true;
-        };
+        member.subject.severity <= found.severity && !self.is_seen_to(page, member)
+    }
+
+    /// Whether somebody had acknowledged in a page what fails anew.
+    fn is_seen_to(&self, page: u64, member: &Member) -> bool {
         let members = self.of_page.get(&page).into_iter().flatten();
-        !members
+        members
             .filter_map(|number| self.members.get(number))
             .any(|other| {
                 other.ack.is_some()
+                    && other.subject.host == member.subject.host
                     && other.subject.rule == member.subject.rule
                     && other.subject.subject == member.subject.subject
             })
@@ -691,7 +735,7 @@ impl Pages {
         let Some(found) = self.pages.get(&page) else {
             return false;
         };
-        if now.since(found.grown) > GROWS {
+        if age(found.grown, now) > GROWS {
             return false;
         }
         let inside = match &found.scope {
@@ -766,7 +810,7 @@ impl Pages {
     /// Hosts that fail by a rule in pages which may still become part of a wider one.
     fn told_lately(&self, rule: &str, now: Timestamp) -> BTreeSet<HostId> {
         let lately = self.pages.iter();
-        let lately = lately.filter(|(_, page)| now.since(page.opened) <= WIDENS);
+        let lately = lately.filter(|(_, page)| age(page.opened, now) <= WIDENS);
         lately
             .flat_map(|(number, _)| self.of_page.get(number).into_iter().flatten())
             .filter_map(|number| self.members.get(number))
@@ -782,8 +826,13 @@ impl Pages {
         }
         let gravest = self.gravest(&group.members);
         let is_base = |(number, page): &(&u64, &Page)| {
-            let age = now.since(page.opened);
+            let age = age(page.opened, now);
             if age > WIDENS || Some(page.severity) < gravest {
+                return false;
+            }
+            let members = group.members.iter();
+            let mut members = members.filter_map(|member| self.members.get(member));
+            if members.any(|member| self.is_seen_to(**number, member)) {
                 return false;
             }
             let of_rule = group.rules.iter().any(|rule| self.has_rule(**number, rule));
@@ -797,9 +846,9 @@ impl Pages {
     }
 
     /// Puts what belongs together into one page, a new one or the first that there is, and tells of it.
-    fn take_up(&mut self, group: &Group, bases: &[u64], now: Timestamp) {
+    fn take_up(&mut self, group: &Group, bases: &[u64], now: Timestamp, roster: &Roster) {
         let Some((&page, others)) = bases.split_first() else {
-            self.open_page(group, now);
+            self.open_page(group, now, roster);
             return;
         };
         for number in &group.members {
@@ -825,7 +874,7 @@ impl Pages {
         }
     }
 
-    fn open_page(&mut self, group: &Group, now: Timestamp) {
+    fn open_page(&mut self, group: &Group, now: Timestamp, roster: &Roster) {
         let Some(number) = group.members.first().copied() else {
             return;
         };
@@ -835,6 +884,7 @@ impl Pages {
         let page = Page {
             id: first.subject.id.clone(),
             scope: group.scope.clone(),
+            lead: Some(Lead::of(&first.subject, roster)),
             severity: self
                 .gravest(&group.members)
                 .unwrap_or(first.subject.severity),
@@ -875,6 +925,10 @@ impl Pages {
                 pages.remove(&before);
             }
         }
+        let known = self.of_host.get(&member.subject.host);
+        if !known.is_some_and(|pages| pages.contains_key(&page)) {
+            self.gained.insert(page);
+        }
         member.page = Some((page, now));
         let (host, open, flap) = (member.subject.host, member.open, member.flap);
         self.waiting.remove(&number);
@@ -906,6 +960,42 @@ impl Pages {
             .collect()
     }
 
+    /// Gives pages of before leads were written theirs.
+    fn name_pages(&mut self, roster: &Roster) {
+        for (number, page) in &mut self.pages {
+            if page.lead.is_some() {
+                continue;
+            }
+            let first = self.of_page.get(number).and_then(BTreeSet::first);
+            // The first is gone only when another page took it in.
+            let lead = self
+                .members
+                .get(number)
+                .or_else(|| self.members.get(first?));
+            page.lead = lead.map(|lead| Lead::of(&lead.subject, roster));
+            self.dirty.insert(*number);
+        }
+    }
+
+    /// Has those told who were not told of a page before it was about their hosts.
+    fn tell_gained(&mut self, now: Timestamp) {
+        for number in std::mem::take(&mut self.gained) {
+            let told = self.changes.tellings.iter();
+            if told.into_iter().any(|telling| telling.number == number) {
+                continue;
+            }
+            let Some(telling) = self.telling(number, Event::Grew, None, now) else {
+                continue;
+            };
+            self.changes.gained.push(telling);
+            if let Some(page) = self.pages.get_mut(&number) {
+                // So that what is told next has a number of its own.
+                page.tellings += 1;
+                self.dirty.insert(number);
+            }
+        }
+    }
+
     /// Notes when the last of a page has cleared.
     fn note_clear(&mut self, page: u64, now: Timestamp) {
         let members = self.of_page.get(&page).into_iter().flatten();
@@ -918,6 +1008,12 @@ impl Pages {
 
     /// Ends the pages that have been clear for long enough.
     fn close(&mut self, now: Timestamp) {
+        for (number, page) in &mut self.pages {
+            if page.clear.is_some_and(|clear| is_ahead(clear, now)) {
+                page.clear = Some(now);
+                self.dirty.insert(*number);
+            }
+        }
         let over: Vec<u64> = self
             .pages
             .iter()
@@ -1015,11 +1111,7 @@ impl Pages {
             members.len(),
             members.iter().any(|(_, member)| member.flap.flapping),
         );
-        // The first is gone only when another page took it in.
-        let lead = self
-            .members
-            .get(&number)
-            .or(members.first().map(|(_, member)| *member))?;
+        let lead = page.lead.clone()?;
         members.sort_by_key(|(number, member)| {
             (
                 !member.open,
@@ -1036,7 +1128,7 @@ impl Pages {
             into,
             severity: page.severity,
             scope: page.scope.clone(),
-            lead: (lead.subject.host, lead.subject.rule.clone()),
+            lead,
             hosts: self.hosts(number).into_iter().collect(),
             members: described
                 .map(|(number, member)| (number, member.clone()))
@@ -1077,6 +1169,19 @@ fn alike<'a>(rule: &str, incidents: impl Iterator<Item = (u64, &'a Subject)>) ->
         hosts: hosts.into_keys().collect(),
     };
     by_subject.into_iter().map(group).collect()
+}
+
+/// Whether a time is of before the clock was set back.
+pub(super) fn is_ahead(then: Timestamp, now: Timestamp) -> bool {
+    then.since(now) > STEP_BACK
+}
+
+/// How long ago something was.
+fn age(then: Timestamp, now: Timestamp) -> Duration {
+    if is_ahead(then, now) {
+        return Duration::MAX;
+    }
+    now.since(then)
 }
 
 fn count(number: usize) -> u32 {

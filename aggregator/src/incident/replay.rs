@@ -20,7 +20,7 @@ use muster_proto::{id::HostId, time::Timestamp};
 use super::{
     flap::Flap,
     hush::Hush,
-    pages::{News, Pages, Subject, Telling, Turn, World},
+    pages::{Lead, News, Pages, Subject, Telling, Turn, World},
     roster::Roster,
 };
 use crate::{
@@ -73,8 +73,8 @@ pub struct Told {
     pub said: Said,
     /// How bad.
     pub severity: Severity,
-    /// Host and rule of the incident that gave the page its number.
-    pub lead: (HostId, String),
+    /// The incident that gave the page its number.
+    pub lead: Lead,
 }
 
 impl Told {

@@ -87,6 +87,14 @@ impl Roster {
         (Self::of(answer.items), answer.missing)
     }
 
+    /// What is known of before where this says nothing: not all shards answered.
+    #[must_use]
+    pub fn over(self, before: &Self) -> Self {
+        let mut hosts = before.hosts.clone();
+        hosts.extend(self.hosts);
+        Self::of(hosts)
+    }
+
     /// Of these hosts.
     #[must_use]
     pub fn of(hosts: impl IntoIterator<Item = (HostId, Card)>) -> Self {

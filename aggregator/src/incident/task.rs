@@ -17,7 +17,10 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use muster_proto::id::HostId;
-use tokio::{sync::Notify, time};
+use tokio::{
+    sync::Notify,
+    time::{self, Instant},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -67,6 +70,8 @@ struct Pending {
     host_name: String,
     /// Oldest first. The first may be on its way to the store, so it stays.
     transitions: VecDeque<Transition>,
+    /// Since when the first is.
+    waits_since: Instant,
     /// The first is on its way to the store.
     carried: bool,
 }
@@ -103,6 +108,14 @@ impl Incidents {
             incidents: incidents.clone(),
         };
         Ok((incidents, carrier.run(stop)))
+    }
+
+    /// How long the oldest change has waited for the store; `None` when nothing waits.
+    #[must_use]
+    pub fn waiting_for(&self) -> Option<Duration> {
+        let state = self.lock();
+        let since = state.pending.values().map(|pending| pending.waits_since);
+        since.min().map(|since| since.elapsed())
     }
 
     /// What is open on a host in the store, for `detect::Engine::adopt`.
@@ -170,6 +183,7 @@ impl TransitionSink for Incidents {
             let pending = state.pending.entry(key).or_insert_with(|| Pending {
                 host_name: name.to_owned(),
                 transitions: VecDeque::new(),
+                waits_since: Instant::now(),
                 carried: false,
             });
             superseded += pending.push(transition);
@@ -348,6 +362,7 @@ impl<S: IncidentStore> Carrier<S> {
             };
             if over && let Some(pending) = self.incidents.lock().pending.get_mut(key) {
                 pending.transitions.pop_front();
+                pending.waits_since = Instant::now();
             }
         }
     }

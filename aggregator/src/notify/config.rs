@@ -150,16 +150,21 @@ impl fmt::Debug for Channel {
 }
 
 impl Channel {
-    /// Whether it is told of this.
+    /// Whether it is told of such a thing, whatever host it is about.
     #[must_use]
-    pub fn takes(&self, telling: &Telling, roster: &Roster) -> bool {
+    pub fn wants(&self, telling: &Telling) -> bool {
         let wanted = match telling.event {
             Event::Merged => self.resolved && self.kind.keeps_books(),
             Event::Resolved => self.resolved,
             _ => true,
         };
-        wanted
-            && self.severities.contains(&telling.severity)
+        wanted && self.severities.contains(&telling.severity)
+    }
+
+    /// Whether it is told of this.
+    #[must_use]
+    pub fn takes(&self, telling: &Telling, roster: &Roster) -> bool {
+        self.wants(telling)
             && (self.selector.is_all()
                 || telling.hosts.iter().any(|host| {
                     roster
@@ -549,5 +554,8 @@ impl Heartbeat {
 /// Whether a message is one that a channel's limit may keep back.
 #[must_use]
 pub fn is_limited(message: &Message) -> bool {
-    !message.is_end() && message.event != "limited" && message.event != "test"
+    !message.is_end()
+        && message.event != "limited"
+        && message.event != "test"
+        && message.readers.is_empty()
 }

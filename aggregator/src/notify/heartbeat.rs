@@ -13,7 +13,7 @@ use crate::{chain, fleet::Fleet};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sends it until `stop`. While a shard hangs or incidents cannot be stored, it is not sent: an aggregator that cannot
+/// Sends it until `stop`. While a shard hangs, or changes cannot be stored or are not judged, it is not sent: an aggregator that cannot
 /// tell people is as good as dead.
 pub async fn run(heartbeat: Heartbeat, fleet: Fleet, told: Told, stop: CancellationToken) {
     let mut ticks = time::interval(heartbeat.interval);

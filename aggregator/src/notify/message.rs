@@ -12,7 +12,7 @@ use crate::{
     control::NewDelivery,
     detect::{Severity, rules},
     incident::{
-        pages::{Event, Scope, Telling},
+        pages::{Event, Lead, Scope, Telling},
         roster::Roster,
     },
     selector::pattern,
@@ -67,18 +67,9 @@ pub struct Message {
     pub at: String,
     /// Commands to go on with.
     pub next: Vec<String>,
-}
-
-/// The incident that gave a message its number.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Lead {
-    /// Name of its rule.
-    pub rule: String,
-    /// Name of its host.
-    pub host: String,
-    /// Labels of its host.
-    pub labels: BTreeMap<String, String>,
+    /// Of a mail that some of its readers have: the addresses to which it is still to go. Empty: to all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub readers: Vec<String>,
 }
 
 /// One of the incidents a message is about.
@@ -171,7 +162,7 @@ impl Message {
             title: String::new(),
             scope,
             labels: shared(telling, roster),
-            lead: lead(telling, roster),
+            lead: lead(&telling.lead),
             host_count,
             hosts,
             problem_count: telling.count,
@@ -179,6 +170,7 @@ impl Message {
             opened: telling.opened.to_string(),
             at: telling.at.to_string(),
             next,
+            readers: Vec::new(),
         };
         message.title = message.headline(matches!(telling.scope, Scope::Label(_)));
         message.hosts.truncate(HOSTS_NAMED);
@@ -209,6 +201,7 @@ impl Message {
             opened: at.to_string(),
             at: at.to_string(),
             next: vec!["muster notify status".to_owned()],
+            readers: Vec::new(),
         }
     }
 
@@ -450,15 +443,13 @@ fn key(telling: &Telling) -> String {
     )
 }
 
-fn lead(telling: &Telling, roster: &Roster) -> Lead {
-    let (host, rule) = &telling.lead;
-    let labels = roster.card(*host).map(|card| &card.labels);
+fn lead(lead: &Lead) -> Lead {
     Lead {
-        rule: plain(rule),
-        host: plain(&roster.name(*host)),
-        labels: labels
-            .into_iter()
-            .flatten()
+        rule: plain(&lead.rule),
+        host: plain(&lead.host),
+        labels: lead
+            .labels
+            .iter()
             .map(|(key, value)| (plain(key), plain(value)))
             .collect(),
     }

@@ -3,7 +3,7 @@
 //! What fails is tried again after 2 s, doubling to 10 min, with jitter; given up after three days, or after five times
 //! when the other side says that it will never take it. While nobody answers at all, one message is tried at a time and
 //! the others wait with it. A channel's limit keeps back what is beyond it, and says so once an hour; ends of what was
-//! told are never kept back.
+//! told are never kept back. A mail that its server takes for some of its readers is sent again to the others alone.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,12 +15,13 @@ use super::{Channel, Kind, Message, Told, config::is_limited, http::SendError, s
 use crate::{
     chain,
     control::{Control, ControlError, Delivery, Fate, NewDelivery},
+    incident::pages::Event,
 };
 
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 /// After so long a message says nothing of now.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(3 * 86_400);
+pub(super) const GIVE_UP_AFTER: Duration = Duration::from_secs(3 * 86_400);
 /// So often what is refused for good is tried: the refusal may be a mistake that is mended.
 const REFUSALS: u32 = 5;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -105,10 +106,17 @@ impl Queue {
             self.end(&delivery, Fate::HeldBack, Some(notice)).await?;
             return Ok(Duration::ZERO);
         }
+        if let Some(fate) = self.too_late(&delivery, &message, now).await? {
+            self.end(&delivery, fate, None).await?;
+            return Ok(Duration::ZERO);
+        }
         match send::send(&self.channel, &self.channel.client, &message, now).await {
-            Ok(()) => {
+            Ok(taken) => {
                 *failures = 0;
-                self.end(&delivery, Fate::Delivered, None).await?;
+                let rest = rest(name, &delivery, &message, taken.later)?;
+                let refused = taken.refused;
+                self.end(&delivery, Fate::Delivered { refused }, rest)
+                    .await?;
                 tracing::info!(
                     channel = name,
                     key = delivery.key,
@@ -118,13 +126,33 @@ impl Queue {
                 );
                 Ok(Duration::ZERO)
             }
-            Err(error) => self.failed(&delivery, &error, failures).await,
+            Err(error) => self.failed(&delivery, &message, &error, failures).await,
         }
+    }
+
+    /// What becomes of a message that says nothing of now any more: its channel was away for days, or the readers it
+    /// did not reach before would hear that something begins which is over.
+    async fn too_late(
+        &self,
+        delivery: &Delivery,
+        message: &Message,
+        now: Timestamp,
+    ) -> Result<Option<Fate>, ControlError> {
+        if message.is_end() {
+            return Ok(None);
+        }
+        if now.since(delivery.made) >= GIVE_UP_AFTER {
+            let error = "it waited for three days: what it says is old".to_owned();
+            return Ok(Some(Fate::GivenUp { error }));
+        }
+        let over = !message.readers.is_empty() && self.control.page_is_over(delivery.page).await?;
+        Ok(over.then_some(Fate::HeldBack))
     }
 
     async fn failed(
         &self,
         delivery: &Delivery,
+        message: &Message,
         error: &SendError,
         failures: &mut u32,
     ) -> Result<Duration, ControlError> {
@@ -158,8 +186,9 @@ impl Queue {
             }
         };
         self.end(delivery, fate, None).await?;
-        if error.is_for_good() {
-            // It is the message, not the way.
+        let answered = matches!(error, SendError::Refused { .. });
+        if error.is_for_good() || (answered && !message.readers.is_empty()) {
+            // It is the message, or who reads it, not the way.
             return Ok(Duration::ZERO);
         }
         *failures += 1;
@@ -221,6 +250,33 @@ impl Queue {
             tracing::warn!(channel = self.channel.name, error = %chain(&error), "no Alertmanager hears of what goes on");
         }
     }
+}
+
+/// The same message for the readers whom the server did not take it for now; it has the same Message-ID.
+fn rest(
+    channel: &str,
+    delivery: &Delivery,
+    message: &Message,
+    readers: Vec<String>,
+) -> Result<Option<NewDelivery>, ControlError> {
+    if readers.is_empty() {
+        return Ok(None);
+    }
+    let event = Event::ALL
+        .iter()
+        .find(|event| event.as_str() == message.event);
+    let message = Message {
+        readers,
+        ..message.clone()
+    };
+    let wrong = |_| ControlError::Row("deliveries");
+    Ok(Some(NewDelivery {
+        channel: channel.to_owned(),
+        key: format!("{}.rest", delivery.key),
+        page: delivery.page,
+        event: event.map_or("limited", |event| event.as_str()),
+        message: serde_json::to_string(&message).map_err(wrong)?,
+    }))
 }
 
 /// The pause after this many failures: 2 s, 4 s … 10 min, up to a fifth more or less, so that many do not come at once.

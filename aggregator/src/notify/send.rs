@@ -24,16 +24,25 @@ const PAGERDUTY_SUMMARY: usize = 1024;
 /// Longest text that is put into a chat.
 const CHAT_CHARS: usize = 3000;
 
+/// Whom a message that was taken did not reach.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Readers of a mail for whom the server does not take it now.
+    pub later: Vec<String>,
+    /// Those for whom it never will, and what it said; empty when there are none.
+    pub refused: String,
+}
+
 /// Sends a message.
 ///
 /// # Errors
-/// Whatever stood in the way; the message is then to be tried again, unless that is in vain.
+/// Whatever stood in the way of all of it; the message is then to be tried again, unless that is in vain.
 pub async fn send(
     channel: &Channel,
     client: &Client,
     message: &Message,
     now: Timestamp,
-) -> Result<(), SendError> {
+) -> Result<Taken, SendError> {
     let title = || match &channel.title {
         Some(template) => message.fill(template),
         None => message.subject(),
@@ -46,30 +55,39 @@ pub async fn send(
         Kind::Webhook { url, secret } => {
             let body = serde_json::to_vec(message).map_err(not_json)?;
             let request = signed(url, body, &message.key, secret.as_deref(), now)?;
-            post(channel, client, url, request).await
+            post(channel, client, url, request).await?;
         }
         Kind::Slack { url } => {
             let body = json!({"text": chat(&title(), &text())});
             let request = json_request(url, &body)?;
-            post(channel, client, url, request).await
+            post(channel, client, url, request).await?;
         }
         Kind::PagerDuty { url, routing_key } => {
             let request = json_request(url, &pagerduty(message, routing_key, &title()))?;
-            post(channel, client, url, request).await
+            post(channel, client, url, request).await?;
         }
         Kind::Alertmanager {
             urls,
             authorization,
         } => {
             let body = json!([alert(message, &title(), &text(), now)]);
-            alertmanagers(channel, client, urls, authorization.as_deref(), &body).await
+            alertmanagers(channel, client, urls, authorization.as_deref(), &body).await?;
         }
         Kind::Email(settings) => {
             let mail = smtp::mail(settings, message, &title(), &text(), now);
-            smtp::send(client, settings, &mail, channel.timeout).await
+            let readers = readers(settings, message);
+            return smtp::send(client, settings, &readers, &mail, channel.timeout).await;
         }
-        Kind::Exec { program } => run(channel, program, message).await,
+        Kind::Exec { program } => run(channel, program, message).await?,
     }
+    Ok(Taken::default())
+}
+
+/// Who of a channel's readers has not got a mail yet.
+fn readers<'a>(settings: &'a smtp::Smtp, message: &Message) -> Vec<&'a str> {
+    let all = settings.to.iter().map(String::as_str);
+    all.filter(|to| message.readers.is_empty() || message.readers.iter().any(|one| one == to))
+        .collect()
 }
 
 /// Tells Alertmanagers again of what goes on, so that they do not take it for over.

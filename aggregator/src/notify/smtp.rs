@@ -12,6 +12,7 @@ use tokio::io::{
 use super::{
     http::{Client, SendError, connect},
     message::Message,
+    send::Taken,
 };
 
 /// Longest line of an answer (RFC 5321, 4.5.3.1.5), and lines of one answer that are read.
@@ -50,25 +51,35 @@ impl std::fmt::Debug for Smtp {
     }
 }
 
-/// Sends a mail.
+/// Sends a mail to these readers. Nobody left among them is no error.
 ///
 /// # Errors
-/// Whatever stood in the way; when the server takes it for some readers only, it is sent to these.
+/// Whatever stood in the way; when the server takes it for some readers only, it is sent to these, and the others are
+/// named.
 pub async fn send(
     client: &Client,
     smtp: &Smtp,
+    readers: &[&str],
     mail: &str,
     timeout: Duration,
-) -> Result<(), SendError> {
+) -> Result<Taken, SendError> {
+    if readers.is_empty() {
+        return Ok(Taken::default());
+    }
     let late = || SendError::Late {
         to: smtp.server.clone(),
         after: timeout,
     };
-    let sent = tokio::time::timeout(timeout, deliver(client, smtp, mail)).await;
+    let sent = tokio::time::timeout(timeout, deliver(client, smtp, readers, mail)).await;
     sent.map_err(|_| late())?
 }
 
-async fn deliver(client: &Client, smtp: &Smtp, mail: &str) -> Result<(), SendError> {
+async fn deliver(
+    client: &Client,
+    smtp: &Smtp,
+    readers: &[&str],
+    mail: &str,
+) -> Result<Taken, SendError> {
     let stream = connect(&smtp.server).await?;
     let (host, _) = smtp.server.rsplit_once(':').unwrap_or((&smtp.server, ""));
     match smtp.protection {
@@ -76,7 +87,7 @@ async fn deliver(client: &Client, smtp: &Smtp, mail: &str) -> Result<(), SendErr
             let mut talk = Talk::new(stream, smtp);
             talk.expect(2).await?;
             talk.hello().await?;
-            talk.mail(smtp, mail).await
+            talk.mail(smtp, readers, mail).await
         }
         Protection::Tls => {
             let stream = client.secure(stream, host, &smtp.server).await?;
@@ -84,7 +95,7 @@ async fn deliver(client: &Client, smtp: &Smtp, mail: &str) -> Result<(), SendErr
             talk.expect(2).await?;
             talk.hello().await?;
             talk.log_in(smtp).await?;
-            talk.mail(smtp, mail).await
+            talk.mail(smtp, readers, mail).await
         }
         Protection::StartTls => {
             let mut talk = Talk::new(stream, smtp);
@@ -100,7 +111,7 @@ async fn deliver(client: &Client, smtp: &Smtp, mail: &str) -> Result<(), SendErr
             let mut talk = Talk::new(stream, smtp);
             talk.hello().await?;
             talk.log_in(smtp).await?;
-            talk.mail(smtp, mail).await
+            talk.mail(smtp, readers, mail).await
         }
     }
 }
@@ -194,23 +205,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         self.say(&format!("AUTH PLAIN {secret}"), 2).await
     }
 
-    async fn mail(&mut self, smtp: &Smtp, mail: &str) -> Result<(), SendError> {
+    async fn mail(
+        &mut self,
+        smtp: &Smtp,
+        readers: &[&str],
+        mail: &str,
+    ) -> Result<Taken, SendError> {
         self.say(&format!("MAIL FROM:<{}>", smtp.from), 2).await?;
-        let (mut taken, mut refused) = (0, None);
-        for to in &smtp.to {
+        let (mut any, mut last, mut taken) = (false, None, Taken::default());
+        let mut refused = Vec::new();
+        for to in readers {
             match self.say(&format!("RCPT TO:<{to}>"), 2).await {
-                Ok(()) => taken += 1,
+                Ok(()) => any = true,
                 Err(error @ SendError::Refused { .. }) => {
                     tracing::warn!(server = self.server, to, %error, "a reader was refused");
-                    refused = Some(error);
+                    // Greylisting and full mailboxes pass; 5xx does not (RFC 5321, 4.2.1).
+                    match &error {
+                        SendError::Refused { answer, .. } if answer.starts_with('5') => {
+                            refused.push(format!("{to}: {error}"));
+                        }
+                        _ => taken.later.push((*to).to_owned()),
+                    }
+                    last = Some(error);
                 }
                 Err(error) => return Err(error),
             }
         }
-        if taken == 0 {
-            return Err(
-                refused.unwrap_or_else(|| SendError::Message("it has no readers".to_owned()))
-            );
+        if let (false, Some(error)) = (any, last) {
+            return Err(error);
+        }
+        if !refused.is_empty() {
+            taken.refused = format!("not taken for {}", refused.join("; "));
         }
         self.say("DATA", 3).await?;
         let mut data = String::with_capacity(mail.len() + 64);
@@ -226,7 +251,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
         self.say(&data, 2).await?;
         // Taken is taken, whatever it answers to this.
         let _ = self.say("QUIT", 2).await;
-        Ok(())
+        Ok(taken)
     }
 }
 

@@ -4,23 +4,28 @@
 //! and judged again from the store: nothing is sent that is not queued, and nothing is forgotten.
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicI64, Ordering},
-    },
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use muster_proto::time::{Clock, Timestamp};
-use tokio::{sync::Notify, time};
+use tokio::{
+    sync::Notify,
+    time::{self, Instant},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{Channel, Message, NotifyConfig, heartbeat, queue::Queue};
+use super::{
+    Channel, Message, NotifyConfig, heartbeat,
+    queue::{GIVE_UP_AFTER, Queue},
+};
 use crate::{
     chain,
     control::{Consequence, Control, ControlError, NewDelivery},
     fleet::Fleet,
     incident::{
+        Incidents,
         hush::Hush,
         pages::{Changes, News, Pages, Telling, Why, World},
         roster::Roster,
@@ -30,8 +35,15 @@ use crate::{
 const TICK: Duration = Duration::from_secs(1);
 /// A copy of the hosts' labels that is older is taken anew before it is used.
 const ROSTER_AGE: Duration = Duration::from_secs(60);
-/// Without a round for so long, it does not work.
+/// A copy without the hosts of a shard that did not answer is taken anew so soon.
+const PARTIAL_ROSTER_AGE: Duration = Duration::from_secs(10);
+/// Until all shards have answered once, nothing is judged, for no longer than this: silences and selectors go by what
+/// the shards know, but telling too many people is better than telling nobody.
+const WAIT_FOR_SHARDS: Duration = Duration::from_secs(60);
+/// Without a round for so long, or when a change of an incident waits so long for the store, it does not work.
 const WORKS_WITHIN: Duration = Duration::from_secs(60);
+/// How often it is proved that the store can be written, when nothing has to be.
+const PROVE_EVERY: Duration = Duration::from_secs(60);
 /// Pause after a failure of the store.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -46,15 +58,48 @@ struct Shared {
     state: Mutex<State>,
     fleet_name: String,
     channels: Vec<Arc<Channel>>,
-    /// Last round, milliseconds of the wall clock.
-    round: AtomicI64,
-    now: Option<Arc<dyn Clock>>,
+    /// The last round; `None` where there are none.
+    round: Mutex<Option<Instant>>,
+    /// What waits for the store before anybody can be told of it.
+    incidents: Incidents,
 }
 
 #[derive(Default)]
 struct State {
     pages: Pages,
     world: World,
+    /// Channels that have a message of a page which is open.
+    told: HashMap<u64, BTreeSet<String>>,
+    /// What was open before the start was judged by what is known now.
+    judged: bool,
+}
+
+impl State {
+    /// What the store has of pages that are open.
+    async fn read(control: &Control) -> Result<Self, ControlError> {
+        let (pages, members) = control.open_pages().await?;
+        let mut told: HashMap<u64, BTreeSet<String>> = HashMap::new();
+        for (page, channel) in control.told_channels().await? {
+            told.entry(page).or_default().insert(channel);
+        }
+        Ok(Self {
+            pages: Pages::restore(pages, members),
+            told,
+            ..Self::default()
+        })
+    }
+
+    fn has_told(&self, channel: &Channel, page: u64) -> bool {
+        let told = self.told.get(&page);
+        told.is_some_and(|told| told.contains(&channel.name))
+    }
+
+    /// Whether a channel hears of this: what it was told of once it hears of to its end, whatever has become of the
+    /// hosts and their labels since.
+    fn hears(&self, channel: &Channel, telling: &Telling) -> bool {
+        channel.takes(telling, &self.world.roster)
+            || (channel.wants(telling) && self.has_told(channel, telling.number))
+    }
 }
 
 /// How an incident stands with those who are told.
@@ -86,22 +131,20 @@ pub async fn start(
     config: &NotifyConfig,
     control: Control,
     fleet: Fleet,
+    incidents: Incidents,
     fleet_name: String,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) -> Result<(Told, Vec<Task>), ControlError> {
-    let (pages, members) = control.open_pages().await?;
+    let state = State::read(&control).await?;
     let channels: Vec<Arc<Channel>> = config.channels.values().cloned().map(Arc::new).collect();
     let told = Told {
         shared: Arc::new(Shared {
-            state: Mutex::new(State {
-                pages: Pages::restore(pages, members),
-                world: World::default(),
-            }),
+            state: Mutex::new(state),
             fleet_name,
             channels: channels.clone(),
-            round: AtomicI64::new(clock.now().as_millis()),
-            now: Some(Arc::clone(&clock)),
+            round: Mutex::new(Some(Instant::now())),
+            incidents,
         }),
     };
     let mut tasks: Vec<Task> = Vec::new();
@@ -128,7 +171,9 @@ pub async fn start(
         fleet,
         clock,
         wakes,
-        roster_read: None,
+        began: Instant::now(),
+        roster: None,
+        proved: None,
         stale: false,
     };
     tasks.push(("telling people", Box::pin(teller.run(stop))));
@@ -140,7 +185,7 @@ impl Told {
     #[must_use]
     pub fn standing_of(&self, number: u64, now: Timestamp) -> Standing {
         let state = self.lock();
-        let State { pages, world } = &*state;
+        let State { pages, world, .. } = &*state;
         let mut standing = Standing {
             flapping: pages.is_flapping(number),
             ..Standing::default()
@@ -165,15 +210,18 @@ impl Told {
         standing
     }
 
-    /// What goes on and a channel takes, as messages.
+    /// What goes on and a channel takes, as messages; nothing before the first look at the hosts.
     #[must_use]
     pub fn standing(&self, channel: &Channel, now: Timestamp) -> Vec<Message> {
         let state = self.lock();
-        let State { pages, world } = &*state;
-        pages
+        if !state.judged {
+            return Vec::new();
+        }
+        state
+            .pages
             .standing(now)
-            .filter(|telling| channel.takes(telling, &world.roster))
-            .map(|telling| Message::of(&telling, &self.shared.fleet_name, &world.roster))
+            .filter(|telling| state.hears(channel, telling))
+            .map(|telling| Message::of(&telling, &self.shared.fleet_name, &state.world.roster))
             .collect()
     }
 
@@ -189,14 +237,20 @@ impl Told {
         &self.shared.fleet_name
     }
 
-    /// Whether what changes is still judged.
+    /// Whether what changes is still stored and judged, by the monotonic clock.
     #[must_use]
     pub fn is_working(&self) -> bool {
-        let Some(clock) = &self.shared.now else {
-            return true;
-        };
-        let round = Timestamp::from_millis(self.shared.round.load(Ordering::Relaxed));
-        clock.now().since(round) < WORKS_WITHIN
+        let waits = self.shared.incidents.waiting_for();
+        let round = *self.last_round();
+        [waits, round.map(|round| round.elapsed())]
+            .into_iter()
+            .flatten()
+            .all(|passed| passed < WORKS_WITHIN)
+    }
+
+    fn last_round(&self) -> MutexGuard<'_, Option<Instant>> {
+        let round = self.shared.round.lock();
+        round.unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -214,7 +268,11 @@ struct Teller {
     fleet: Fleet,
     clock: Arc<dyn Clock>,
     wakes: Vec<Arc<Notify>>,
-    roster_read: Option<Timestamp>,
+    began: Instant,
+    /// When the hosts were read last, and whether all shards answered.
+    roster: Option<(Instant, bool)>,
+    /// When the store was last written.
+    proved: Option<Instant>,
     /// What was judged last could not be written: the store knows better.
     stale: bool,
 }
@@ -243,22 +301,27 @@ impl Teller {
     async fn round(&mut self) -> Result<(), ControlError> {
         let now = self.clock.now();
         if self.stale {
-            let (pages, members) = self.control.open_pages().await?;
-            self.told.lock().pages = Pages::restore(pages, members);
+            let state = State::read(&self.control).await?;
+            let mut old = self.told.lock();
+            (old.pages, old.told) = (state.pages, state.told);
             self.stale = false;
         }
+        self.prove(now).await?;
         let news = self.control.news(0).await?;
-        self.look_around(&news, now).await?;
+        if !self.look_around(&news, now).await? {
+            return Ok(());
+        }
         let through = news.last().map_or(0, |last| last.seq);
         let (changes, deliveries) = {
             let mut state = self.told.lock();
-            let State { pages, world } = &mut *state;
+            let State { pages, world, .. } = &mut *state;
             for one in news {
                 pages.news(one, now);
             }
             pages.tick(now, world);
-            let changes = pages.take();
-            let deliveries = self.deliveries(&changes, &world.roster);
+            let mut changes = pages.take();
+            state.judged = true;
+            let deliveries = self.deliveries(&mut changes, &mut state);
             (changes, deliveries)
         };
         if through > 0 || !changes.is_empty() {
@@ -270,58 +333,102 @@ impl Teller {
                     at: now,
                 })
                 .await?;
+            self.proved = Some(Instant::now());
             for wake in &self.wakes {
                 wake.notify_one();
             }
         }
-        self.told
-            .shared
-            .round
-            .store(now.as_millis(), Ordering::Relaxed);
+        *self.told.last_round() = Some(Instant::now());
         Ok(())
     }
 
-    /// Reads silences, and the hosts when they may have changed since what is known of them.
-    async fn look_around(&mut self, news: &[News], now: Timestamp) -> Result<(), ControlError> {
+    /// Writes something now and then: a store that can only be read looks well until somebody must be told.
+    async fn prove(&mut self, now: Timestamp) -> Result<(), ControlError> {
+        let proved = self.proved;
+        if proved.is_some_and(|proved| proved.elapsed() < PROVE_EVERY) {
+            return Ok(());
+        }
+        let channels = self.told.shared.channels.iter();
+        let channels: Vec<String> = channels.map(|channel| channel.name.clone()).collect();
+        let before = now.minus(GIVE_UP_AFTER);
+        self.control.keep_house(&channels, before, now).await?;
+        self.proved = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Reads silences, and the hosts when they may have changed since what is known of them. False while too little is
+    /// known to judge by.
+    async fn look_around(&mut self, news: &[News], now: Timestamp) -> Result<bool, ControlError> {
         let hushes = self.control.quiets(false, now).await?;
         let hushes: Vec<Hush> = hushes.into_iter().filter_map(Hush::of).collect();
-        let old = self
-            .roster_read
-            .is_none_or(|read| now.since(read) >= ROSTER_AGE || now < read);
-        let unknown = {
-            let state = self.told.lock();
-            let roster = &state.world.roster;
-            news.iter()
-                .any(|one| roster.card(one.subject.host).is_none())
-        };
-        // A host that joined since has a name already; people are not told of its id.
-        let roster = if unknown || (old && !news.is_empty()) || self.roster_read.is_none() {
+        if self.must_read_roster(news) {
             let (roster, missing) = Roster::read(&self.fleet).await;
-            if missing.is_empty() {
-                self.roster_read = Some(now);
-            }
-            Some(roster)
-        } else {
-            None
-        };
+            let whole = missing.is_empty();
+            let mut state = self.told.lock();
+            state.world.roster = if whole {
+                roster
+            } else {
+                // What a shard that hangs told before still holds: its silences and channels too.
+                roster.over(&state.world.roster)
+            };
+            self.roster = Some((Instant::now(), whole));
+        }
         let mut state = self.told.lock();
         state.world.hushes = hushes;
-        if let Some(roster) = roster {
-            state.world.roster = roster;
-        }
-        Ok(())
+        let whole = self.roster.is_some_and(|(_, whole)| whole);
+        Ok(whole || state.judged || self.began.elapsed() >= WAIT_FOR_SHARDS)
     }
 
-    /// The messages that follow, for each channel that takes them.
-    fn deliveries(&self, changes: &Changes, roster: &Roster) -> Vec<NewDelivery> {
+    fn must_read_roster(&self, news: &[News]) -> bool {
+        let Some((read, whole)) = self.roster else {
+            return true;
+        };
+        let age = read.elapsed();
+        if !whole && age >= PARTIAL_ROSTER_AGE {
+            return true;
+        }
+        // A host that joined since has a name already; people are not told of its id.
+        let state = self.told.lock();
+        let roster = &state.world.roster;
+        let unknown = |one: &News| roster.card(one.subject.host).is_none();
+        news.iter().any(unknown) || (age >= ROSTER_AGE && !news.is_empty())
+    }
+
+    /// The messages that follow, for each channel that hears of it. What is told to those alone who were not told of a
+    /// page before it came to their hosts becomes a telling like the others.
+    fn deliveries(&self, changes: &mut Changes, state: &mut State) -> Vec<NewDelivery> {
+        let known: &State = state;
+        let roster = &known.world.roster;
         let mut all = Vec::new();
-        for telling in &changes.tellings {
+        let mut send = |telling: &Telling, to: &dyn Fn(&Channel) -> bool| {
             let message = Message::of(telling, &self.told.shared.fleet_name, roster);
-            for channel in &self.told.shared.channels {
-                if channel.takes(telling, roster) {
-                    all.extend(queued(&message, channel, telling));
-                }
+            let channels = self.told.shared.channels.iter();
+            let mut sent = Vec::new();
+            for channel in channels.filter(|channel| to(channel)) {
+                all.extend(queued(&message, channel, telling));
+                sent.push(channel.name.clone());
             }
+            sent
+        };
+        let mut told: Vec<(u64, Vec<String>)> = Vec::new();
+        for telling in &changes.tellings {
+            let sent = send(telling, &|channel| known.hears(channel, telling));
+            told.push((telling.number, sent));
+        }
+        for telling in std::mem::take(&mut changes.gained) {
+            let sent = send(&telling, &|channel| {
+                channel.takes(&telling, roster) && !known.has_told(channel, telling.number)
+            });
+            if !sent.is_empty() {
+                told.push((telling.number, sent));
+                changes.tellings.push(telling);
+            }
+        }
+        for (page, channels) in told {
+            state.told.entry(page).or_default().extend(channels);
+        }
+        for page in &changes.closed {
+            state.told.remove(page);
         }
         all
     }

@@ -261,9 +261,14 @@ impl PagingService {
         let sent = notify::send::send(channel, &channel.client, &message, now).await;
         Ok(v1::TestChannelResponse {
             kind: channel.kind.as_str().to_owned(),
-            error: sent
-                .err()
-                .map_or_else(String::new, |error| crate::chain(&error)),
+            error: match sent {
+                Ok(taken) if taken.later.is_empty() => taken.refused,
+                Ok(taken) => {
+                    let later = format!("refused for now for {}", taken.later.join(", "));
+                    [later, taken.refused].join(" ").trim_end().to_owned()
+                }
+                Err(error) => crate::chain(&error),
+            },
             millis: u32::try_from(began.elapsed().as_millis()).unwrap_or(u32::MAX),
         })
     }

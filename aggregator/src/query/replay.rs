@@ -103,7 +103,7 @@ impl ReplayService {
             turns: record.turns,
             subjects: record.subjects,
             quiets: quiets.map_err(|error| store_failed(&error))?,
-            roster: roster.clone(),
+            roster,
         };
         let since = Timestamp::from_millis(request.since_ms);
         let begun = script.turns.first().map(|turned| turned.at);
@@ -140,8 +140,8 @@ impl ReplayService {
             told_again: same.len() as u64,
             told_otherwise: otherwise as u64,
             rules: by_rule(&again, &then),
-            left_out: only_in(&again, &then, &roster),
-            added: only_in(&then, &again, &roster),
+            left_out: only_in(&again, &then),
+            added: only_in(&then, &again),
             not_judged: other.not_judged.into_iter().collect(),
         })
     }
@@ -173,7 +173,7 @@ fn by_rule(before: &[Told], then: &[Told]) -> Vec<v1::ReplayRule> {
     let mut rules: BTreeMap<&str, v1::ReplayRule> = BTreeMap::new();
     for (told, is_then) in [(before, false), (then, true)] {
         for one in told {
-            let row = rules.entry(&one.lead.1).or_default();
+            let row = rules.entry(&one.lead.rule).or_default();
             let page = u64::from(one.said.event == Event::Firing.as_str());
             let (pages, messages) = if is_then {
                 (&mut row.pages_then, &mut row.messages_then)
@@ -194,7 +194,7 @@ fn by_rule(before: &[Told], then: &[Told]) -> Vec<v1::ReplayRule> {
 }
 
 /// What is told here and not there: the same page for the same reason is the same.
-fn only_in(here: &[Told], there: &[Told], roster: &Roster) -> Vec<v1::ReplayTold> {
+fn only_in(here: &[Told], there: &[Told]) -> Vec<v1::ReplayTold> {
     let mut others: HashMap<(u64, &str), usize> = HashMap::new();
     for one in there {
         *others
@@ -215,8 +215,8 @@ fn only_in(here: &[Told], there: &[Told], roster: &Roster) -> Vec<v1::ReplayTold
         at_ms: one.said.at.as_millis(),
         incident: one.said.page,
         event: one.said.event.clone(),
-        rule: one.lead.1.clone(),
-        host: roster.name(one.lead.0),
+        rule: one.lead.rule.clone(),
+        host: one.lead.host.clone(),
         severity: one.severity.to_wire().into(),
     });
     named.collect()

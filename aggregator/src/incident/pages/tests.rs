@@ -399,6 +399,81 @@ fn a_silent_host_hides_what_is_on_it() {
 }
 
 #[test]
+fn a_rack_that_came_back_hides_nothing_while_one_of_it_stays_dead() {
+    for kills in [false, true] {
+        let mut sim = Sim::new();
+        sim.kills = kills;
+        let silent: Vec<u64> = (120..160)
+            .map(|at| sim.open_as(at, HOST_SILENT, "", Severity::Critical))
+            .collect();
+        sim.pass(60);
+        for number in &silent[1..] {
+            sim.clear(*number);
+        }
+        sim.pass(30);
+        // On one that is back, while that is not sure yet, and on the one that is not.
+        let back = sim.open(130, "unit_failed", "cron.service");
+        let dead = sim.open(120, "unit_failed", "cron.service");
+        sim.pass(HOLD.as_secs() - 40);
+        assert_eq!(sim.events(), [(1, "firing")]);
+        let why = sim.pages.why_quiet(back, sim.at(), &sim.world);
+        assert_eq!(why, Some(Why::Silent(silent[10])));
+        sim.pass(30);
+        assert_eq!(sim.events()[1..], [(back, "firing")]);
+        let why = sim.pages.why_quiet(dead, sim.at(), &sim.world);
+        assert_eq!(why, Some(Why::Silent(silent[0])));
+        sim.pass(86_400);
+        assert_eq!(sim.told.len(), 2, "{:?}", sim.said());
+        assert_eq!(sim.pages.page_of(silent[39]).map(|(page, _)| page), Some(1));
+    }
+}
+
+#[test]
+fn a_failure_after_it_was_seen_to_is_told_in_a_page_of_many_hosts_too() {
+    let mut sim = Sim::new();
+    let failed: Vec<u64> = (120..160)
+        .map(|at| sim.open(at, "unit_failed", "nginx.service"))
+        .collect();
+    sim.pass(60);
+    sim.ack(failed[0], None);
+    sim.clear(failed[0]);
+    sim.pass(20);
+    let again = sim.open(120, "unit_failed", "nginx.service");
+    assert_ne!(again, failed[0]);
+    // What somebody sees to on one host says nothing of the others of the rack.
+    let other = sim.open(121, "unit_failed", "php.service");
+    sim.pass(60);
+    assert_eq!(sim.events(), [(1, "firing"), (again, "firing")]);
+    assert_eq!(sim.pages.page_of(other).map(|(page, _)| page), Some(1));
+}
+
+#[test]
+fn a_clock_that_is_set_back_keeps_nobody_waiting() {
+    for kills in [false, true] {
+        let mut sim = Sim::new();
+        sim.kills = kills;
+        sim.now = 7200;
+        let told = sim.open(1, "unit_failed", "cron.service");
+        sim.pass(60);
+        sim.clear(told);
+        sim.open(2, "unit_failed", "cron.service");
+        sim.pass(5);
+        sim.now -= 3600;
+        let before = sim.now;
+        sim.pass(1);
+        assert_eq!(sim.said()[1..], [(before, 2, "firing")]);
+        // Its host came into a page an hour from now: that is no fault of this minute.
+        sim.open(1, "filesystem_full", "/");
+        sim.pass(600);
+        let end = before + HOLD.as_secs();
+        assert_eq!(
+            sim.said()[2..],
+            [(before + 21, 3, "firing"), (end, 1, "resolved")]
+        );
+    }
+}
+
+#[test]
 fn who_sees_to_it_is_not_told_again_until_they_said() {
     let mut sim = Sim::new();
     let first = sim.open(1, "unit_failed", "cron.service");

@@ -281,7 +281,10 @@ async fn other_rules_tell_less() {
         let mut pages: Vec<u64> = other.told.iter().map(|one| one.said.page).collect();
         pages.sort_unstable();
         assert_eq!(pages, expected, "{text}");
-        let of_checks = other.told.iter().find(|one| one.lead.1 == "check_failing");
+        let of_checks = other
+            .told
+            .iter()
+            .find(|one| one.lead.rule == "check_failing");
         if let Some(one) = of_checks {
             assert_eq!(one.severity, severity, "{text}");
         }

@@ -329,9 +329,11 @@ async fn the_task_tries_again_by_itself_and_stores_what_waits_at_the_end() {
     incidents.report(HOST, "web-01", vec![opened("/", Severity::Warning, 1)]);
     time::sleep(Duration::from_secs(100)).await;
     assert!(incidents.totals().failures >= 3);
+    assert_eq!(incidents.waiting_for(), Some(Duration::from_secs(100)));
     store.lock().closed = false;
     time::sleep(RETRY_MAX).await;
     assert_eq!(store.open_rows().len(), 1);
+    assert_eq!(incidents.waiting_for(), None);
     incidents.report(HOST, "web-01", vec![cleared("/", Severity::Warning, 1, 2)]);
     stop.cancel();
     task.await.expect("the task does not panic");

@@ -133,6 +133,25 @@ async fn after_three_days_it_is_given_up_and_that_is_seen() {
     assert_eq!((books.waiting, books.given_up), (0, 1));
 }
 
+#[tokio::test]
+async fn what_is_days_old_is_not_sent_but_ends_are() {
+    let lab = Lab::new(0).await;
+    lab.queue(1, "firing").await;
+    assert_eq!(lab.drain().await, ["1.firing"]);
+    lab.queue(1, "resolved").await;
+    lab.queue(2, "firing").await;
+    lab.queue(2, "resolved").await;
+    lab.clock.advance(GIVE_UP_AFTER);
+    assert_eq!(lab.drain().await, ["1.resolved"]);
+    let books = lab
+        .queue
+        .control
+        .channel_books("ops", START)
+        .await
+        .expect("readable");
+    assert_eq!((books.waiting, books.given_up, books.held_back), (0, 1, 1));
+}
+
 #[test]
 fn pauses_double_within_their_bounds() {
     for (failures, least, most) in [
@@ -195,6 +214,7 @@ async fn mail_server(tls: Arc<rustls::ServerConfig>) -> (String, tokio::task::Jo
                 Some("STARTTLS") => "220 go on\r\n",
                 Some("DATA") => "354 go on\r\n",
                 Some("RCPT") if word.contains("nobody") => "550 no such reader\r\n",
+                Some("RCPT") if word.contains("grey") => "451 come again\r\n",
                 Some("AUTH") => "235 welcome\r\n",
                 Some("QUIT") => "221 bye\r\n",
                 _ => "250 ok\r\n",
@@ -245,15 +265,25 @@ async fn a_mail_is_handed_in_over_tls_and_the_password_only_there() {
         from: "muster@example.org".to_owned(),
         to: vec![
             "nobody@example.org".to_owned(),
+            "grey@example.org".to_owned(),
             "ops@example.org".to_owned(),
         ],
     };
     let mut channel = channel("mail", Kind::Email(settings));
     channel.client = Client::new(Some(&root)).expect("a root");
     let message = Message::about("test", "k.7".to_owned(), "lab", "a trial".to_owned(), START);
-    send::send(&channel, &channel.client, &message, START)
+    let taken = send::send(&channel, &channel.client, &message, START)
         .await
         .expect("taken");
+    assert_eq!(taken.later, ["grey@example.org"]);
+    assert!(
+        taken
+            .refused
+            .starts_with("not taken for nobody@example.org: ")
+            && taken.refused.ends_with("answered 550 no such reader"),
+        "{}",
+        taken.refused
+    );
     let said = heard.await.expect("the server ends with the conversation");
     let (plain, secure) = said.split_once("-- TLS\n").expect("TLS began");
     assert!(
@@ -273,6 +303,70 @@ async fn a_mail_is_handed_in_over_tls_and_the_password_only_there() {
         "{secure}"
     );
     assert!(secure.contains("\r\n.\r\n"), "{secure}");
+}
+
+/// A relay on this machine that refuses a reader for now in the first of its conversations.
+async fn greylisting(conversations: usize) -> (String, tokio::task::JoinHandle<Vec<String>>) {
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+        .await
+        .expect("a port");
+    let port = listener.local_addr().expect("bound").port();
+    let server = tokio::spawn(async move {
+        let mut said = Vec::new();
+        for conversation in 0..conversations {
+            let (stream, _) = listener.accept().await.expect("a client");
+            let mut stream = BufReader::new(stream);
+            stream.write_all(b"220 relay\r\n").await.expect("a client");
+            let (mut heard, mut data) = (String::new(), false);
+            while !heard.ends_with("QUIT\r\n")
+                && stream
+                    .read_line(&mut heard)
+                    .await
+                    .is_ok_and(|read| read > 0)
+            {
+                let line = heard.lines().last().unwrap_or_default();
+                let reply = match line.get(..4).unwrap_or_default() {
+                    _ if data && line != "." => continue,
+                    "DATA" => "354 go on\r\n",
+                    "RCPT" if conversation == 0 && line.contains("grey") => "451 come again\r\n",
+                    _ => "250 ok\r\n",
+                };
+                data = line == "DATA";
+                stream.write_all(reply.as_bytes()).await.expect("a client");
+            }
+            said.push(heard);
+        }
+        said
+    });
+    (format!("localhost:{port}"), server)
+}
+
+#[tokio::test]
+async fn a_reader_refused_for_now_gets_the_mail_later_and_the_others_once() {
+    let mut lab = Lab::new(0).await;
+    let (server, heard) = greylisting(2).await;
+    let settings = Smtp {
+        server,
+        protection: Protection::None,
+        login: None,
+        from: "muster@example.org".to_owned(),
+        to: vec!["ops@example.org".to_owned(), "grey@example.org".to_owned()],
+    };
+    lab.queue.channel = Arc::new(channel("ops", Kind::Email(settings)));
+    lab.queue(1, "firing").await;
+    while lab.queue.step(&mut 0).await.is_zero() {}
+    let said = heard.await.expect("two conversations");
+    assert!(said[0].contains("RCPT TO:<ops@") && said[0].contains("RCPT TO:<grey@"));
+    assert!(!said[1].contains("RCPT TO:<ops@") && said[1].contains("RCPT TO:<grey@"));
+    for mail in &said {
+        assert!(
+            mail.contains("\r\nMessage-ID: <1.firing@example.org>\r\n"),
+            "{mail}"
+        );
+    }
+    let books = lab.queue.control.channel_books("ops", START).await;
+    assert_eq!(books.expect("readable").waiting, 0);
 }
 
 #[tokio::test]

@@ -7,12 +7,16 @@ use std::{
 };
 
 use muster_proto::{id::HostId, time::FakeClock, v1};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::{
-    control::{NewIncident, Resolution},
-    fleet::Counters,
+    control::{NewIncident, Quiet, QuietKind, Resolution},
+    fleet::{Counters, Enrolled, HostState, ReadContext, shard},
+    incident::pages::{Lead, WAIT},
     notify::testing::{Does, Receiver, webhook},
+    selector::Selector,
 };
 
 const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);
@@ -29,17 +33,24 @@ struct Life {
 
 impl Life {
     async fn begin(folder: &std::path::Path, clock: &Arc<FakeClock>, receiver: &Receiver) -> Self {
+        let fleet = Fleet::new(Vec::new(), Arc::new(Counters::default()));
+        Self::begin_with(folder, clock, webhook(receiver), fleet).await
+    }
+
+    async fn begin_with(
+        folder: &std::path::Path,
+        clock: &Arc<FakeClock>,
+        channel: Channel,
+        fleet: Fleet,
+    ) -> Self {
         let control = Control::open(folder).expect("the folder is ours");
-        let (pages, members) = control.open_pages().await.expect("readable");
-        let channel = Arc::new(webhook(receiver));
+        let channel = Arc::new(channel);
         let dates: Arc<dyn Clock> = Arc::clone(clock) as Arc<dyn Clock>;
         let told = Told {
             shared: Arc::new(Shared {
-                state: Mutex::new(State {
-                    pages: Pages::restore(pages, members),
-                    world: World::default(),
-                }),
+                state: Mutex::new(State::read(&control).await.expect("readable")),
                 channels: vec![Arc::clone(&channel)],
+                round: Mutex::new(Some(Instant::now())),
                 ..Shared::default()
             }),
         };
@@ -54,10 +65,12 @@ impl Life {
             teller: Teller {
                 told,
                 control: control.clone(),
-                fleet: Fleet::new(Vec::new(), Arc::new(Counters::default())),
+                fleet,
                 clock: dates,
                 wakes: Vec::new(),
-                roster_read: None,
+                began: Instant::now(),
+                roster: None,
+                proved: None,
                 stale: false,
             },
             control,
@@ -69,32 +82,41 @@ impl Life {
     /// What happens on one night; every part of it can be done again.
     async fn night(&mut self) {
         for subject in ["cron.service", "nginx.service"] {
-            let new = NewIncident {
-                op_id: format!("open {subject}"),
-                host_id: HOST,
-                rule: "unit_failed".to_owned(),
-                subject: subject.to_owned(),
-                severity: v1::Severity::Critical,
-                summary: format!("{subject} is failed"),
-                evidence: String::new(),
-                since: START,
-                at: START,
-            };
-            self.control.open_incident(new).await.expect("written");
+            self.fails(HOST, subject).await;
             self.after(200).await;
         }
         for subject in ["cron.service", "nginx.service"] {
-            let end = Resolution {
-                op_id: format!("resolve {subject}"),
-                host_id: HOST,
-                rule: "unit_failed".to_owned(),
-                subject: subject.to_owned(),
-                evidence: String::new(),
-                at: START,
-            };
-            self.control.resolve_incident(end).await.expect("written");
+            self.recovers(HOST, subject).await;
         }
         self.after(300).await;
+    }
+
+    /// A unit fails on a host.
+    async fn fails(&self, host: HostId, unit: &str) {
+        let new = NewIncident {
+            op_id: format!("open {unit} {host}"),
+            host_id: host,
+            rule: "unit_failed".to_owned(),
+            subject: unit.to_owned(),
+            severity: v1::Severity::Critical,
+            summary: format!("{unit} is failed"),
+            evidence: String::new(),
+            since: START,
+            at: START,
+        };
+        self.control.open_incident(new).await.expect("written");
+    }
+
+    async fn recovers(&self, host: HostId, unit: &str) {
+        let end = Resolution {
+            op_id: format!("resolve {unit} {host}"),
+            host_id: host,
+            rule: "unit_failed".to_owned(),
+            subject: unit.to_owned(),
+            evidence: String::new(),
+            at: START,
+        };
+        self.control.resolve_incident(end).await.expect("written");
     }
 
     /// A look, some time, another look, and all messages that are due.
@@ -227,4 +249,225 @@ async fn a_signature_can_be_checked() {
         got.header("idempotency-key"),
         Some(receiver.told()[0].0.as_str())
     );
+}
+
+impl Life {
+    /// As [`Life::after`], for half a minute and no longer.
+    async fn soon(&mut self) {
+        for _ in 0..2 {
+            self.teller.round().await.expect("the store works");
+            self.clock.advance(WAIT + Duration::from_secs(10));
+        }
+        while self.queue.step(&mut self.failures).await.is_zero() {}
+    }
+}
+
+fn host(number: u8) -> HostId {
+    HostId::from_bytes([number; 16])
+}
+
+/// A shard that answers what it is asked of its hosts (number and label `team`), until it is dropped.
+fn team(hosts: &[(u8, &str)]) -> (mpsc::Sender<shard::Message>, AbortOnDropHandle<()>) {
+    let of = |&(number, team): &(u8, &str)| {
+        let who = Enrolled {
+            id: host(number),
+            name: format!("{team}-{number}"),
+            labels: [("team".to_owned(), team.to_owned())].into(),
+            facts: v1::HostFacts::default(),
+            certificate_not_after: None,
+        };
+        (who.id, HostState::new(who, START))
+    };
+    let hosts: HashMap<HostId, HostState> = hosts.iter().map(of).collect();
+    let (sender, mut inbox) = mpsc::channel(1);
+    let answers = async move {
+        while let Some(message) = inbox.recv().await {
+            if let shard::Message::Read(reader) = message {
+                reader(&hosts, &ReadContext { now: START });
+            }
+        }
+    };
+    (sender, AbortOnDropHandle::new(tokio::spawn(answers)))
+}
+
+fn fleet(shards: impl IntoIterator<Item = mpsc::Sender<shard::Message>>) -> Fleet {
+    Fleet::new(shards.into_iter().collect(), Arc::default())
+}
+
+fn for_team(receiver: &Receiver, selector: &str) -> Channel {
+    let mut channel = webhook(receiver);
+    channel.selector = Selector::parse(selector).expect("a selector");
+    channel
+}
+
+fn events(receiver: &Receiver) -> Vec<String> {
+    receiver
+        .told()
+        .into_iter()
+        .map(|(_, event)| event)
+        .collect()
+}
+
+#[tokio::test]
+async fn an_alert_keeps_its_name_over_restarts_and_whatever_becomes_of_its_host() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = Arc::new(FakeClock::at(START));
+    let receiver = Receiver::start(None).await;
+    let channel = for_team(&receiver, "team=db");
+    let expected = Lead {
+        rule: "unit_failed".to_owned(),
+        host: "db-1".to_owned(),
+        labels: [("team".to_owned(), "db".to_owned())].into(),
+    };
+    for (life, hosts) in [vec![(1, "db")], vec![(1, "web")], vec![]]
+        .iter()
+        .enumerate()
+    {
+        let (shard, _answers) = team(hosts);
+        let fleet = fleet([shard]);
+        let mut life_of = Life::begin_with(folder.path(), &clock, channel.clone(), fleet).await;
+        let told = life_of.teller.told.clone();
+        assert_eq!(
+            told.standing(&channel, clock.now()),
+            [],
+            "nothing is known yet"
+        );
+        if life == 0 {
+            life_of.fails(host(1), "cron.service").await;
+        }
+        life_of.after(60).await;
+        let standing = told.standing(&channel, clock.now());
+        let leads: Vec<&Lead> = standing.iter().map(|message| &message.lead).collect();
+        assert_eq!(leads, [&expected], "life {life}");
+        if life == 2 {
+            life_of.recovers(host(1), "cron.service").await;
+            life_of.after(300).await;
+        }
+    }
+    assert_eq!(events(&receiver), ["firing", "resolved"]);
+    let lead = |got: &crate::notify::testing::Got| -> Message {
+        serde_json::from_str(&got.body).expect("a message")
+    };
+    assert!(receiver.got().iter().all(|got| lead(got).lead == expected));
+}
+
+#[tokio::test]
+async fn a_channel_hears_of_a_page_once_it_is_about_its_hosts() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = Arc::new(FakeClock::at(START));
+    let receiver = Receiver::start(None).await;
+    let channel = for_team(&receiver, "team=b");
+    let (shard, _answers) = team(&[(1, "a"), (2, "a"), (3, "a"), (4, "a"), (5, "b"), (6, "b")]);
+    let fleet = fleet([shard]);
+    let mut life = Life::begin_with(folder.path(), &clock, channel, fleet).await;
+    for number in 1..=4 {
+        life.fails(host(number), "nginx.service").await;
+    }
+    life.soon().await;
+    assert_eq!(events(&receiver), [""; 0]);
+    life.fails(host(5), "nginx.service").await;
+    life.soon().await;
+    assert_eq!(events(&receiver), ["grew"]);
+    life.fails(host(6), "nginx.service").await;
+    life.soon().await;
+    assert_eq!(events(&receiver), ["grew"], "once");
+    for number in 1..=6 {
+        life.recovers(host(number), "nginx.service").await;
+    }
+    life.after(300).await;
+    assert_eq!(events(&receiver), ["grew", "resolved"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_hangs_takes_away_no_silence_and_at_the_start_is_waited_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = Arc::new(FakeClock::at(START));
+    let receiver = Receiver::start(None).await;
+    let quiet = Quiet {
+        number: 0,
+        kind: QuietKind::Silence,
+        selector: "team=b".to_owned(),
+        rule: String::new(),
+        subject: String::new(),
+        starts: START,
+        ends: Some(START.plus(Duration::from_secs(7200))),
+        weekly: None,
+        text: String::new(),
+        made_by: "anna".to_owned(),
+        made: START,
+        ended: None,
+    };
+    let (shard, answers) = team(&[(1, "b")]);
+    let mut life = Life::begin_with(
+        folder.path(),
+        &clock,
+        webhook(&receiver),
+        fleet([shard.clone()]),
+    )
+    .await;
+    life.control.add_quiet(quiet).await.expect("written");
+    life.teller.round().await.expect("the store works");
+    drop(answers);
+    tokio::task::yield_now().await;
+    // Of the second host nothing is known, so all are asked anew.
+    for number in [1, 2] {
+        life.fails(host(number), "cron.service").await;
+        life.teller.round().await.expect("the store works");
+    }
+    clock.advance(WAIT * 2);
+    life.teller.round().await.expect("the store works");
+    let told = &life.teller.told;
+    assert_eq!(told.standing_of(1, clock.now()).quiet, "silence S-1");
+    assert_ne!(told.standing_of(2, clock.now()).page, 0);
+    drop(life);
+
+    // After a restart nobody is told until that shard answers, but not for ever.
+    let mut life =
+        Life::begin_with(folder.path(), &clock, webhook(&receiver), fleet([shard])).await;
+    life.fails(host(3), "cron.service").await;
+    for _ in 0..2 {
+        life.teller.round().await.expect("the store works");
+        clock.advance(WAIT * 2);
+    }
+    assert_eq!(life.teller.told.standing_of(3, clock.now()).page, 0);
+    assert!(!life.teller.told.lock().judged);
+    time::advance(WAIT_FOR_SHARDS).await;
+    assert!(
+        !life.teller.told.is_working(),
+        "and no heartbeat says that all is well"
+    );
+    for _ in 0..2 {
+        life.teller.round().await.expect("the store works");
+        clock.advance(WAIT * 2);
+    }
+    assert_ne!(life.teller.told.standing_of(3, clock.now()).page, 0);
+    assert!(life.teller.told.is_working());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_can_only_be_read_does_not_work() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = Arc::new(FakeClock::at(START));
+    let receiver = Receiver::start(None).await;
+    let mut life = Life::begin(folder.path(), &clock, &receiver).await;
+    life.teller.round().await.expect("the store works");
+    let other = rusqlite::Connection::open(folder.path().join("control.db")).expect("it is there");
+    other
+        .execute_batch(
+            "CREATE TRIGGER full BEFORE INSERT ON meta BEGIN SELECT RAISE(FAIL, 'full'); END",
+        )
+        .expect("written");
+    time::advance(PROVE_EVERY).await;
+    assert!(
+        life.teller.round().await.is_err(),
+        "nothing happened, and it shows"
+    );
+    assert!(!life.teller.told.is_working());
+    other.execute_batch("DROP TRIGGER full").expect("written");
+    life.teller.round().await.expect("the store works again");
+    // Whatever the clock on the wall says meanwhile.
+    clock.set(START.minus(Duration::from_secs(7200)));
+    assert!(life.teller.told.is_working());
+    time::advance(WORKS_WITHIN).await;
+    assert!(!life.teller.told.is_working());
 }
