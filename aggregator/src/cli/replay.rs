@@ -104,7 +104,7 @@ fn whole(response: &v1::ReplayPagesResponse) -> Text {
     Text::toned(
         Tone::Warn,
         format!(
-            "the record, kept since {since}, gives {} of the {} messages otherwise: labels of hosts changed, or it begins in the middle",
+            "the record, kept since {since}, gives {} of the {} messages otherwise: labels of hosts changed, a channel with a selector heard later of a page, or it begins in the middle",
             response.told_otherwise, response.told
         ),
     )
