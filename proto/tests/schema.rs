@@ -155,6 +155,8 @@ const METHODS: &[&str] = &[
     "Paging.ListQuiets",
     "Paging.TestChannel",
     "Paging.UnacknowledgeIncident",
+    // Reads the record and judges it in memory: changes nothing, tells nobody.
+    "Replay.ReplayPages",
     "Uplink.Renew",
     "Uplink.Session",
 ];
