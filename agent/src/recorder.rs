@@ -190,6 +190,8 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use muster_proto::{
         codec::{Changes, Decoder, Intern},
         series::{Family, Kind, Raw, Scale, Series},
@@ -234,7 +236,7 @@ mod tests {
 
     impl Intern for Names {
         type Key = ();
-        fn series(&mut self, _: &Family, _: &[String]) {}
+        fn series(&mut self, _: &Arc<Family>, _: &[String]) {}
     }
 
     /// The value of the first series in each round that reads.

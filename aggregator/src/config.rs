@@ -24,6 +24,7 @@ use crate::{
         rules::{Override, Overrides, Time, Word},
     },
     events::EventLimits,
+    fleet::DEFAULT_SERIES_IN_ALL,
     history::HistoryConfig,
     notify::NotifyConfig,
     pki::is_name,
@@ -74,6 +75,8 @@ pub struct Config {
     pub events: EventLimits,
     /// Most series of one host.
     pub series_per_host: usize,
+    /// Most series of all hosts together.
+    pub series_in_all: u64,
     /// Most bytes one agent may have sent and not seen durable.
     pub credit_bytes: u64,
     /// Whether loopback is exempt from the bound on unauthenticated connections of one address.
@@ -118,6 +121,7 @@ impl Default for Config {
             history: HistoryConfig::default(),
             events: EventLimits::default(),
             series_per_host: limits::DEFAULT_SERIES_QUOTA,
+            series_in_all: DEFAULT_SERIES_IN_ALL,
             credit_bytes: 1 << 20,
             exempt_loopback: false,
             detect: DetectConfig::default(),
@@ -192,6 +196,10 @@ impl Draft {
         root.section("limits", |section| {
             section.value("series_per_host", &mut config.series_per_host, |value| {
                 settings::whole(value, 1..=limits::MAX_SERIES)
+            });
+            section.value("series_in_all", &mut config.series_in_all, |value| {
+                let series = settings::whole(value, 1_000..=10_000_000_000)?;
+                Ok(series as u64)
             });
             section.value("credit_per_host", &mut config.credit_bytes, |value| {
                 settings::bytes(value, limits::MAX_PAYLOAD_BYTES as u64..=64 << 20)

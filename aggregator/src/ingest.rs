@@ -52,6 +52,10 @@ use crate::{
     pki::{self, Authority},
 };
 
+mod lean;
+
+pub use lean::Door;
+
 /// Longest wait for the Hello of a new stream.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -329,7 +333,7 @@ impl Inner {
         &self,
         presented: &Presented,
         address: SocketAddr,
-        inbound: &mut Streaming<v1::AgentMessage>,
+        inbound: &mut impl Inbound,
         to_agent: &ToAgent,
     ) -> Result<Opened, Refusal> {
         let host = presented.host_id;
@@ -460,10 +464,10 @@ enum Refusal {
     Status(Status),
 }
 
-fn message(message: aggregator_message::Message) -> v1::AggregatorMessage {
-    v1::AggregatorMessage {
+fn message(message: aggregator_message::Message) -> Box<v1::AggregatorMessage> {
+    Box::new(v1::AggregatorMessage {
         message: Some(message),
-    }
+    })
 }
 
 /// What goes to the agent: the shard's messages, and at the end perhaps a status.
@@ -477,10 +481,35 @@ impl Uplink for UplinkService {
         &self,
         request: Request<Streaming<v1::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let presented = presented(&request)?;
+        let (_, extensions, inbound) = request.into_parts();
+        self.serve(&extensions, inbound).map(Response::new)
+    }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::RenewResponse>, Status> {
+        let presented = presented(request.extensions())?;
+        let csr = request.into_inner().csr;
+        self.0.renew(presented, &csr).await.map(Response::new)
+    }
+}
+
+/// What an agent sends.
+trait Inbound: Stream<Item = Result<v1::AgentMessage, Status>> + Send + Unpin {}
+
+impl<S: Stream<Item = Result<v1::AgentMessage, Status>> + Send + Unpin> Inbound for S {}
+
+impl UplinkService {
+    /// Serves one stream of the connection that the extensions of the request tell of.
+    fn serve(
+        &self,
+        extensions: &http::Extensions,
+        mut inbound: impl Inbound + 'static,
+    ) -> Result<Outbound, Status> {
+        let presented = presented(extensions)?;
         let host = presented.host_id;
-        let (address, ending) = connection(&request)?;
-        let mut inbound = request.into_inner();
+        let (address, ending) = connection(extensions)?;
         let (to_agent, outbound) = mpsc::channel(TO_AGENT);
         let service = Arc::clone(&self.0);
         tokio::spawn(async move {
@@ -520,24 +549,14 @@ impl Uplink for UplinkService {
             };
             service.fleet.tell(host, detach).await;
         });
-        Ok(Response::new(Box::pin(
-            ReceiverStream::new(outbound).map(Ok),
-        )))
-    }
-
-    async fn renew(
-        &self,
-        request: Request<v1::RenewRequest>,
-    ) -> Result<Response<v1::RenewResponse>, Status> {
-        let presented = presented(&request)?;
-        let csr = request.into_inner().csr;
-        self.0.renew(presented, &csr).await.map(Response::new)
+        let outbound = ReceiverStream::new(outbound);
+        Ok(Box::pin(outbound.map(|message| Ok(*message))))
     }
 }
 
 /// Where a connection comes from, and how it will have ended.
-fn connection<T>(request: &Request<T>) -> Result<(SocketAddr, Ending), Status> {
-    let peer = request.extensions().get::<Peer>();
+fn connection(extensions: &http::Extensions) -> Result<(SocketAddr, Ending), Status> {
+    let peer = extensions.get::<Peer>();
     peer.map(|peer| (peer.addr, peer.ending.clone()))
         .ok_or_else(|| Status::internal("a connection without a peer"))
 }
@@ -553,8 +572,8 @@ fn of_note(refusal: &Refusal) -> Option<Refused> {
 }
 
 /// The certificate of a connection.
-fn presented<T>(request: &Request<T>) -> Result<Presented, Status> {
-    let peer = request.extensions().get::<Peer>();
+fn presented(extensions: &http::Extensions) -> Result<Presented, Status> {
+    let peer = extensions.get::<Peer>();
     let found = peer.and_then(|peer| {
         Some(Presented {
             host_id: peer.agent()?,
@@ -645,7 +664,7 @@ impl Inner {
     async fn receive(
         &self,
         opened: &Opened,
-        inbound: &mut Streaming<v1::AgentMessage>,
+        inbound: &mut impl Inbound,
         to_agent: &ToAgent,
     ) -> Result<(), Refusal> {
         let mut gave_bundle = opened.gave_bundle;

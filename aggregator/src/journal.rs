@@ -259,6 +259,11 @@ impl Journal {
     }
 }
 
+/// Between two commits at least. What comes alone is written at once; of what comes all the time, as much shares a
+/// write, an fdatasync and the waking of everyone concerned as comes in this time. Acknowledgements are later by it,
+/// which nobody waits for: an agent keeps its frames for hours.
+const GATHER: Duration = Duration::from_millis(10);
+
 struct Writer<S: Storage> {
     log: Log<S>,
     shards: Vec<mpsc::Sender<Message>>,
@@ -276,7 +281,14 @@ impl<S: Storage> Writer<S> {
         let mut group: Vec<(usize, Stored)> = Vec::new();
         let mut credits: Vec<Credit> = Vec::new();
         let mut stored = Batch::default();
+        let mut committed: Option<Instant> = None;
         while let Some(first) = inbox.blocking_recv() {
+            let rest = committed.and_then(|at| GATHER.checked_sub(at.elapsed()));
+            if let Some(rest) = rest
+                && self.health.queued_bytes() < GROUP_BYTES as u64
+            {
+                thread::sleep(rest);
+            }
             let mut bytes = 0;
             let mut next = Some(first);
             while let Some(mut entry) = next {
@@ -293,6 +305,7 @@ impl<S: Storage> Writer<S> {
                 tracing::warn!("stopped with frames that the log could not take; agents keep them");
                 return;
             };
+            committed = Some(Instant::now());
             credits.clear();
             self.health
                 .queued_bytes

@@ -24,6 +24,7 @@ pub mod query;
 pub mod selector;
 pub mod serve;
 pub mod setup;
+pub mod status;
 pub mod time_guard;
 
 /// An error and its causes in one line, as logs and operators get it.

@@ -19,7 +19,7 @@ use muster_aggregator::{
     detect::offline,
     history,
     pki::Authority,
-    say, serve, setup,
+    say, serve, setup, status,
 };
 use muster_proto::{limits, log::DiskStorage, spiffe::hex, time::Timestamp};
 
@@ -64,6 +64,8 @@ enum Command {
     /// The audit log, as its database has it; works with and without a running aggregator
     #[command(subcommand)]
     Audit(Audit),
+    /// What the running aggregator does, against its limits, and what it refused or dropped
+    Status,
     /// Read all of the history and say what is damaged; beside a running aggregator too
     CheckStore,
     /// Write the whole state to one file, while the aggregator runs: keys of the authority, database, latest values,
@@ -174,6 +176,10 @@ fn main() -> ExitCode {
         Command::Clock(ClockVerb::Confirm) => with_config(file, confirm_clock),
         Command::Audit(verb) => with_config(file, |config| audit(config, verb)),
         Command::Detect { data, out } => with_config(file, |config| detect(config, &data, &out)),
+        Command::Status => with_config(file, |config| {
+            say!("{}", status::status(config)?.trim_end());
+            Ok(())
+        }),
         Command::CheckStore => with_config(file, check_store),
         Command::Backup { file: to } => with_config(file, |config| {
             let done = backup::backup(&config.state_dir, &to)?;

@@ -169,10 +169,8 @@ impl Task {
 
     async fn write(&self) {
         let (peers, path) = (self.watch.lock().clone(), self.parts.path.clone());
-        let written = tokio::task::spawn_blocking(move || {
-            let body = postcard::to_stdvec(&peers)?;
-            checkpoint::replace(&path, MAGIC, VERSION, &body)
-        });
+        let written =
+            tokio::task::spawn_blocking(move || checkpoint::replace(&path, MAGIC, VERSION, &peers));
         match written.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
@@ -261,10 +259,9 @@ mod tests {
             let at = muster_proto::time::Timestamp::from_millis(minute * 60_000);
             peers.step(at, &rows, &mut Vec::new());
         }
-        let body = postcard::to_stdvec(&peers).expect("encodes");
-        checkpoint::replace(&path, MAGIC, VERSION, &body).expect("written");
-        assert_eq!(read(&path).expect("reads"), Some(peers));
-        checkpoint::replace(&path, MAGIC, VERSION + 1, &body).expect("written");
+        checkpoint::replace(&path, MAGIC, VERSION, &peers).expect("written");
+        assert_eq!(read(&path).expect("reads"), Some(peers.clone()));
+        checkpoint::replace(&path, MAGIC, VERSION + 1, &peers).expect("written");
         assert!(matches!(read(&path), Err(CheckpointError::Unusable { .. })));
     }
 }

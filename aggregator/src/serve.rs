@@ -10,9 +10,7 @@ use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use muster_proto::{
     id::HostId,
-    limits,
     time::{Clock, SystemClock},
-    v1::uplink_server::UplinkServer,
 };
 use tokio::{
     net::TcpListener,
@@ -39,7 +37,7 @@ use crate::{
     },
     http,
     incident::Incidents,
-    ingest::{Renewing, UplinkService, WelcomeTerms},
+    ingest::{Door, Renewing, UplinkService, WelcomeTerms},
     journal::JournalHealth,
     listen::{self, DoorCounters, Limits},
     notify::{self, Books, Told},
@@ -178,6 +176,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let parts = Parts {
         config: FleetConfig {
             series_quota: config.series_per_host,
+            series_in_all: config.series_in_all,
             credit_bytes: config.credit_bytes,
             epoch: EPOCH,
         },
@@ -560,9 +559,7 @@ impl Opening<'_> {
             Arc::clone(&self.clock),
             terms,
         );
-        let service = UplinkServer::new(service)
-            .max_decoding_message_size(limits::MAX_UPLINK_MESSAGE_BYTES)
-            .max_encoding_message_size(limits::MAX_DOWNLINK_MESSAGE_BYTES);
+        let service = Door::new(service);
         let (refused, refusals) = mpsc::channel(REFUSALS);
         // Set once: this is the only place that opens this door.
         let _ = self.counters.uplink.refused_agents.set(refused);

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! bench/fleet --hosts 1000 --interval 10 --seconds 60
+//! bench/fleet --hosts 1000 --interval 10 --seconds 60 --peers     Prometheus and VictoriaMetrics on the same hosts
 //! ```
 //!
 //! The last line of the output is one JSON object. Ends with an error when a frame was dropped.
@@ -12,6 +13,8 @@ mod installation;
 mod load;
 #[expect(dead_code, reason = "only the faults cut the power")]
 mod loop_disk;
+mod peers;
+mod targets;
 
 use std::{thread, time::Duration};
 
@@ -19,8 +22,10 @@ use anyhow::{Context as _, ensure};
 use clap::Parser;
 use installation::{Installation, value};
 use load::{Load, Plan};
+use peers::{Peer, PeerFigures, Task};
 use rustix::process::Signal;
 use serde::Serialize;
+use targets::Targets;
 
 #[derive(Parser)]
 struct Options {
@@ -36,6 +41,9 @@ struct Options {
     /// Seed of what agents leave to chance
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Afterwards the same hosts are scraped by prometheus and victoria-metrics, where they are installed
+    #[arg(long)]
+    peers: bool,
 }
 
 /// The last line. Bytes and times are of the aggregator.
@@ -49,17 +57,27 @@ struct Figures {
     frames_rejected: u64,
     frames_lost: u64,
     agents_connected: u64,
-    cpu_microseconds_per_round: f64,
+    cpu_us_host_round: f64,
     cpu_ratio: f64,
-    resident_kib_empty: f64,
-    resident_kib: f64,
-    resident_kib_per_host: f64,
+    rss_kib_empty: f64,
+    rss_kib: f64,
+    rss_kib_host: f64,
     values_per_round: f64,
     log_bytes_per_round: f64,
     log_bytes_per_value: f64,
     ack_ms_p50: f64,
     ack_ms_p99: f64,
     acks_timed: usize,
+    /// What the others used, and how many times as much.
+    peers: Vec<Beside>,
+}
+
+#[derive(Serialize)]
+struct Beside {
+    #[serde(flatten)]
+    figures: PeerFigures,
+    cpu_ratio: f64,
+    rss_ratio: f64,
 }
 
 /// The aggregator at a moment.
@@ -84,7 +102,7 @@ impl Moment {
 }
 
 fn main() -> anyhow::Result<()> {
-    if load::ran_as_load()? {
+    if load::ran_as_load()? || targets::ran_as_targets()? {
         return Ok(());
     }
     let options = Options::parse();
@@ -119,7 +137,7 @@ fn main() -> anyhow::Result<()> {
     let per_round = (after.log_bytes - before.log_bytes) / rounds;
     let mut ack_ms = report.ack_ms.clone();
     ack_ms.sort_unstable_by(f64::total_cmp);
-    let figures = Figures {
+    let mut figures = Figures {
         hosts: options.hosts,
         interval_seconds: options.interval,
         seconds: options.seconds,
@@ -129,11 +147,11 @@ fn main() -> anyhow::Result<()> {
         frames_rejected: last.sum(|agent| agent.rejected),
         frames_lost: last.sum(|agent| agent.lost),
         agents_connected: report.connected(),
-        cpu_microseconds_per_round: rounded(cpu * 1e6 / rounds),
+        cpu_us_host_round: rounded(cpu * 1e6 / rounds),
         cpu_ratio: rounded(cpu / f64::from(options.seconds)),
-        resident_kib_empty: empty.resident_bytes / 1024.0,
-        resident_kib: after.resident_bytes / 1024.0,
-        resident_kib_per_host: rounded(
+        rss_kib_empty: empty.resident_bytes / 1024.0,
+        rss_kib: after.resident_bytes / 1024.0,
+        rss_kib_host: rounded(
             (after.resident_bytes - empty.resident_bytes) / 1024.0 / f64::from(options.hosts),
         ),
         values_per_round: rounded(values),
@@ -142,7 +160,11 @@ fn main() -> anyhow::Result<()> {
         ack_ms_p50: rounded(percentile(&ack_ms, 50)),
         ack_ms_p99: rounded(percentile(&ack_ms, 99)),
         acks_timed: ack_ms.len(),
+        peers: Vec::new(),
     };
+    if options.peers {
+        figures.peers = beside(&options, &installation, &figures)?;
+    }
     println!("{}", serde_json::to_string(&figures)?);
     ensure!(dropped == 0, "{dropped} frames were dropped");
     let held = last.sum(|agent| agent.produced - agent.durable);
@@ -152,6 +174,33 @@ fn main() -> anyhow::Result<()> {
         "not all agents were connected"
     );
     Ok(())
+}
+
+/// The others on the same hosts.
+fn beside(
+    options: &Options,
+    installation: &Installation,
+    ours: &Figures,
+) -> anyhow::Result<Vec<Beside>> {
+    load::allow_descriptors()?;
+    let targets = Targets::start()?;
+    let task = Task {
+        targets: &targets,
+        hosts: options.hosts,
+        interval: options.interval,
+        seconds: options.seconds,
+    };
+    let mut all = Vec::new();
+    for peer in Peer::ALL {
+        if let Some(figures) = peer.measure(installation.folder(), &task)? {
+            all.push(Beside {
+                cpu_ratio: rounded(figures.cpu_us_host_round / ours.cpu_us_host_round),
+                rss_ratio: rounded(figures.rss_kib_host / ours.rss_kib_host),
+                figures,
+            });
+        }
+    }
+    Ok(all)
 }
 
 /// Waits until every host has three samples acknowledged.

@@ -250,7 +250,8 @@ pub(crate) fn value(page: &str, name: &str) -> Option<f64> {
     })
 }
 
-fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
+/// Status and body of a page.
+pub(crate) fn get(address: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     // HTTP/1.0: the answer comes in one piece and ends with the connection.

@@ -231,7 +231,7 @@ pub(crate) fn allow_descriptors() -> anyhow::Result<()> {
 }
 
 /// The lines of the standard input; the channel closes when it ends.
-fn lines() -> mpsc::Receiver<String> {
+pub(crate) fn lines() -> mpsc::Receiver<String> {
     let (to, lines) = mpsc::channel(1);
     thread::spawn(move || {
         for line in std::io::stdin().lines().map_while(Result::ok) {

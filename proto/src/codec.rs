@@ -23,6 +23,8 @@
 //!
 //! Varints are LEB128 of at most 10 bytes. Everything is bounded before anything is allocated.
 
+use std::sync::Arc;
+
 use prost::Message;
 
 use crate::{
@@ -237,8 +239,12 @@ impl Encoder {
 pub trait Intern {
     /// What stands for a series.
     type Key: Clone;
+    /// The family as the caller holds it. Called once for each family of a dictionary.
+    fn family(&mut self, family: Family) -> Arc<Family> {
+        Arc::new(family)
+    }
     /// What stands for this series. Called once for each series of a dictionary.
-    fn series(&mut self, family: &Family, labels: &[String]) -> Self::Key;
+    fn series(&mut self, family: &Arc<Family>, labels: &[String]) -> Self::Key;
 }
 
 /// What a payload changed.
@@ -350,7 +356,7 @@ pub struct Slot<K> {
 pub struct Decoder<K> {
     decoded_to: u64,
     label_bytes: usize,
-    families: Vec<Family>,
+    families: Vec<Arc<Family>>,
     slots: Vec<Slot<K>>,
 }
 
@@ -467,13 +473,17 @@ impl<K: Clone> Decoder<K> {
         if self.families.len() + families > limits::MAX_FAMILIES {
             return Err(DecodeError::TooMany("families"));
         }
+        self.families.reserve_exact(families.min(input.0.len()));
         for _ in 0..families {
-            self.families.push(read_family(input)?);
+            let family = read_family(input)?;
+            self.families.push(intern.family(family));
         }
         let series = input.count("series count")?;
         if self.slots.len() + series > most_series {
             return Err(DecodeError::TooMany("series"));
         }
+        // Each takes a byte at least; thousands of hosts hold no more than they need.
+        self.slots.reserve_exact(series.min(input.0.len()));
         let mut before: Vec<String> = Vec::new();
         for _ in 0..series {
             let index = input.count("family of a series")?;
@@ -843,7 +853,7 @@ mod tests {
     impl Intern for Names {
         type Key = (String, Vec<String>);
 
-        fn series(&mut self, family: &Family, labels: &[String]) -> Self::Key {
+        fn series(&mut self, family: &Arc<Family>, labels: &[String]) -> Self::Key {
             (family.name.clone(), labels.to_vec())
         }
     }

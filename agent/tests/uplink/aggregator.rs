@@ -338,7 +338,7 @@ struct Nameless;
 impl Intern for Nameless {
     type Key = ();
 
-    fn series(&mut self, _: &Family, _: &[String]) {}
+    fn series(&mut self, _: &Arc<Family>, _: &[String]) {}
 }
 
 impl Reader {

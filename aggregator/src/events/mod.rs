@@ -63,7 +63,8 @@ const MAX_BUCKETS: usize = 100_000;
 
 /// What waits to be written.
 enum Item {
-    Event(NewEvent),
+    // Boxed: the queue has room for 65,536 items from the start.
+    Event(Box<NewEvent>),
     Part(HostId, Timestamp, Box<v1::RecordingPart>),
     /// Answered when all before it is on disk.
     Settle(oneshot::Sender<()>),
@@ -203,7 +204,7 @@ impl Events {
                 self.health.unsound.fetch_add(1, Ordering::Relaxed);
                 continue;
             }
-            send(Item::Event(NewEvent {
+            send(Item::Event(Box::new(NewEvent {
                 host,
                 incarnation: frame.incarnation,
                 seq: frame.seq,
@@ -211,7 +212,7 @@ impl Events {
                 received: frame.received,
                 late: frame.lane != Lane::Live,
                 event,
-            }));
+            })));
         }
         if let Some(part) = beside.recording {
             send(Item::Part(host, frame.received, Box::new(part)));

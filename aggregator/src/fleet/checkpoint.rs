@@ -5,12 +5,11 @@
 //! ```
 //! Little endian. The file is replaced whole (temporary file, fdatasync, rename, fsync of the folder). It
 //! holds at least everything up to the log record it names; later records are applied again at the next
-//! start, which changes nothing where they are contained already. Other state that is learnt and can be learnt again
-//! is kept in files with the same head.
+//! start, which changes nothing where they are contained already.
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, BufWriter, Seek as _, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -70,8 +69,7 @@ pub fn read(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
 
 /// Replaces the file.
 pub fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-    let body = postcard::to_stdvec(checkpoint)?;
-    replace(path, MAGIC, VERSION, &body)
+    replace(path, MAGIC, VERSION, checkpoint)
 }
 
 /// The body of a file with such a head; `None` if there is none.
@@ -104,18 +102,44 @@ pub(crate) fn content(
     Ok(Some(bytes.split_off(HEADER_BYTES)))
 }
 
-/// Replaces a file by this body with its head.
+/// Bytes that are handed to the kernel together.
+const WRITE_BYTES: usize = 256 * 1024;
+
+/// Adds up the checksum of what is written, and keeps the error that postcard has no words for.
+struct Summed<W> {
+    to: W,
+    checksum: u32,
+    failed: Option<io::Error>,
+}
+
+impl<W: Write> Write for Summed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.to.write(bytes) {
+            Ok(written) => {
+                self.checksum = crc32c::crc32c_append(self.checksum, &bytes[..written]);
+                Ok(written)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
+            Err(error) => {
+                let kind = error.kind();
+                self.failed = Some(error);
+                Err(kind.into())
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Replaces a file by this value with its head.
 pub(crate) fn replace(
     path: &Path,
     magic: &[u8; 8],
     version: u32,
-    body: &[u8],
+    value: &impl Serialize,
 ) -> Result<(), CheckpointError> {
-    let mut header = Vec::with_capacity(HEADER_BYTES);
-    header.extend_from_slice(magic);
-    header.extend_from_slice(&version.to_le_bytes());
-    header.extend_from_slice(&crc32c::crc32c(body).to_le_bytes());
-
     let io = |action| {
         move |source| CheckpointError::Io {
             action,
@@ -131,8 +155,30 @@ pub(crate) fn replace(
         .mode(0o600)
         .open(&temporary)
         .map_err(io("create"))?;
-    file.write_all(&header)
-        .and_then(|()| file.write_all(body))
+    // The body goes to the file as it is made: it is the whole fleet. Its checksum stands before it.
+    file.write_all(&[0; HEADER_BYTES]).map_err(io("write"))?;
+    let summed = Summed {
+        to: &mut file,
+        checksum: 0,
+        failed: None,
+    };
+    let mut body = BufWriter::with_capacity(WRITE_BYTES, summed);
+    let encoded = postcard::to_io(value, &mut body).map(|_| ());
+    let flushed = body.flush();
+    let Summed {
+        checksum, failed, ..
+    } = body.into_parts().0;
+    if let Some(source) = failed {
+        return Err(io("write")(source));
+    }
+    encoded?;
+    flushed.map_err(io("write"))?;
+    let mut header = Vec::with_capacity(HEADER_BYTES);
+    header.extend_from_slice(magic);
+    header.extend_from_slice(&version.to_le_bytes());
+    header.extend_from_slice(&checksum.to_le_bytes());
+    file.seek(SeekFrom::Start(0))
+        .and_then(|_| file.write_all(&header))
         .and_then(|()| file.sync_data())
         .map_err(io("write"))?;
     fs::rename(&temporary, path).map_err(io("replace"))?;

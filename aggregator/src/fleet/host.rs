@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{
+    before::Before,
     derive::{self, Derived, Gather, Input, Signals},
     gaps::Gaps,
     liveness::{self, Liveness, Silence, Voice},
@@ -292,7 +293,7 @@ pub struct HostState {
     /// State of the backfilled chain; ends with the stream, and the agent begins that chain again.
     aside: Option<(Incarnation, Decoder<Arc<SeriesKey>>)>,
     /// The value each series had at the tick before; parallel to the decoder's slots.
-    before: Vec<Option<Raw>>,
+    before: Vec<Before>,
     rates: Vec<f32>,
     events: VecDeque<v1::Event>,
     checksums: VecDeque<(Incarnation, u64, u32)>,
@@ -437,6 +438,12 @@ impl HostState {
     #[must_use]
     pub fn series_count(&self) -> usize {
         self.decoder.slots().iter().filter(|s| s.present).count()
+    }
+
+    /// Number of series that are held for it, with a value now or not.
+    #[must_use]
+    pub fn series_held(&self) -> usize {
+        self.decoder.slots().len()
     }
 
     /// What the host is listed by.
@@ -620,7 +627,7 @@ impl HostState {
         if new_boot || new_agent {
             for (slot, before) in self.decoder.slots().iter().zip(&mut self.before) {
                 if new_boot || slot.key.of_agent {
-                    *before = None;
+                    *before = Before::NONE;
                 }
             }
         }
@@ -1077,7 +1084,7 @@ impl HostState {
         if let Some(old) = old {
             self.carry_over(&old);
         }
-        self.before.resize(self.decoder.slots().len(), None);
+        self.before.resize(self.decoder.slots().len(), Before::NONE);
         self.rates.resize(self.decoder.slots().len(), f32::NAN);
         self.take_events(context.changes);
         let ahead = |tick: Timestamp| tick > frame.received.plus(limits::MAX_FUTURE);
@@ -1150,7 +1157,7 @@ impl HostState {
     fn last_values(&self) -> HashMap<*const SeriesKey, Raw> {
         let slots = self.decoder.slots().iter().zip(&self.before);
         slots
-            .filter_map(|(slot, before)| Some((Arc::as_ptr(&slot.key), (*before)?)))
+            .filter_map(|(slot, before)| Some((Arc::as_ptr(&slot.key), before.get()?)))
             .collect()
     }
 
@@ -1158,7 +1165,10 @@ impl HostState {
     fn carry_over(&mut self, old: &HashMap<*const SeriesKey, Raw>) {
         let slots = self.decoder.slots().iter();
         self.before = slots
-            .map(|slot| old.get(&Arc::as_ptr(&slot.key)).copied())
+            .map(|slot| {
+                let held = old.get(&Arc::as_ptr(&slot.key));
+                held.map_or(Before::NONE, |raw| Before::of(*raw))
+            })
             .collect();
         self.rates.clear();
     }
@@ -1189,14 +1199,14 @@ impl HostState {
         let parallel = self.before.iter_mut().zip(&mut self.rates);
         for (slot, (before, rate)) in self.decoder.slots().iter().zip(parallel) {
             if !slot.present {
-                *before = None;
+                *before = Before::NONE;
                 *rate = f32::NAN;
                 continue;
             }
             let value = slot.scale.value(slot.raw);
             let mut per_second = None;
             if slot.key.rated {
-                let last = before.map(|raw| slot.scale.value(raw));
+                let last = before.get().map(|raw| slot.scale.value(raw));
                 per_second = last
                     .zip(seconds)
                     .and_then(|(last, seconds)| derive::rate(last, value, seconds));
@@ -1204,7 +1214,7 @@ impl HostState {
                 {
                     *rate = per_second.unwrap_or(f64::NAN) as f32;
                 }
-                *before = Some(slot.raw);
+                *before = Before::of(slot.raw);
             }
             filesystem_seen |= matches!(slot.key.input, Input::Filesystem(_));
             gather.add(slot.key.input, value, per_second);
@@ -1319,9 +1329,13 @@ impl HostState {
         if self.decoder.decoded_to() != 0 {
             self.decoder.snapshot(|key| &key.labels[..], &mut decoder);
         }
+        decoder.shrink_to_fit();
+        let mut kept = postcard::to_stdvec(&self.kept)?;
+        // All hosts' wait for the file at once.
+        kept.shrink_to_fit();
         Ok(CheckpointedHost {
             id: self.who.id,
-            kept: postcard::to_stdvec(&self.kept)?,
+            kept,
             decoded_to: self.decoder.decoded_to(),
             decoder,
         })
@@ -1356,7 +1370,13 @@ impl HostState {
         let slots = self.decoder.slots();
         self.before = slots
             .iter()
-            .map(|slot| (slot.present && slot.key.rated).then_some(slot.raw))
+            .map(|slot| {
+                if slot.present && slot.key.rated {
+                    Before::of(slot.raw)
+                } else {
+                    Before::NONE
+                }
+            })
             .collect();
         self.rates = vec![f32::NAN; slots.len()];
         Ok(())

@@ -4,6 +4,7 @@
 //! short functions on hosts inside the shard that owns them. Hosts are spread over shards by their
 //! random id, so shards are even.
 
+mod before;
 pub mod checkpoint;
 pub mod derive;
 pub mod gaps;
@@ -48,28 +49,43 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct FleetConfig {
     /// Most series of a host; its frames are refused beyond.
     pub series_quota: usize,
+    /// Most series of all hosts together; frames that would bring more are refused.
+    pub series_in_all: u64,
     /// Most bytes of payload an agent may have sent and not seen durable.
     pub credit_bytes: u64,
     /// Epoch of this aggregator's ownership; stands in every durable write.
     pub epoch: u64,
 }
 
+/// 100,000 hosts of 200 series. What is to be kept of that in memory is some 2 GB.
+pub const DEFAULT_SERIES_IN_ALL: u64 = 20_000_000;
+
+impl FleetConfig {
+    /// Most series of a host that has `held` of `all` now.
+    fn quota(&self, held: usize, all: u64) -> usize {
+        let left = usize::try_from(self.series_in_all.saturating_sub(all)).unwrap_or(usize::MAX);
+        self.series_quota.min(held.saturating_add(left))
+    }
+}
+
 impl Default for FleetConfig {
     fn default() -> Self {
         Self {
             series_quota: limits::DEFAULT_SERIES_QUOTA,
+            series_in_all: DEFAULT_SERIES_IN_ALL,
             credit_bytes: 1024 * 1024,
             epoch: 1,
         }
     }
 }
 
-/// What happened since start. Only grows, but for `hosts` and `connected`.
+/// What happened since start. Only grows, but for `hosts`, `connected` and `series`.
 #[derive(Debug, Default)]
 #[expect(missing_docs, reason = "each is named for what it counts")]
 pub struct Counters {
     pub hosts: AtomicU64,
     pub connected: AtomicU64,
+    pub series: AtomicU64,
     pub frames_received: AtomicU64,
     pub frames_stored: AtomicU64,
     pub frames_replayed: AtomicU64,
@@ -91,6 +107,17 @@ pub const REJECT_REASONS: [v1::RejectReason; 6] = [
 ];
 
 impl Counters {
+    /// A host has so many series now, after so many before.
+    pub fn series_changed(&self, before: usize, now: usize) {
+        if now >= before {
+            self.series
+                .fetch_add((now - before) as u64, Ordering::Relaxed);
+        } else {
+            self.series
+                .fetch_sub((before - now) as u64, Ordering::Relaxed);
+        }
+    }
+
     /// Counts a refused frame.
     pub fn rejected(&self, reason: v1::RejectReason) {
         if let Some(at) = REJECT_REASONS.iter().position(|known| *known == reason) {
@@ -114,6 +141,7 @@ impl Counters {
         Totals {
             hosts: load(&self.hosts),
             connected: load(&self.connected),
+            series: load(&self.series),
             frames_received: load(&self.frames_received),
             frames_stored: load(&self.frames_stored),
             frames_replayed: load(&self.frames_replayed),
@@ -132,6 +160,7 @@ impl Counters {
 pub struct Totals {
     pub hosts: u64,
     pub connected: u64,
+    pub series: u64,
     pub frames_received: u64,
     pub frames_stored: u64,
     pub frames_replayed: u64,

@@ -77,37 +77,33 @@ impl Names {
         self.held = self.series.values().map(Vec::len).sum();
         self.sweep_at = self.held * 2;
     }
-
-    fn family(&mut self, family: &Family) -> Arc<Family> {
-        if let Some(known) = self.families.get_mut(&family.name) {
-            if let Some(same) = known.iter().find(|known| ***known == *family) {
-                return Arc::clone(same);
-            }
-            let fresh = Arc::new(family.clone());
-            known.push(Arc::clone(&fresh));
-            return fresh;
-        }
-        let fresh = Arc::new(family.clone());
-        self.families
-            .insert(family.name.clone(), vec![Arc::clone(&fresh)]);
-        fresh
-    }
 }
 
 impl Intern for Names {
     type Key = Arc<SeriesKey>;
 
-    fn series(&mut self, family: &Family, labels: &[String]) -> Self::Key {
-        let hash = self.hasher.hash_one((family, labels));
+    fn family(&mut self, family: Family) -> Arc<Family> {
+        let known = self.families.entry(family.name.clone()).or_default();
+        if let Some(same) = known.iter().find(|known| ***known == family) {
+            return Arc::clone(same);
+        }
+        let fresh = Arc::new(family);
+        known.push(Arc::clone(&fresh));
+        fresh
+    }
+
+    fn series(&mut self, family: &Arc<Family>, labels: &[String]) -> Self::Key {
+        // A family is held once, so its address tells it.
+        let hash = self.hasher.hash_one((Arc::as_ptr(family).addr(), labels));
         if let Some(same) = self.series.get(&hash).and_then(|keys| {
             keys.iter()
-                .find(|key| *key.family == *family && key.labels == labels)
+                .find(|key| Arc::ptr_eq(&key.family, family) && key.labels == labels)
         }) {
             return Arc::clone(same);
         }
         let input = Input::of(family, labels);
         let key = Arc::new(SeriesKey {
-            family: self.family(family),
+            family: Arc::clone(family),
             labels: labels.to_vec(),
             input,
             rated: input.is_rated(family.kind),
@@ -129,14 +125,16 @@ mod tests {
     #[test]
     fn one_name_is_held_once_and_goes_when_unused() {
         let mut names = Names::default();
-        let family = Family {
+        let told = Family {
             name: "node_network_receive_bytes_total".into(),
             kind: Kind::Counter,
             scale: Scale::One,
             labels: vec!["device".into()],
         };
+        let family = names.family(told.clone());
+        let again = names.family(told);
         let one = names.series(&family, &["eth0".into()]);
-        let other = names.series(&family, &["eth0".into()]);
+        let other = names.series(&again, &["eth0".into()]);
         assert!(Arc::ptr_eq(&one, &other));
         for at in 0..SWEEP_FLOOR {
             names.series(&family, &[format!("veth{at}")]);

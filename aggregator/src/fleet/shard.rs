@@ -52,8 +52,9 @@ const SHORT_STALL: Duration = Duration::from_secs(5);
 /// How long an agent is asked to stay away when the log cannot take its frames.
 const LOG_RETRY: Duration = Duration::from_secs(5);
 
-/// Where the messages to one agent's stream go.
-pub type ToAgent = mpsc::Sender<v1::AggregatorMessage>;
+/// Where the messages to one agent's stream go. Boxed: a channel holds room for 32 of them, and there is one for each
+/// host.
+pub type ToAgent = mpsc::Sender<Box<v1::AggregatorMessage>>;
 
 /// Bytes of an agent's credit that are in use, until this is dropped.
 pub type Credit = Option<OwnedSemaphorePermit>;
@@ -273,9 +274,11 @@ impl Shard {
             now: Instant::now(),
             replayed: true,
         };
+        let before = host.series_held();
         if let Err(error) = host.restore(checkpoint, &mut context) {
             tracing::warn!(host = %checkpoint.id(), %error, "checkpoint of the host does not read; its state begins anew");
         }
+        self.counters.series_changed(before, host.series_held());
     }
 
     /// Tells the detectors what is open on a host in the store.
@@ -301,7 +304,10 @@ impl Shard {
                     now: Instant::now(),
                     replayed: true,
                 };
-                if host.receive(&frame, &mut context, &mut self.transitions) == Verdict::Store {
+                let before = host.series_held();
+                let verdict = host.receive(&frame, &mut context, &mut self.transitions);
+                self.counters.series_changed(before, host.series_held());
+                if verdict == Verdict::Store {
                     self.counters
                         .frames_replayed
                         .fetch_add(1, Ordering::Relaxed);
@@ -563,8 +569,9 @@ impl Shard {
             );
         }
         self.close(id);
-        if self.hosts.remove(&id).is_some() {
+        if let Some(gone) = self.hosts.remove(&id) {
             self.counters.hosts.fetch_sub(1, Ordering::Relaxed);
+            self.counters.series_changed(gone.series_held(), 0);
             self.neighbours.gone(id);
         }
     }
@@ -629,15 +636,18 @@ impl Shard {
         if frame.incarnation == stream.incarnation {
             stream.received = stream.received.max(frame.seq);
         }
+        let held = host.series_held();
+        let all = self.counters.series.load(Ordering::Relaxed);
         let mut context = Receiving {
             names: &mut self.names,
             engine: &self.engine,
             changes: &mut self.changes,
-            series_quota: self.config.series_quota,
+            series_quota: self.config.quota(held, all),
             now: Instant::now(),
             replayed: false,
         };
         let verdict = host.receive(&frame, &mut context, &mut self.transitions);
+        self.counters.series_changed(held, host.series_held());
         self.counters
             .frames_received
             .fetch_add(1, Ordering::Relaxed);
@@ -1005,9 +1015,9 @@ impl Recalls {
 }
 
 fn send(to_agent: &ToAgent, message: v1::aggregator_message::Message) {
-    let message = v1::AggregatorMessage {
+    let message = Box::new(v1::AggregatorMessage {
         message: Some(message),
-    };
+    });
     // Full or closed: the callers say why that is no loss.
     let _ = to_agent.try_send(message);
 }

@@ -49,17 +49,20 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut names = Names::default();
         let mut keys = Vec::new();
+        let bytes = family("x_bytes_total", Kind::Counter, Scale::One, &["device"]);
+        let bytes = names.family(bytes);
         for device in ["eth0", "eth1"] {
-            let bytes = family("x_bytes_total", Kind::Counter, Scale::One, &["device"]);
             keys.push(names.series(&bytes, &[device.into()]));
         }
-        keys.push(names.series(&family("load", Kind::Gauge, Scale::Centi, &[]), &[]));
-        keys.push(names.series(&family("ratio", Kind::Gauge, Scale::Float, &[]), &[]));
-        keys.push(names.series(&family("constant", Kind::Gauge, Scale::Kibi, &[]), &[]));
-        keys.push(names.series(
-            &family("seconds_total", Kind::Counter, Scale::Float, &[]),
-            &[],
-        ));
+        for (name, kind, scale) in [
+            ("load", Kind::Gauge, Scale::Centi),
+            ("ratio", Kind::Gauge, Scale::Float),
+            ("constant", Kind::Gauge, Scale::Kibi),
+            ("seconds_total", Kind::Counter, Scale::Float),
+        ] {
+            let family = names.family(family(name, kind, scale, &[]));
+            keys.push(names.series(&family, &[]));
+        }
         Self {
             keys,
             raws: BTreeMap::new(),

@@ -27,8 +27,6 @@ pub struct Rows {
     last: Vec<Raw>,
     /// Number of the last row in which the series had a value, from 1.
     seen: Vec<u32>,
-    /// Places by the address of the key; the `Arc`s in `series` keep the addresses taken.
-    places: Option<HashMap<usize, u32>>,
     present: usize,
     rows: u32,
     samples: u64,
@@ -49,6 +47,12 @@ pub struct Columns {
 
 /// Ranges of rows: first and number.
 pub type Runs = Vec<(u32, u32)>;
+
+/// So many series after the last one are looked at before all are.
+const NEAR: usize = 16;
+
+/// Places by the address of the key; the `Arc`s in [`Rows::series`] keep the addresses taken.
+type Places = HashMap<usize, u32>;
 
 /// The values of a row, by the place of their series.
 type Row = Vec<(u32, Raw)>;
@@ -84,8 +88,11 @@ impl Rows {
         self.rows += 1;
         let mut changes: Vec<(u32, Raw)> = Vec::new();
         let (mut cursor, mut count, mut stayed, mut sorted) = (0, 0, 0, true);
+        // Made when a series does not stand where it did: in the first row, and after the host numbered its
+        // series anew. It would take as much memory as all the rest, so it goes with the row.
+        let mut places: Option<Places> = None;
         for (key, raw) in values {
-            let place = self.place(cursor, key);
+            let place = self.place(cursor, key, &mut places);
             cursor = place + 1;
             let had = self.seen[place] == before && before != 0;
             if self.seen[place] == self.rows {
@@ -107,16 +114,25 @@ impl Rows {
         self.samples += count as u64;
         let absent = self.present - stayed;
         self.present = count;
+        if before == 0 {
+            self.shrink();
+        }
         self.write(tick, &changes, absent, before);
     }
 
-    fn place(&mut self, cursor: usize, key: &Arc<SeriesKey>) -> usize {
-        if let Some(at) = self.series.get(cursor)
-            && Arc::ptr_eq(at, key)
-        {
-            return cursor;
+    fn shrink(&mut self) {
+        self.series.shrink_to_fit();
+        self.last.shrink_to_fit();
+        self.seen.shrink_to_fit();
+    }
+
+    fn place(&mut self, cursor: usize, key: &Arc<SeriesKey>, places: &mut Option<Places>) -> usize {
+        // Those between are absent now.
+        let near = self.series.iter().skip(cursor).take(NEAR);
+        if let Some(passed) = near.into_iter().position(|at| Arc::ptr_eq(at, key)) {
+            return cursor + passed;
         }
-        let places = self.places.get_or_insert_with(|| {
+        let places = places.get_or_insert_with(|| {
             let all = self.series.iter().zip(0..);
             all.map(|(key, place)| (Arc::as_ptr(key).addr(), place))
                 .collect()

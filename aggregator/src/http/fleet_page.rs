@@ -107,6 +107,7 @@ pub(super) fn render(
 fn ingest(page: &mut Writer, totals: &IngestTotals) {
     for (own, value) in [
         (&CONNECTED, totals.agents_connected),
+        (&SERIES, totals.series),
         (&STORED, totals.frames_stored),
         (&DUPLICATE, totals.frames_duplicate),
         (&LOST, totals.frames_lost),
@@ -216,6 +217,11 @@ const CONNECTED: Own = Own(
     "muster_aggregator_agents_connected",
     Kind::Gauge,
     "Agents with an open stream.",
+);
+const SERIES: Own = Own(
+    "muster_aggregator_series",
+    Kind::Gauge,
+    "Series of which the latest value is held, of all hosts.",
 );
 const STORED: Own = Own(
     "muster_aggregator_frames_stored_total",

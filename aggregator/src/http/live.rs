@@ -128,6 +128,7 @@ impl FleetRead for LiveFleet {
                 .map(|(reason, count)| (reason_word(reason), count))
                 .collect(),
             agents_connected: totals.connected,
+            series: totals.series,
             queue_bytes: self.journal.queued_bytes(),
             log_bytes: self.journal.disk_bytes.load(Ordering::Relaxed),
             log_failures: self.journal.failures.load(Ordering::Relaxed),

@@ -124,6 +124,8 @@ pub struct IngestTotals {
     pub frames_rejected: Vec<(&'static str, u64)>,
     /// Agents connected now.
     pub agents_connected: u64,
+    /// Series held of all hosts.
+    pub series: u64,
     /// Bytes received and not yet durable.
     pub queue_bytes: u64,
     /// Size of the log on disk.

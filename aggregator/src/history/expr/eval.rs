@@ -536,6 +536,7 @@ mod tests {
                 scale: Scale::One,
                 labels: vec!["device".into()],
             };
+            let family = names.family(family);
             names.series(&family, &["a".into()])
         };
         let (gauge, counter) = (key("g", Kind::Gauge), key("c_total", Kind::Counter));
