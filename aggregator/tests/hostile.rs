@@ -198,6 +198,7 @@ fn a_flood_of_unit_names_makes_few_incidents() {
                     state: UnitState::Failed,
                     since: None,
                     restarts: u64::MAX,
+                    restarts_recent: 0,
                 }
             })
             .collect();

@@ -515,6 +515,10 @@ catalog! {
         "Exit status of the main process of a service that failed, or the signal that ended it.";
     SYSTEMD_RECENT_RESTARTS "muster_host_systemd_unit_restarts_recent" Gauge One ["name"]
         "Automatic restarts of the service in the last 10 minutes; absent without any.";
+    SYSTEMD_UNIT_MEMORY "muster_host_systemd_unit_memory_bytes" Gauge One ["name"]
+        "Memory of the service and all below it, as its cgroup accounts for it, page cache included.";
+    SYSTEMD_UNIT_CPU "muster_host_systemd_unit_cpu_seconds_total" Counter Micro ["name"]
+        "Processor time of the service and all below it, as its cgroup accounts for it.";
     SYSTEMD_UNITS_UNOBSERVED "muster_host_systemd_units_unobserved" Gauge One []
         "Units that match the patterns but are beyond the bound on their number.";
 

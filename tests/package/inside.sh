@@ -128,7 +128,7 @@ systemctl mask --quiet hidden.service
 systemctl start --no-block crashes.service slow.service many@one.service
 systemctl start ticks.timer missed.timer counts.socket
 # told SERIES: it stands on the agent's own page of this moment, with the value in the pattern.
-told() { muster-agent sample --collector systemd --format prometheus 2>/dev/null | grep -qE "^$1\$"; }
+told() { muster-agent sample --collector "${2:-systemd}" --format prometheus 2>/dev/null | grep -qE "^$1\$"; }
 name='name="crashes.service"'
 # A restart takes a moment of "activating"; the loop shows in every state.
 eventually 30 "several restarts counted" told "node_systemd_service_restart_total\{$name\} ([3-9]|[0-9]{2,})"
@@ -148,6 +148,11 @@ if command -v curl >/dev/null; then
     eventually 30 "a crash loop counted" in_series "muster_host_systemd_unit_restarts_recent\{.*$name.*\} [0-9]"
 fi
 eventually 30 "slow.service among the failed services" in_failed slow.service
+eventually 30 "crashes.service among them, as one state" in_failed 'crashes.service .*crash-loop'
+# Where the host lets a container account for its services.
+if [ -f /sys/fs/cgroup/system.slice/muster-agent.service/memory.current ]; then
+    holds told 'muster_host_systemd_unit_memory_bytes\{name="muster-agent.service"\} [1-9].*' unit_usage
+fi
 systemctl stop crashes.service many@one.service ticks.timer missed.timer counts.socket
 systemctl unmask --quiet hidden.service
 rm /etc/systemd/system/{crashes,slow,many@,ticks,missed,counts@}.service /etc/systemd/system/{ticks,missed}.timer \

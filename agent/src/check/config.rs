@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use toml::de::DeValue;
 
-use super::Status;
+use super::{Status, starttls::Protocol};
 use crate::settings::{self, Section, duration, text, truth, whole};
 
 /// Most checks of one host: each is a task, and about eight series.
@@ -197,6 +197,8 @@ pub struct Trust {
     pub verify: bool,
     /// Issuers in PEM instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Who we are, for servers that ask: a certificate with its chain, and its key, in PEM.
+    pub client: Option<(PathBuf, PathBuf)>,
 }
 
 impl Default for Trust {
@@ -204,6 +206,7 @@ impl Default for Trust {
         Self {
             verify: true,
             ca_file: None,
+            client: None,
         }
     }
 }
@@ -268,6 +271,8 @@ pub struct TlsCheck {
     pub server_name: String,
     /// A certificate in PEM instead.
     pub file: Option<PathBuf>,
+    /// What is spoken before TLS begins.
+    pub starttls: Option<Protocol>,
     /// How it is judged.
     pub trust: Trust,
     /// When it is too old.
@@ -496,6 +501,16 @@ fn trust(section: &mut Section<'_, '_>) -> Trust {
     let mut trust = Trust::default();
     section.value("verify", &mut trust.verify, truth);
     section.value("ca_file", &mut trust.ca_file, |value| path(value).map(Some));
+    let (mut certificate, mut key) = (None, None);
+    section.value("client_cert", &mut certificate, |value| {
+        path(value).map(Some)
+    });
+    section.value("client_key", &mut key, |value| path(value).map(Some));
+    match (section.has("client_cert"), section.has("client_key")) {
+        (true, false) => section.complain("client_cert", "needs client_key, the file with its key"),
+        (false, true) => section.complain("client_key", "needs client_cert, its certificate"),
+        _ => trust.client = certificate.zip(key),
+    }
     trust
 }
 
@@ -638,6 +653,12 @@ fn tls(section: &mut Section<'_, '_>) -> TlsCheck {
     });
     section.value("server_name", &mut check.server_name, short_line);
     section.value("file", &mut check.file, |value| path(value).map(Some));
+    section.value("starttls", &mut check.starttls, |value| {
+        settings::word(value, &Protocol::WORDS).map(Some)
+    });
+    if section.has("file") && section.has("starttls") {
+        section.complain("starttls", "file is set: nobody is connected to");
+    }
     match (section.has("address"), section.has("file")) {
         (false, false) => section.complain(
             "address",
@@ -916,6 +937,18 @@ mod tests {
             (
                 "name = \"a\"\ntype = \"tls\"\nfile = \"/a\"\nexpiry_crit = \"60d\"",
                 "check.a.expiry_crit: is longer",
+            ),
+            (
+                "name = \"a\"\ntype = \"tls\"\naddress = \"x:25\"\nstarttls = \"xmpp\"",
+                "check.a.starttls: expected one of",
+            ),
+            (
+                "name = \"a\"\ntype = \"tls\"\nfile = \"/a\"\nstarttls = \"smtp\"",
+                "check.a.starttls: file is set",
+            ),
+            (
+                "name = \"a\"\ntype = \"tls\"\naddress = \"x:1\"\nclient_cert = \"/a\"",
+                "check.a.client_cert: needs client_key",
             ),
             (
                 "name = \"a\"\ntype = \"dns\"\nquery = \"a..b\"",

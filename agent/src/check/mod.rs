@@ -21,6 +21,7 @@ mod net;
 mod plugin;
 mod process;
 pub mod schedule;
+mod starttls;
 mod tls;
 
 use std::{

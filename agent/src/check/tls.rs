@@ -22,14 +22,14 @@ use rustls::{
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     server::ParsedCertificate,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     Cause, Finding, Run, Status, Threads,
     config::{Expiry, TlsCheck, Trust},
-    net,
+    net, starttls,
 };
 use crate::settings::show_duration;
 
@@ -165,8 +165,13 @@ pub(super) async fn handshake(
         }
         false => None,
     };
+    let client = match &trust.client {
+        Some((certificate, key)) => Some(own_identity(run, certificate, key).await?),
+        None => None,
+    };
     let witness = Arc::new(Witness {
         judge,
+        strict: client.is_some(),
         provider: Arc::clone(&provider),
         objection: Mutex::new(None),
     });
@@ -174,13 +179,19 @@ pub(super) async fn handshake(
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(|error| Finding::unknown(Cause::Error, error.to_string()))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(&witness) as Arc<dyn ServerCertVerifier>)
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::clone(&witness) as Arc<dyn ServerCertVerifier>);
+    let config = match client {
+        Some((chain, key)) => config.with_client_auth_cert(chain, key).map_err(|error| {
+            Finding::unknown(Cause::Error, format!("client_cert and client_key: {error}"))
+        })?,
+        None => config.with_no_client_auth(),
+    };
     let stream = TlsConnector::from(Arc::new(config))
         .connect(server, stream)
         .await
-        .map_err(|error| match error.get_ref() {
-            Some(inner) if inner.is::<Error>() => {
+        .map_err(|error| match (witness.take(), error.get_ref()) {
+            (Some(objection), _) => objected(&objection),
+            (None, Some(inner)) if inner.is::<Error>() => {
                 Finding::critical(Cause::Tls, format!("TLS: {inner}"))
             }
             _ => net::failed("TLS", &error),
@@ -191,15 +202,35 @@ pub(super) async fn handshake(
         .peer_certificates()
         .and_then(|chain| chain.first());
     let expires = leaf.and_then(|leaf| expires(leaf));
-    let objection = witness.objection.lock();
-    let objection = objection.unwrap_or_else(PoisonError::into_inner).take();
     Ok(Peer {
         stream,
         expires,
-        fault: objection.map(|error| Finding {
+        fault: witness.take().map(|error| Finding {
             expires,
             ..objected(&error)
         }),
+    })
+}
+
+/// The certificate and key that say who we are.
+async fn own_identity(
+    run: &Run<'_>,
+    certificate: &Path,
+    key: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Finding> {
+    let (chain_file, key_file) = (certificate.to_owned(), key.to_owned());
+    let read = move || {
+        let chain = certificates(&chain_file).map_err(|error| (chain_file, error))?;
+        let key = super::file::read_bounded(&key_file, MAX_PEM_BYTES).and_then(|bytes| {
+            PrivateKeyDer::from_pem_slice(&bytes)
+                .map_err(|error| io::Error::other(format!("has no key in PEM: {error}")))
+        });
+        Ok((chain, key.map_err(|error| (key_file, error))?))
+    };
+    let read = run.aside(Threads::Files, read).await?;
+    read.map_err(|(path, error): (PathBuf, io::Error)| {
+        let message = format!("client certificate: {}: {error}", path.display());
+        Finding::unknown(Cause::Error, message)
     })
 }
 
@@ -263,7 +294,10 @@ pub(super) async fn ask(run: &Run<'_>, check: &TlsCheck) -> Result<Finding, Find
         return in_file(run, path, &check.expiry).await;
     }
     let (host, port) = check.address.clone().unwrap_or_default();
-    let stream = net::connect(run, &host, port).await?;
+    let mut stream = net::connect(run, &host, port).await?;
+    if let Some(protocol) = check.starttls {
+        starttls::upgrade(&mut stream, protocol).await?;
+    }
     let name = match check.server_name.as_str() {
         "" => &host,
         name => name,
@@ -303,10 +337,19 @@ async fn in_file(run: &Run<'_>, path: &Path, expiry: &Expiry) -> Result<Finding,
 /// Lets every handshake end, and remembers what is wrong with the certificate.
 #[derive(Debug)]
 struct Witness {
+    /// Ends the handshake at once: nobody is told who we are before it is known whom.
+    strict: bool,
     /// Judges name and issuer; `None` for not at all.
     judge: Option<(Arc<WebPkiServerVerifier>, Arc<[CertificateDer<'static>]>)>,
     provider: Arc<CryptoProvider>,
     objection: Mutex<Option<Error>>,
+}
+
+impl Witness {
+    fn take(&self) -> Option<Error> {
+        let objection = self.objection.lock();
+        objection.unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 impl ServerCertVerifier for Witness {
@@ -333,7 +376,10 @@ impl ServerCertVerifier for Witness {
                 .objection
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            *objection = Some(error);
+            *objection = Some(error.clone());
+            if self.strict {
+                return Err(error);
+            }
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -372,8 +418,7 @@ impl ServerCertVerifier for Witness {
 mod tests {
     use std::io::Write as _;
 
-    use rustls::ServerConfig;
-    use rustls_pki_types::PrivateKeyDer;
+    use rustls::{ServerConfig, server::WebPkiClientVerifier};
     use tokio::net::TcpListener;
     use tokio_rustls::TlsAcceptor;
 
@@ -404,16 +449,32 @@ mod tests {
 
     /// A server with a certificate of its own making, which a file vouches for.
     async fn server(name: &str) -> (u16, tempfile::NamedTempFile) {
+        server_for(name, None).await
+    }
+
+    /// The same, for clients that show this certificate only.
+    async fn server_for(
+        name: &str,
+        client: Option<CertificateDer<'static>>,
+    ) -> (u16, tempfile::NamedTempFile) {
         let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate");
         let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
         let chain = vec![made.cert.der().clone()];
         let provider = Arc::new(ring::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
+        let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS12])
-            .expect("TLS 1.2")
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .expect("a server");
+            .expect("TLS 1.2");
+        let config = match client {
+            Some(client) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(client).expect("a certificate");
+                let roots = Arc::new(roots);
+                let judge = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+                config.with_client_cert_verifier(judge.expect("a verifier"))
+            }
+            None => config.with_no_client_auth(),
+        };
+        let config = config.with_single_cert(chain, key).expect("a server");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
         let port = listener.local_addr().expect("an address").port();
         let acceptor = TlsAcceptor::from(Arc::new(config));
@@ -437,17 +498,17 @@ mod tests {
             ..TlsCheck::default()
         };
         let pinned = Trust {
-            verify: true,
             ca_file: Some(file.path().to_owned()),
+            ..Trust::default()
         };
         let (_, stranger) = server("other.example").await;
         let strange = Trust {
-            verify: true,
             ca_file: Some(stranger.path().to_owned()),
+            ..Trust::default()
         };
         let any = Trust {
             verify: false,
-            ca_file: None,
+            ..Trust::default()
         };
         for (name, trust, cause) in [
             ("good.example", &pinned, Cause::Ok),
@@ -466,6 +527,54 @@ mod tests {
         assert_eq!(testing::run(Kind::Tls(in_file)).await.status, Status::Ok);
     }
 
+    fn written(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(text.as_bytes()).expect("written");
+        file
+    }
+
+    #[tokio::test]
+    async fn a_client_certificate_is_shown_to_whom_we_trust() {
+        let own = rcgen::generate_simple_self_signed(["host-1".to_owned()]).expect("a certificate");
+        let (port, trusted) = server_for("good.example", Some(own.cert.der().clone())).await;
+        let certificate = written(&own.cert.pem());
+        let key = written(&own.signing_key.serialize_pem());
+        let path = |file: &tempfile::NamedTempFile| file.path().to_owned();
+        let missing = || PathBuf::from("/does/not/exist");
+        for (ca_file, client, cause) in [
+            (path(&trusted), None, Cause::Tls),
+            (
+                path(&trusted),
+                Some((path(&certificate), path(&key))),
+                Cause::Ok,
+            ),
+            (
+                path(&trusted),
+                Some((path(&certificate), missing())),
+                Cause::Error,
+            ),
+            // Its own certificate: the server is another, and hears nothing of us.
+            (
+                path(&certificate),
+                Some((path(&certificate), path(&key))),
+                Cause::CertificateUntrusted,
+            ),
+        ] {
+            let check = TlsCheck {
+                address: Some(("127.0.0.1".to_owned(), port)),
+                server_name: "good.example".to_owned(),
+                trust: Trust {
+                    ca_file: Some(ca_file),
+                    client: client.clone(),
+                    ..Trust::default()
+                },
+                ..TlsCheck::default()
+            };
+            let finding = testing::run(Kind::Tls(check)).await;
+            assert_eq!(finding.cause, cause, "{client:?}: {}", finding.message);
+        }
+    }
+
     #[tokio::test]
     async fn what_does_not_speak_tls_is_said_so() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
@@ -480,7 +589,7 @@ mod tests {
             address: Some(("127.0.0.1".to_owned(), port)),
             trust: Trust {
                 verify: false,
-                ca_file: None,
+                ..Trust::default()
             },
             ..TlsCheck::default()
         };

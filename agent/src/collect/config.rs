@@ -35,7 +35,7 @@ impl CollectConfig {
     #[must_use]
     pub fn is_enabled(&self, name: &str) -> bool {
         !self.disabled.iter().any(|disabled| disabled == name)
-            && (name != "systemd" || self.systemd.enabled)
+            && (!matches!(name, "systemd" | "unit_usage") || self.systemd.enabled)
     }
 
     /// What holds for systemd, with no more units than have room in half of all series.

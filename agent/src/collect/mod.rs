@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod arp;
+pub mod aside;
 pub mod attributes;
 pub mod bonding;
 pub mod btrfs;
@@ -66,6 +67,7 @@ pub mod time;
 pub mod timex;
 pub mod udp_queues;
 pub mod uname;
+pub mod unit_usage;
 pub mod vmstat;
 pub mod watchdog;
 pub mod xfs;
@@ -107,6 +109,11 @@ const OWN_PASS: usize = 0;
 pub trait Collector: Send {
     /// What people are told about it.
     fn about(&self) -> &'static About;
+
+    /// Shortest time between two runs from now on.
+    fn every(&self) -> Duration {
+        self.about().every
+    }
 
     /// Puts what the host says now: raw counters and gauges, never rates.
     ///
@@ -155,6 +162,15 @@ pub enum CollectError {
         /// What the connection ended with.
         why: String,
     },
+    /// A file has been read for so long that it hangs.
+    #[error("a read has not returned for {seconds} s: a device or a server does not answer")]
+    Hangs {
+        /// How long.
+        seconds: u64,
+    },
+    /// There was no thread for it, or the thread ended.
+    #[error("there is no thread to read in; the limit on tasks may be reached")]
+    Lost,
     /// A file was read and not understood.
     #[error("{path} is not understood: {what}")]
     Malformed {
@@ -184,6 +200,10 @@ pub fn collectors(
     counters: &Arc<AgentCounters>,
     urgent: &Arc<Notify>,
 ) -> Vec<Box<dyn Collector>> {
+    let spare = aside::Spare::default();
+    // Their files may hang.
+    let aside =
+        |collector: Box<dyn Collector>, there| aside::Aside::around(collector, there, &spare);
     vec![
         Box::new(uname::Uname::default()),
         Box::new(os::Os::default()),
@@ -214,14 +234,23 @@ pub fn collectors(
         Box::new(cpufreq::Cpufreq::default()),
         Box::new(clocksource::Clocksource::default()),
         Box::new(entropy::Entropy::default()),
-        Box::new(hwmon::Hwmon::default()),
-        Box::new(thermal_zone::ThermalZone::default()),
-        Box::new(powersupplyclass::PowerSupplyClass::default()),
-        Box::new(rapl::Rapl::default()),
-        Box::new(edac::Edac::default()),
+        aside(Box::<hwmon::Hwmon>::default(), Some("sys/class/hwmon")),
+        aside(
+            Box::<thermal_zone::ThermalZone>::default(),
+            Some("sys/class/thermal"),
+        ),
+        aside(
+            Box::<powersupplyclass::PowerSupplyClass>::default(),
+            Some("sys/class/power_supply"),
+        ),
+        aside(Box::<rapl::Rapl>::default(), Some("sys/class/powercap")),
+        aside(
+            Box::<edac::Edac>::default(),
+            Some("sys/devices/system/edac/mc"),
+        ),
         Box::new(mdadm::Mdadm::default()),
         Box::new(diskinfo::Diskinfo::new(&config.disk)),
-        Box::new(nvme::Nvme::default()),
+        aside(Box::<nvme::Nvme>::default(), Some("sys/class/nvme")),
         Box::new(watchdog::Watchdog::default()),
         Box::new(selinux::Selinux::default()),
         Box::new(xfs::Xfs::default()),
@@ -230,14 +259,24 @@ pub fn collectors(
         Box::new(nfs::Nfs::client()),
         Box::new(nfs::Nfs::server()),
         Box::new(ipvs::Ipvs::default()),
-        Box::new(infiniband::Infiniband::default()),
-        Box::new(fibrechannel::Fibrechannel::default()),
-        Box::new(tapestats::Tapestats::default()),
-        Box::new(textfile::Textfile::new(&config.textfile)),
+        aside(
+            Box::<infiniband::Infiniband>::default(),
+            Some("sys/class/infiniband"),
+        ),
+        aside(
+            Box::<fibrechannel::Fibrechannel>::default(),
+            Some("sys/class/fc_host"),
+        ),
+        aside(
+            Box::<tapestats::Tapestats>::default(),
+            Some("sys/class/scsi_tape"),
+        ),
+        aside(Box::new(textfile::Textfile::new(&config.textfile)), None),
         Box::new(systemd::Systemd::new(
             &config.systemd_in_quota(),
             Arc::clone(urgent),
         )),
+        Box::new(unit_usage::UnitUsage::new(&config.systemd_in_quota())),
         Box::new(agent::Agent::new(Arc::clone(counters))),
     ]
 }
@@ -365,7 +404,7 @@ impl Collection {
         for number in 0..self.slots.len() {
             if is_due(
                 self.slots[number].ran,
-                self.slots[number].collector.about().every,
+                self.slots[number].collector.every(),
                 tick,
             ) {
                 changed |= self.run_one(number, tick);

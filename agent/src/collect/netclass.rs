@@ -2,10 +2,16 @@
 //!
 //! What a driver or the state of a link refuses to tell is absent: speed and duplex of an interface that is
 //! down, the carrier of one that is switched off. The speed of virtual interfaces is -1, and left out.
+//!
+//! An interface has two dozen files, of which hardly one ever changes. So only those are read each time that change
+//! with the link, its state or its settings; while they stay, the rest is read once a minute.
 
 use std::time::Duration;
 
-use muster_proto::catalog::{self, FamilyId};
+use muster_proto::{
+    catalog::{self, FamilyId},
+    time::Timestamp,
+};
 
 use super::{
     About, CollectError, Collector, NetworkConfig, Outcome, Readings, glob,
@@ -56,6 +62,13 @@ const LABELS: [&[u8]; 5] = [
 ];
 const OPERSTATE: usize = 3;
 
+/// Files that say whether something has changed: the link went down and up, its state, and what an administrator
+/// sets; speed and duplex change with the first.
+const TELL_TALES: [&[u8]; 4] = [b"/flags", b"/operstate", b"/carrier_changes", b"/mtu"];
+
+/// All files are read this often in any case.
+const ALL_EVERY: Duration = Duration::from_secs(60);
+
 /// Megabits a second in bytes a second.
 const MEGABIT: u64 = 125_000;
 
@@ -77,6 +90,9 @@ pub struct Netclass {
     names: Names,
     files: Files,
     labels: [String; LABELS.len()],
+    /// What the files said that are read each time, and when all were read.
+    tell_tale: Vec<u8>,
+    all_read: Option<Timestamp>,
 }
 
 impl Netclass {
@@ -88,7 +104,29 @@ impl Netclass {
             names: Names::default(),
             files: Files::default(),
             labels: Default::default(),
+            tell_tale: Vec::new(),
+            all_read: None,
         }
+    }
+
+    /// Whether the files that tell of changes say what they said before, of the same interfaces.
+    fn is_as_before(&mut self, host: &HostRoot) -> bool {
+        let mut now = Vec::with_capacity(self.tell_tale.len());
+        for (number, name) in self.names.iter().enumerate() {
+            if self.exclude.matches(number, name) {
+                continue;
+            }
+            now.extend_from_slice(name);
+            for file in TELL_TALES {
+                now.push(b'\n');
+                let word = self.files.word(host, &[CLASS, name, file]);
+                now.extend_from_slice(word.unwrap_or_default());
+            }
+            now.push(b'\n');
+        }
+        let same = now == self.tell_tale;
+        self.tell_tale = now;
+        same
     }
 }
 
@@ -101,6 +139,11 @@ impl Collector for Netclass {
         if !self.names.list(host, CLASS)? {
             return Ok(Outcome::NoData);
         }
+        let is_recent = !super::is_due(self.all_read, ALL_EVERY, out.tick());
+        if self.is_as_before(host) && is_recent {
+            return Ok(Outcome::Unchanged);
+        }
+        self.all_read = None;
         let mut outcome = Outcome::NoData;
         for (number, name) in self.names.iter().enumerate() {
             if self.exclude.matches(number, name) {
@@ -140,6 +183,9 @@ impl Collector for Netclass {
                     out.unsigned(family, &[&device], value);
                 }
             }
+        }
+        if outcome == Outcome::Read {
+            self.all_read = Some(out.tick());
         }
         Ok(outcome)
     }
@@ -195,6 +241,35 @@ mod tests {
             devices_exclude: vec!["tun*".to_owned()],
         };
         assert_eq!(host.collect(&mut Netclass::new(&config)).len(), 7);
+    }
+
+    #[test]
+    fn what_stays_is_read_once_a_minute_and_a_change_at_once() {
+        let mut host = testing::Host::new();
+        for (file, content) in [
+            ("flags", "0x1003"),
+            ("carrier_changes", "2"),
+            ("speed", "10"),
+        ] {
+            host.write(&format!("sys/class/net/eth0/{file}"), content);
+        }
+        let speed = r#"node_network_speed_bytes{device="eth0"}"#;
+        let mut collector = netclass();
+        host.set_tick(0);
+        assert_eq!(host.collect(&mut collector)[speed], 1_250_000.0);
+        // Nothing tells of it.
+        host.write("sys/class/net/eth0/speed", "100");
+        host.set_tick(10);
+        assert_eq!(host.run(&mut collector).ok(), Some(Outcome::Unchanged));
+        host.write("sys/class/net/eth0/carrier_changes", "4");
+        assert_eq!(host.collect(&mut collector)[speed], 12_500_000.0);
+        host.write("sys/class/net/eth0/speed", "1000");
+        host.set_tick(70);
+        assert_eq!(host.collect(&mut collector)[speed], 125_000_000.0);
+        host.write("sys/class/net/eth1/flags", "0x1002");
+        host.set_tick(80);
+        let values = host.collect(&mut collector);
+        assert_eq!(values[r#"node_network_up{device="eth1"}"#], 0.0);
     }
 
     testing::garbage!(

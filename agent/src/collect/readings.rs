@@ -370,6 +370,11 @@ impl Readings {
         self.put(family, labels, Raw::float(value));
     }
 
+    /// Puts a value as the family's scale has it.
+    pub(super) fn raw(&mut self, family: FamilyId, labels: &[&str], raw: Raw) {
+        self.put(family, labels, raw);
+    }
+
     fn put(&mut self, family: FamilyId, labels: &[&str], raw: Raw) {
         let place = match self.under_cursor(family, labels) {
             Some(place) => place,

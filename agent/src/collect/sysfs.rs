@@ -131,7 +131,7 @@ impl Files {
         if self.bytes.is_empty() {
             self.bytes.resize(FIRST_BUFFER_BYTES, 0);
         }
-        let is_sysfs = parts.first().is_some_and(|part| part.starts_with(b"sys/"));
+        let whole = is_handed_out_whole(parts);
         let mut length = 0;
         loop {
             match rustix::io::read(&file, &mut self.bytes[length..]) {
@@ -140,8 +140,8 @@ impl Files {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(errno),
             }
-            // sysfs hands an attribute out whole; a second read would only say that this was all.
-            if is_sysfs && length < self.bytes.len() {
+            // A second read would only say that this was all.
+            if whole && length < self.bytes.len() {
                 break;
             }
             if length == self.bytes.len() {
@@ -156,6 +156,19 @@ impl Files {
             recorder.file(Path::new(OsStr::from_bytes(&path)), &self.bytes[..length]);
         }
         Ok(length)
+    }
+}
+
+/// Whether one read gives all there is: of an attribute of sysfs, and of the files of one process, which the kernel
+/// prints in one go.
+fn is_handed_out_whole(parts: &[&[u8]]) -> bool {
+    match parts {
+        [first, ..] if first.starts_with(b"sys/") => true,
+        [first, pid, file] => {
+            let of_process = *first == b"proc/" && numbered(pid, b"").is_some();
+            of_process && (*file == b"/stat" || *file == b"/io")
+        }
+        _ => false,
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use muster_proto::{
-    catalog,
+    catalog, event,
     time::{Clock, SystemClock, Timestamp},
     v1::{EventFieldKey, EventKind},
 };
@@ -19,7 +19,7 @@ use tokio::{sync::Notify, task::AbortHandle};
 
 use super::{
     About, CollectError, Collector, Outcome, Readings, SystemdConfig, glob, systemd_bus,
-    systemd_kinds::{Known, ServiceFacts, SocketFacts, TimerFacts},
+    systemd_kinds::{Exit, Known, ServiceFacts, SocketFacts, TimerFacts},
     word,
 };
 use crate::host::HostRoot;
@@ -220,6 +220,7 @@ struct Change {
     from: String,
     to: String,
     result: String,
+    exit: Option<Exit>,
     at: Timestamp,
 }
 
@@ -490,6 +491,7 @@ impl Units {
                     from,
                     to: state,
                     result: unit.known.service.result.clone().unwrap_or_default(),
+                    exit: unit.known.exit(),
                     at: SystemClock.now(),
                 });
             }
@@ -528,6 +530,10 @@ impl Units {
             if !change.result.is_empty() {
                 fields.push(word(EventFieldKey::Result, &change.result));
             }
+            fields.extend(change.exit.map(|exit| match exit {
+                Exit::Status(status) => event::integer(EventFieldKey::Code, status.into()),
+                Exit::Signal(signal) => event::integer(EventFieldKey::Signal, signal.into()),
+            }));
             out.event_at(change.at, EventKind::UnitStateChanged, &change.name, fields);
         }
         match &self.bus {
@@ -637,6 +643,7 @@ mod tests {
             result: Some("exit-code".to_owned()),
             restarts: Some(3),
             exit: Some(1),
+            ended: Some(1),
         };
         fixed.0.set_service("a.service", facts);
         fixed.0.set_system_state("degraded");

@@ -207,6 +207,9 @@ fn apply(message: &Message, shared: &Shared) -> Option<()> {
                     exit: values
                         .remove("ExecMainStatus")
                         .and_then(|value| i32::try_from(value).ok()),
+                    ended: values
+                        .remove("ExecMainCode")
+                        .and_then(|value| i32::try_from(value).ok()),
                 };
                 units.set_service(&name, facts);
             } else if interface == TIMER {
@@ -254,7 +257,7 @@ async fn answer(connection: &Connection, shared: &Shared) -> zbus::Result<()> {
                 for names in names.chunks(MAX_NAMED) {
                     let listed = match list(connection, "ListUnitsByNames", &names).await {
                         // systemd before 230 cannot list by name.
-                        Err(zbus::Error::MethodError(..)) => {
+                        Err(error) if is_refusal(&error) => {
                             list(connection, "ListUnits", &()).await?
                         }
                         answer => answer?,
@@ -292,7 +295,7 @@ async fn service(connection: &Connection, name: &str) -> zbus::Result<ServiceFac
     let kind = property(connection, &path, SERVICE, "Type").await;
     let kind = match kind {
         // Gone meanwhile: nothing is known, and a type that says so is not asked for again.
-        Err(zbus::Error::MethodError(..)) => {
+        Err(error) if is_refusal(&error) => {
             return Ok(ServiceFacts {
                 kind: Some(String::new()),
                 ..ServiceFacts::default()
@@ -305,6 +308,7 @@ async fn service(connection: &Connection, name: &str) -> zbus::Result<ServiceFac
         result: optional(property(connection, &path, SERVICE, "Result").await)?,
         restarts: optional(property(connection, &path, SERVICE, "NRestarts").await)?,
         exit: optional(property(connection, &path, SERVICE, "ExecMainStatus").await)?,
+        ended: optional(property(connection, &path, SERVICE, "ExecMainCode").await)?,
     })
 }
 
@@ -357,10 +361,29 @@ fn next_of(wall: Option<u64>, boot: Option<u64>) -> Option<u64> {
     soonest.or_else(|| wall.or(boot).map(|_| 0))
 }
 
+/// Whether an error is systemd's own answer: what it was asked for is not there. Anything else is the connection's.
+fn is_refusal(error: &zbus::Error) -> bool {
+    use zbus::fdo::Error as Bus;
+    match error {
+        // Names that are systemd's own (NoSuchUnit).
+        zbus::Error::MethodError(..) => true,
+        zbus::Error::FDO(error) => matches!(
+            **error,
+            Bus::UnknownProperty(_)
+                | Bus::UnknownInterface(_)
+                | Bus::UnknownMethod(_)
+                | Bus::UnknownObject(_)
+                | Bus::InvalidArgs(_)
+                | Bus::Failed(_)
+        ),
+        _ => false,
+    }
+}
+
 /// A property that old versions of systemd do not have.
 fn optional<T>(answer: zbus::Result<T>) -> zbus::Result<Option<T>> {
     match answer {
-        Err(zbus::Error::MethodError(..)) => Ok(None),
+        Err(error) if is_refusal(&error) => Ok(None),
         answer => answer.map(Some),
     }
 }
@@ -511,6 +534,7 @@ mod tests {
         }
     }
 
+    /// As an old systemd has it: without ExecMainCode.
     struct Service;
 
     #[interface(name = "org.freedesktop.systemd1.Service")]
@@ -638,8 +662,10 @@ mod tests {
             );
 
             let facts = [
-                ("Result", Variant::from("exit-code")),
+                ("Result", Variant::from("signal")),
                 ("NRestarts", Variant::from(3u32)),
+                ("ExecMainStatus", Variant::from(11i32)),
+                ("ExecMainCode", Variant::from(3i32)),
             ];
             changed(&server, "web-1.service", SERVICE, &facts).await;
             changed(
@@ -661,7 +687,10 @@ mod tests {
             let events = host.readings().take_events();
             assert_eq!(events.len(), 1);
             assert_eq!(events[0].subject, "web-1.service");
-            assert_eq!(events[0].fields.len(), 3);
+            assert_eq!(
+                muster_proto::event::words(&events[0]),
+                "web-1.service active → failed (signal, signal 11)"
+            );
 
             let path = OwnedObjectPath::try_from(unit_path("new.service")).expect("a path");
             server

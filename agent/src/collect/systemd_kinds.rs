@@ -24,7 +24,21 @@ pub(super) struct ServiceFacts {
     pub(super) restarts: Option<u32>,
     /// Exit status or signal of its main process.
     pub(super) exit: Option<i32>,
+    /// How that ended: CLD_EXITED and the like of waitid(2); 0 while nothing has ended.
+    pub(super) ended: Option<i32>,
 }
+
+/// What a number says that ended a service's main process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Exit {
+    Status(i32),
+    Signal(i32),
+}
+
+/// `si_code` of a process that ended by itself, by a signal, and by one with a core dump (waitid(2)).
+const CLD_EXITED: i32 = 1;
+const CLD_KILLED: i32 = 2;
+const CLD_DUMPED: i32 = 3;
 
 /// What is known of a timer: microseconds since 1970, 0 for never.
 #[derive(Debug, Clone, Copy, Default)]
@@ -69,6 +83,9 @@ impl Known {
         if facts.exit.is_some() {
             changed |= self.service.exit != facts.exit;
             self.service.exit = facts.exit;
+        }
+        if facts.ended.is_some() {
+            self.service.ended = facts.ended;
         }
         if let Some(restarts) = facts.restarts {
             changed |= self.service.restarts != facts.restarts;
@@ -134,6 +151,20 @@ impl Known {
     fn failure(&self) -> Option<&str> {
         let result = self.service.result.as_deref()?;
         (!matches!(result, "" | "success")).then_some(result)
+    }
+
+    /// How its main process ended, if the service failed and one has ended.
+    pub(super) fn exit(&self) -> Option<Exit> {
+        let (result, number) = (self.failure()?, self.service.exit?);
+        match (self.service.ended, result) {
+            (Some(CLD_EXITED), _) => Some(Exit::Status(number)),
+            (Some(CLD_KILLED | CLD_DUMPED), _) => Some(Exit::Signal(number)),
+            (Some(_), _) => None,
+            // Not told yet; the result says it as well, if it is one of these.
+            (None, "signal" | "core-dump") => Some(Exit::Signal(number)),
+            (None, "exit-code") => Some(Exit::Status(number)),
+            (None, _) => None,
+        }
     }
 
     /// Puts the series of a unit of this name.
@@ -214,6 +245,34 @@ mod tests {
     }
 
     #[test]
+    fn an_exit_status_is_told_from_a_signal() {
+        for (result, ended, exit) in [
+            ("exit-code", Some(CLD_EXITED), Some(Exit::Status(9))),
+            ("signal", Some(CLD_KILLED), Some(Exit::Signal(9))),
+            ("core-dump", Some(CLD_DUMPED), Some(Exit::Signal(9))),
+            // The stop took too long: ended by systemd, or by itself in the end.
+            ("timeout", Some(CLD_KILLED), Some(Exit::Signal(9))),
+            ("timeout", Some(CLD_EXITED), Some(Exit::Status(9))),
+            // Nothing was ever started.
+            ("resources", Some(0), None),
+            ("exit-code", None, Some(Exit::Status(9))),
+            ("signal", None, Some(Exit::Signal(9))),
+            ("timeout", None, None),
+            ("success", Some(CLD_EXITED), None),
+        ] {
+            let mut known = Known::default();
+            let facts = ServiceFacts {
+                result: Some(result.to_owned()),
+                exit: Some(9),
+                ended,
+                ..ServiceFacts::default()
+            };
+            known.set_service(facts, at(0));
+            assert_eq!(known.exit(), exit, "{result} {ended:?}");
+        }
+    }
+
+    #[test]
     fn series_are_as_many_as_announced() {
         let mut known = Known::default();
         let failed = ServiceFacts {
@@ -221,6 +280,7 @@ mod tests {
             result: Some("exit-code".to_owned()),
             restarts: Some(0),
             exit: Some(3),
+            ended: Some(CLD_EXITED),
         };
         assert!(known.set_service(failed.clone(), at(0)));
         assert!(!known.set_service(failed, at(1)), "nothing new");

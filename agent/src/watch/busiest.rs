@@ -9,14 +9,20 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    fs,
+    os::unix::ffi::OsStrExt as _,
     time::{Duration, Instant},
 };
 
 use muster_proto::{event, time::Timestamp, v1};
 
 use super::cgroups;
-use crate::{collect::text, host::HostRoot};
+use crate::{
+    collect::{
+        sysfs::{Files, Names, numbered},
+        text,
+    },
+    host::HostRoot,
+};
 
 /// Between two scans.
 pub const EVERY: Duration = Duration::from_secs(10);
@@ -26,6 +32,10 @@ const KEPT: usize = 60;
 
 /// Longest scan of processes; about 10,000 on an idle machine.
 const DEADLINE: Duration = Duration::from_millis(250);
+
+/// One scan takes at most this part of the time until the next: thousands of processes and units are looked at less
+/// often.
+const SHARE_OF_TIME: u32 = 100;
 
 /// Longest name of a process: `TASK_COMM_LEN` without its end.
 const MAX_COMM_BYTES: usize = 15;
@@ -86,9 +96,36 @@ pub struct Busiest {
     processes: HashMap<u32, Used>,
     units: HashMap<String, Used>,
     last: Option<Instant>,
-    ring: VecDeque<v1::Busiest>,
+    names: Names,
+    files: Files,
     tick_ns: u64,
     page_bytes: u64,
+}
+
+/// The scans of the last ten minutes, or of longer where they are seldom.
+#[derive(Debug, Default)]
+pub struct Ring(VecDeque<v1::Busiest>);
+
+impl Ring {
+    /// Keeps a scan, and forgets the oldest for it.
+    pub fn push(&mut self, scan: v1::Busiest) {
+        if self.0.len() == KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(scan);
+    }
+
+    /// All of them, oldest first.
+    #[must_use]
+    pub fn all(&self) -> Vec<v1::Busiest> {
+        self.0.iter().cloned().collect()
+    }
+}
+
+/// Until the next scan, after one that took so long.
+#[must_use]
+pub fn pause(took: Duration) -> Duration {
+    EVERY.max(took.saturating_mul(SHARE_OF_TIME))
 }
 
 impl Busiest {
@@ -101,45 +138,42 @@ impl Busiest {
             processes: HashMap::new(),
             units: HashMap::new(),
             last: None,
-            ring: VecDeque::new(),
+            names: Names::default(),
+            files: Files::default(),
             tick_ns: 1_000_000_000 / hertz,
             page_bytes: rustix::param::page_size() as u64,
         }
     }
 
-    /// The last ten minutes, oldest first.
-    #[must_use]
-    pub fn ring(&self) -> Vec<v1::Busiest> {
-        self.ring.iter().cloned().collect()
-    }
-
-    /// One scan.
-    pub fn look(&mut self, host: &HostRoot, at: Timestamp) {
+    /// One scan. The first finds nothing: it has nothing to compare with.
+    pub fn look(&mut self, host: &HostRoot, at: Timestamp) -> Option<v1::Busiest> {
         let now = Instant::now();
         let over = self.last.replace(now).map(|last| now - last);
         let (processes, left_out) = self.processes(host, now + DEADLINE);
         let units = self.units(host);
-        // The first scan has nothing to compare with.
-        let Some(over) = over.filter(|over| !over.is_zero()) else {
-            return;
-        };
-        if self.ring.len() == KEPT {
-            self.ring.pop_front();
-        }
-        self.ring.push_back(v1::Busiest {
+        let over = over.filter(|over| !over.is_zero())?;
+        Some(v1::Busiest {
             at_ms: at.as_millis(),
             over_ms: u32::try_from(over.as_millis()).unwrap_or(u32::MAX),
             processes: top(processes, over),
             units: top(units, over),
             left_out,
-        });
+        })
     }
 
     /// All processes that could be looked at, and how many could not.
     fn processes(&mut self, host: &HostRoot, until: Instant) -> (Vec<User>, u32) {
         let (mut users, mut left_out) = (Vec::new(), 0u32);
         let before = std::mem::take(&mut self.processes);
-        for pid in pids(host) {
+        self.processes.reserve(before.len());
+        if self.names.list(host, b"proc").is_err() {
+            return (users, left_out);
+        }
+        for digits in self.names.iter() {
+            let number = numbered(digits, b"").and_then(text::unsigned);
+            let Some(pid) = number.and_then(|pid| u32::try_from(pid).ok()) else {
+                continue;
+            };
             if users.len() >= self.max_processes || Instant::now() > until {
                 left_out = left_out.saturating_add(1);
                 // Its counters are still those of the scan before.
@@ -148,7 +182,9 @@ impl Busiest {
                 }
                 continue;
             }
-            let Some(mut user) = self.process(host, pid) else {
+            let file = self.files.read(host, &[b"proc/", digits, b"/stat"]).ok();
+            let units = (self.tick_ns, self.page_bytes);
+            let Some(mut user) = file.and_then(|stat| process(stat, pid, units)) else {
                 // It ended in between.
                 continue;
             };
@@ -168,10 +204,12 @@ impl Busiest {
         }
         users.sort_unstable_by_key(|user| std::cmp::Reverse(user.cpu_new_ns));
         for user in users.iter_mut().take(ASKED_FOR_IO) {
-            let Ok(io) = host.read(format!("proc/{}/io", user.pid)) else {
+            let mut digits = text::Digits::default();
+            let digits = digits.of(user.pid.into()).as_bytes();
+            let Ok(io) = self.files.read(host, &[b"proc/", digits, b"/io"]) else {
                 continue;
             };
-            user.io_bytes = sum_of(&io, &[b"read_bytes:", b"write_bytes:"]);
+            user.io_bytes = sum_of(io, &[b"read_bytes:", b"write_bytes:"]);
             let old = before.get(&user.pid).and_then(|old| old.io_bytes);
             user.io_new_bytes = new_since(user.io_bytes, old);
             if let Some(used) = self.processes.get_mut(&user.pid) {
@@ -181,42 +219,22 @@ impl Busiest {
         (users, left_out)
     }
 
-    /// A process, and when it began.
-    fn process(&self, host: &HostRoot, pid: u32) -> Option<(User, u64)> {
-        let stat = host.read(format!("proc/{pid}/stat")).ok()?;
-        // The name is in parentheses and may hold some itself.
-        let open = stat.iter().position(|&byte| byte == b'(')?;
-        let close = stat.iter().rposition(|&byte| byte == b')')?;
-        let name = stat.get(open + 1..close)?;
-        let fields: Vec<&[u8]> = text::fields(stat.get(close + 1..)?).collect();
-        // proc_pid_stat(5) numbers from the pid; the state, number 3, is the first here.
-        let number = |field: usize| text::unsigned(fields.get(field - 3)?);
-        let ticks = number(14)?.saturating_add(number(15)?);
-        let user = User {
-            name: event::printable(&text::lossy(name), MAX_COMM_BYTES),
-            pid,
-            cpu_ns: ticks.saturating_mul(self.tick_ns),
-            memory_bytes: number(24)?.saturating_mul(self.page_bytes),
-            ..User::default()
-        };
-        Some((user, number(22)?))
-    }
-
     fn units(&mut self, host: &HostRoot) -> Vec<User> {
         let before = std::mem::take(&mut self.units);
         let mut users = Vec::new();
         for unit in cgroups::units(host) {
-            let file = |name: &str| host.read(unit.path.join(name)).ok();
-            let Some(cpu) = file("cpu.stat").and_then(|stat| sum_of(&stat, &[b"usage_usec"]))
-            else {
+            let path = unit.path.as_os_str().as_bytes();
+            let files = &mut self.files;
+            let cpu = files.read(host, &[path, b"/cpu.stat"]).ok();
+            let Some(cpu) = cpu.and_then(|stat| sum_of(stat, &[b"usage_usec"])) else {
                 continue;
             };
-            let memory =
-                file("memory.current").and_then(|bytes| text::unsigned(bytes.trim_ascii()));
+            let memory = files.unsigned(host, &[path, b"/memory.current"]);
+            let io = files.read(host, &[path, b"/io.stat"]).ok();
+            let io_bytes = io.map(unit_io);
             let name = event::printable(&unit.name, MAX_UNIT_BYTES);
             let old = before.get(&name);
             let cpu_ns = cpu.saturating_mul(1_000);
-            let io_bytes = file("io.stat").map(|stat| unit_io(&stat));
             let used = Used {
                 began: 0,
                 cpu_ns,
@@ -241,12 +259,31 @@ fn new_since(now: Option<u64>, before: Option<u64>) -> Option<u64> {
     Some(now?.saturating_sub(before?))
 }
 
-fn pids(host: &HostRoot) -> Vec<u32> {
-    let Ok(folder) = fs::read_dir(host.join("proc")) else {
-        return Vec::new();
+/// A process, and when it began, from its stat; `units` are nanoseconds a tick and bytes a page.
+fn process(stat: &[u8], pid: u32, units: (u64, u64)) -> Option<(User, u64)> {
+    let (tick_ns, page_bytes) = units;
+    // The name is in parentheses and may hold some itself.
+    let open = stat.iter().position(|&byte| byte == b'(')?;
+    let close = stat.iter().rposition(|&byte| byte == b')')?;
+    let name = stat.get(open + 1..close)?;
+    // proc_pid_stat(5) numbers from the pid; the state, number 3, is the first here.
+    let mut fields = text::fields(stat.get(close + 1..)?);
+    let mut at = 3;
+    let mut number = |field: usize| {
+        let found = fields.nth(field - at);
+        at = field + 1;
+        text::unsigned(found?)
     };
-    let pid = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
-    folder.flatten().filter_map(pid).collect()
+    let ticks = number(14)?.saturating_add(number(15)?);
+    let began = number(22)?;
+    let user = User {
+        name: event::printable(&text::lossy(name), MAX_COMM_BYTES),
+        pid,
+        cpu_ns: ticks.saturating_mul(tick_ns),
+        memory_bytes: number(24)?.saturating_mul(page_bytes),
+        ..User::default()
+    };
+    Some((user, began))
 }
 
 /// The sum of the numbers after these words, one a line; `None` if not one of them stands there.
@@ -342,8 +379,7 @@ mod tests {
     /// As if a scan ten seconds ago.
     fn again(busiest: &mut Busiest, tree: &Tree) -> v1::Busiest {
         busiest.last = Instant::now().checked_sub(Duration::from_secs(10));
-        busiest.look(&tree.host(), at(10));
-        busiest.ring().pop().expect("a scan")
+        busiest.look(&tree.host(), at(10)).expect("a scan")
     }
 
     #[test]
@@ -371,8 +407,8 @@ mod tests {
             ),
         ]);
         let mut busiest = busiest(100);
-        busiest.look(&tree.host(), at(0));
-        assert!(busiest.ring().is_empty(), "nothing to compare with");
+        let first = busiest.look(&tree.host(), at(0));
+        assert_eq!(first, None, "nothing to compare with");
         tree.write("proc/10/stat", &stat(10, "odd) name (x", 5_500, 7, 100));
         tree.write("proc/11/io", "read_bytes: 2000\nwrite_bytes: 10500\n");
         tree.write(
@@ -433,11 +469,21 @@ mod tests {
         }
         let mut busiest = busiest(20);
         busiest.look(&tree.host(), at(0));
+        let mut ring = Ring::default();
         for _ in 0..KEPT + 5 {
             let scan = again(&mut busiest, &tree);
             assert_eq!(scan.left_out, 30);
             assert!(scan.processes.len() <= 3 * TOP);
+            ring.push(scan);
         }
-        assert_eq!(busiest.ring().len(), KEPT);
+        assert_eq!(ring.all().len(), KEPT);
+    }
+
+    #[test]
+    fn scans_that_take_long_are_seldom() {
+        for (took_ms, pause_s) in [(0, 10), (3, 10), (100, 10), (250, 25), (900, 90)] {
+            let found = pause(Duration::from_millis(took_ms));
+            assert_eq!(found, Duration::from_secs(pause_s), "{took_ms}");
+        }
     }
 }

@@ -156,7 +156,7 @@ pub struct Watch {
 #[derive(Default)]
 struct Shared {
     found: Mutex<Found>,
-    busiest: Mutex<Vec<v1::Busiest>>,
+    busiest: Mutex<busiest::Ring>,
     /// Processes that the kernel killed for want of memory and nobody has looked after.
     killed: AtomicU64,
 }
@@ -200,7 +200,7 @@ impl Watch {
     /// Who used most lately, oldest first.
     #[must_use]
     pub fn busiest(&self) -> Vec<v1::Busiest> {
-        lock(&self.shared.busiest).clone()
+        lock(&self.shared.busiest).all()
     }
 }
 
@@ -235,10 +235,11 @@ impl Watcher {
                 self.looks.slow(at, &mut found);
             }
             if now >= busiest_at {
-                busiest_at = now + busiest::EVERY;
-                if let Some(ring) = self.looks.busiest(at) {
-                    *lock(&self.shared.busiest) = ring;
+                let began = Instant::now();
+                if let Some(scan) = self.looks.busiest(at) {
+                    lock(&self.shared.busiest).push(scan);
                 }
+                busiest_at = now + busiest::pause(began.elapsed());
             }
             self.put(found);
             match alive.recv_timeout(QUICK) {
@@ -324,10 +325,8 @@ impl Looks {
         });
     }
 
-    fn busiest(&mut self, at: Timestamp) -> Option<Vec<v1::Busiest>> {
-        let busiest = self.busiest.as_mut()?;
-        busiest.look(&self.host, at);
-        Some(busiest.ring())
+    fn busiest(&mut self, at: Timestamp) -> Option<v1::Busiest> {
+        self.busiest.as_mut()?.look(&self.host, at)
     }
 }
 

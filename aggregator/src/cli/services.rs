@@ -7,7 +7,7 @@ use super::{
     output::{Column, List, Shown, moment},
     text::{Text, Tone},
 };
-use crate::selector::pattern::fold;
+use crate::{fleet::CRASH_LOOP, selector::pattern::fold};
 
 /// Every column of a unit over the hosts that have it in one state.
 pub static COLUMNS: &[Column<v1::ServiceGroup>] = &[
@@ -93,11 +93,11 @@ pub fn list(response: v1::ListServicesResponse, failed_only: bool) -> List<v1::S
     }
 }
 
-/// The tone of a unit's state.
+/// The tone of a unit's state, which may also be that it is in a loop of restarts.
 #[must_use]
 pub fn tone(state: &str) -> Tone {
     match state {
-        "failed" => Tone::Bad,
+        "failed" | CRASH_LOOP => Tone::Bad,
         "activating" | "deactivating" => Tone::Warn,
         "inactive" => Tone::Dim,
         _ => Tone::Plain,

@@ -124,6 +124,7 @@ fn unit(state: UnitState) -> Shown {
             state,
             since: None,
             restarts: 0,
+            restarts_recent: 0,
         }]),
         ..Shown::default()
     }

@@ -115,6 +115,8 @@ pub enum Input {
     UnitState,
     /// The restarts of a unit of the service manager.
     UnitRestarts,
+    /// Those of the last ten minutes.
+    UnitRestartsRecent,
     /// Whether a collector worked.
     CollectorSuccess,
     /// That a host does not have what a collector reads, which is no failure.
@@ -267,6 +269,7 @@ impl Input {
             "node_filesystem_device_error" => Filesystem(Fs::DeviceError),
             "node_systemd_unit_state" => Self::UnitState,
             "node_systemd_service_restart_total" => Self::UnitRestarts,
+            "muster_host_systemd_unit_restarts_recent" => Self::UnitRestartsRecent,
             "node_scrape_collector_success" => Self::CollectorSuccess,
             "muster_agent_collector_absent" => Self::CollectorAbsent,
             _ => Self::None,

@@ -162,6 +162,42 @@ pub struct Unit {
     pub since: Option<Timestamp>,
     /// Automatic restarts as the service manager counts them.
     pub restarts: u64,
+    /// Those of the last ten minutes. Not kept: the next sample tells it again.
+    #[serde(skip)]
+    pub restarts_recent: u64,
+}
+
+/// Automatic restarts within ten minutes from which on a unit is in a loop. systemd's own limit (five within ten
+/// seconds) ends only loops that are quick; a service that dies every minute is restarted for ever.
+const LOOP_RESTARTS: u64 = 3;
+
+/// The word for a unit in a loop of restarts.
+pub const CRASH_LOOP: &str = "crash-loop";
+
+impl Unit {
+    /// Whether it dies and is restarted again and again. Between two deaths it is active or activating, so that its
+    /// state at any moment says nothing; one that systemd has given up on is failed, and one that was stopped is not
+    /// restarted any more.
+    #[must_use]
+    pub fn is_crash_loop(&self) -> bool {
+        let ended = matches!(self.state, UnitState::Failed | UnitState::Inactive);
+        self.restarts_recent >= LOOP_RESTARTS && !ended
+    }
+
+    /// Whether somebody should look at it: it failed, or fails again and again.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.state == UnitState::Failed || self.is_crash_loop()
+    }
+
+    /// Its state in a word: systemd's, or [`CRASH_LOOP`].
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self.is_crash_loop() {
+            true => CRASH_LOOP,
+            false => self.state.as_str(),
+        }
+    }
 }
 
 /// systemd's active states.
@@ -1264,13 +1300,17 @@ impl HostState {
         let slots = self.decoder.slots();
         let touched = |id: &u32| {
             let input = slots[*id as usize].key.input;
-            matches!(input, Input::UnitState | Input::UnitRestarts)
+            matches!(
+                input,
+                Input::UnitState | Input::UnitRestarts | Input::UnitRestartsRecent
+            )
         };
         if !changes.key && !changes.changed.iter().chain(&changes.absent).any(touched) {
             return;
         }
         let mut states: BTreeMap<&str, UnitState> = BTreeMap::new();
         let mut restarts: HashMap<&str, u64> = HashMap::new();
+        let mut recent: HashMap<&str, u64> = HashMap::new();
         let mut reported = false;
         for slot in slots.iter().filter(|slot| slot.present) {
             let Some(name) = slot.key.labels.first() else {
@@ -1290,6 +1330,9 @@ impl HostState {
                 }
                 Input::UnitRestarts => {
                     restarts.insert(name, u64::try_from(slot.raw.as_int()).unwrap_or(0));
+                }
+                Input::UnitRestartsRecent => {
+                    recent.insert(name, u64::try_from(slot.raw.as_int()).unwrap_or(0));
                 }
                 _ => {}
             }
@@ -1311,6 +1354,7 @@ impl HostState {
                     None => None,
                 },
                 restarts: restarts.get(name).copied().unwrap_or(0),
+                restarts_recent: recent.get(name).copied().unwrap_or(0),
             })
             .collect();
         self.kept.units = units;

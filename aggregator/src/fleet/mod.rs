@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use self::{
     derive::{Derived, FilesystemPoint, SIGNALS, Signals},
-    host::{Enrolled, HostState, SeriesView, Unit, UnitState},
+    host::{CRASH_LOOP, Enrolled, HostState, SeriesView, Unit, UnitState},
     liveness::{Liveness, Silence},
 };
 use self::{

@@ -10,7 +10,7 @@ use muster_proto::{time::Timestamp, v1};
 use super::checks;
 use crate::{
     detect::{AnomalyView, forecast::Forecast},
-    fleet::{Derived, FilesystemPoint, HostState, Liveness, Unit, UnitState, host::RECENT_FIELDS},
+    fleet::{Derived, FilesystemPoint, HostState, Liveness, Unit, host::RECENT_FIELDS},
     selector::{NumberField, Subject, TextField},
 };
 
@@ -99,12 +99,7 @@ pub fn anomaly(host: &HostState) -> Option<AnomalyView> {
 }
 
 fn failed(units: &[Unit]) -> u32 {
-    count(
-        units
-            .iter()
-            .filter(|unit| unit.state == UnitState::Failed)
-            .count(),
-    )
+    count(units.iter().filter(|unit| unit.is_failing()).count())
 }
 
 fn count(number: usize) -> u32 {
@@ -222,7 +217,7 @@ pub fn host_detail(host: &HostState) -> v1::HostDetail {
     detail.failing_services = units(host)
         .unwrap_or_default()
         .iter()
-        .filter(|unit| unit.state == UnitState::Failed)
+        .filter(|unit| unit.is_failing())
         .map(service)
         .collect();
     detail.anomaly_causes = anomaly(host).map_or_else(Vec::new, |anomaly| {
@@ -264,7 +259,7 @@ fn forecast(forecast: Forecast) -> v1::FullIn {
 fn service(unit: &Unit) -> v1::ServiceRow {
     v1::ServiceRow {
         name: unit.name.clone(),
-        state: unit.state.as_str().to_owned(),
+        state: unit.word().to_owned(),
         since_ms: unit.since.map(Timestamp::as_millis),
         restarts: unit.restarts,
     }

@@ -26,7 +26,7 @@ use crate::{
     chain,
     control::{AuditFilter, Control, Incident, IncidentFilter, Removal, Removed},
     detect::peers::Shift,
-    fleet::{Answer, Fleet, HostState, UnitState},
+    fleet::{Answer, Fleet, HostState, Unit, UnitState},
     notify::{Told, teller::Standing},
     peers::PeerWatch,
     selector::{Selector, pattern::Pattern},
@@ -423,7 +423,7 @@ impl OperatorService {
                     return Some(None);
                 };
                 let units = units.iter().filter(|unit| {
-                    (!failed_only || unit.state == UnitState::Failed)
+                    (!failed_only || unit.is_failing())
                         && (names.is_empty() || names.iter().any(|name| name.matches(&unit.name)))
                 });
                 Some(Some(HostUnits {
@@ -677,7 +677,7 @@ impl Glance {
         let units = rows::units(host);
         let books = host.books();
         let failing = units.unwrap_or_default().iter();
-        let failing = failing.filter(|unit| unit.state == UnitState::Failed);
+        let failing = failing.filter(|unit| unit.is_failing());
         Self {
             id: host.id(),
             state: rows::state(host.liveness()).0,
@@ -698,7 +698,7 @@ impl Glance {
 /// Units of one host.
 struct HostUnits {
     host: String,
-    units: Vec<crate::fleet::Unit>,
+    units: Vec<Unit>,
 }
 
 /// What most deserves a look on a host, if anything does.
@@ -792,11 +792,12 @@ fn group_services(hosts: impl Iterator<Item = HostUnits>) -> Vec<v1::ServiceGrou
     let mut groups: BTreeMap<(u8, String), v1::ServiceGroup> = BTreeMap::new();
     for HostUnits { host, units } in hosts {
         for unit in units {
+            let state = unit.word();
             let group = groups
-                .entry((rank(unit.state), unit.name.clone()))
+                .entry((rank(&unit), unit.name.clone()))
                 .or_insert_with(|| v1::ServiceGroup {
                     name: unit.name,
-                    state: unit.state.as_str().to_owned(),
+                    state: state.to_owned(),
                     ..v1::ServiceGroup::default()
                 });
             group.hosts.push(host.clone());
@@ -820,13 +821,14 @@ fn group_services(hosts: impl Iterator<Item = HostUnits>) -> Vec<v1::ServiceGrou
         .collect()
 }
 
-fn rank(state: UnitState) -> u8 {
-    match state {
+fn rank(unit: &Unit) -> u8 {
+    match unit.state {
         UnitState::Failed => 0,
-        UnitState::Activating => 1,
-        UnitState::Deactivating => 2,
-        UnitState::Active => 3,
-        UnitState::Inactive => 4,
+        _ if unit.is_crash_loop() => 1,
+        UnitState::Activating => 2,
+        UnitState::Deactivating => 3,
+        UnitState::Active => 4,
+        UnitState::Inactive => 5,
     }
 }
 

@@ -239,9 +239,19 @@ fn heard(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState
                 scale: Scale::One,
                 labels: vec!["name".to_owned(), "state".to_owned()],
             },
+            Family {
+                name: "muster_host_systemd_unit_restarts_recent".to_owned(),
+                kind: Kind::Gauge,
+                scale: Scale::One,
+                labels: vec!["name".to_owned()],
+            },
         ],
         ..Table::default()
     };
+    let units_in_loops = units
+        .iter()
+        .map(|(unit, _)| *unit)
+        .filter(|unit| unit.starts_with("loops"));
     let units = units.iter().map(|(unit, state)| {
         (
             1,
@@ -249,6 +259,7 @@ fn heard(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState
             Raw::int(1),
         )
     });
+    let loops = units_in_loops.map(|unit| (2, vec![unit.to_owned()], Raw::int(5)));
     let first = table.families.len();
     let checks = check(load).into_iter().enumerate();
     let checks: Vec<_> = checks
@@ -273,7 +284,7 @@ fn heard(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState
         })
         .collect();
     let all = std::iter::once((0, Vec::new(), Raw::float(load)));
-    for (family, labels, raw) in all.chain(units).chain(checks) {
+    for (family, labels, raw) in all.chain(units).chain(loops).chain(checks) {
         table.series.push(Series { family, labels });
         table.raw.push(raw);
         table.present.push(true);
@@ -316,6 +327,22 @@ fn live(number: u8, name: &str, load: f64, units: &[(&str, &str)]) -> HostState 
     let mut host = heard(number, name, load, units);
     host.judge(&Surroundings::alone(Instant::now(), NOW, Instant::now()));
     host
+}
+
+#[test]
+fn a_unit_that_dies_again_and_again_is_in_a_loop_until_it_is_stopped_or_given_up() {
+    for (state, word, failing) in [
+        ("active", "crash-loop", true),
+        ("activating", "crash-loop", true),
+        ("failed", "failed", true),
+        ("inactive", "inactive", false),
+    ] {
+        let units = [("fine.service", state), ("loops.service", state)];
+        let host = live(1, "web-01", 0.1, &units);
+        let units = host.units();
+        assert_eq!(units[0].word(), state);
+        assert_eq!((units[1].word(), units[1].is_failing()), (word, failing));
+    }
 }
 
 fn stopped(number: u8, name: &str) -> HostState {

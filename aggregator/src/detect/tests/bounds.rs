@@ -14,6 +14,7 @@ fn units(states: impl Iterator<Item = (usize, UnitState)>) -> Shown {
         state,
         since: None,
         restarts: 0,
+        restarts_recent: 0,
     });
     Shown {
         units: Some(units.collect()),
