@@ -379,6 +379,7 @@ fn detect(section: &mut Section<'_, '_>, detect: &mut DetectConfig) {
     section.value("budget_per_host_week", budget, |value| {
         settings::positive(value, MAX_BUDGET_PER_WEEK)
     });
+    section.value("peer_labels", &mut detect.peer_labels, texts);
     section.value("budget_per_host_month", budget, |value| {
         let month = settings::positive(value, MAX_BUDGET_PER_WEEK * WEEKS_A_MONTH)?;
         Ok(month / WEEKS_A_MONTH)

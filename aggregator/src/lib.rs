@@ -18,6 +18,7 @@ pub mod ingest;
 pub mod journal;
 pub mod listen;
 pub mod notify;
+pub mod peers;
 pub mod pki;
 pub mod query;
 pub mod selector;

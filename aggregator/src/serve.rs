@@ -40,7 +40,8 @@ use crate::{
     ingest::{Door, Renewing, UplinkService, WelcomeTerms},
     journal::JournalHealth,
     listen::{self, DoorCounters, Limits},
-    notify::{self, Told},
+    notify::{self, Books, Told},
+    peers::{self, PeerWatch},
     pki::{Authority, Doors},
     query,
     time_guard::{GuardedClock, Machine},
@@ -215,6 +216,29 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
             (name, Ok(()))
         });
     }
+    let books = Books::default();
+    let reading = books.clone().run(
+        told.clone(),
+        control.clone(),
+        clock.now(),
+        stop_rest.clone(),
+    );
+    rest.spawn(async move {
+        reading.await;
+        ("books of the channels", Ok(()))
+    });
+    let comparing = peers::Parts {
+        fleet: started.fleet.clone(),
+        incidents: incidents.clone(),
+        clock: Arc::clone(&clock),
+        path: config.state_dir.join("peers"),
+        labels: config.detect.peer_labels.clone(),
+    };
+    let (peers, comparing) = peers::start(comparing, stop_rest.clone());
+    rest.spawn(async move {
+        comparing.await;
+        ("peers", Ok(()))
+    });
     let (joined, joining) = mpsc::channel(JOINED);
     rest.spawn(take_in(
         joining,
@@ -235,6 +259,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         directory,
         incidents,
         told,
+        books,
+        peers,
         fleet: started.fleet.clone(),
         events: events.clone(),
         journal: Arc::clone(started.journal.health()),
@@ -445,6 +471,8 @@ struct Opening<'a> {
     directory: Directory,
     incidents: Incidents,
     told: Told,
+    books: Books,
+    peers: PeerWatch,
     fleet: Fleet,
     events: Events,
     journal: Arc<JournalHealth>,
@@ -624,7 +652,8 @@ impl Opening<'_> {
             Arc::clone(&self.clock),
         )
         .with_told(self.told.clone())
-        .with_incidents(self.incidents.clone());
+        .with_incidents(self.incidents.clone())
+        .with_peers(self.peers.clone());
         let history = query::HistoryService::new(
             self.fleet.clone(),
             self.control.clone(),
@@ -648,6 +677,12 @@ impl Opening<'_> {
             self.told.clone(),
             Arc::clone(&self.clock),
         );
+        let replay = query::ReplayService::new(
+            self.fleet.clone(),
+            self.control.clone(),
+            self.config.detect.rules.clone(),
+            Arc::clone(&self.clock),
+        );
         let incoming = listen::tls(
             listener,
             Arc::clone(&self.doors.operators),
@@ -667,6 +702,7 @@ impl Opening<'_> {
                 .add_service(history.into_server())
                 .add_service(checks.into_server())
                 .add_service(paging.into_server())
+                .add_service(replay.into_server())
                 .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
                 .await;
             ("operator door", served.map_err(anyhow::Error::new))
@@ -687,6 +723,11 @@ impl Opening<'_> {
             incidents: self.incidents.clone(),
             history: self.history.as_ref().ok().cloned(),
             doors: self.counters.clone(),
+            told: self.told.clone(),
+            books: self.books.clone(),
+            events: Arc::clone(self.events.health()),
+            peers: self.peers.clone(),
+            clock: Arc::clone(&self.clock),
             names: http::live::Names::default(),
         };
         let router = http::router(http::HttpState::new(source, settings, ready));

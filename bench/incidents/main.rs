@@ -12,7 +12,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use muster_aggregator::{
@@ -365,10 +365,18 @@ fn line(name: &str, mut all: Outcome) {
 }
 
 /// How long 10,000 incidents that open within a second take, from the news to what is told.
+/// CPU time of this thread so far, which says the same on a loaded machine; the first number of proc(5)'s schedstat, in
+/// nanoseconds.
+fn cpu_millis() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let first = text.split(' ').next().and_then(|word| word.parse().ok());
+    first.map_or(f64::NAN, |nanos: f64| nanos / 1e6)
+}
+
 fn burst(hosts: u64, each: u64) {
     let world = world(hosts);
     let mut pages = Pages::default();
-    let began = Instant::now();
+    let began = cpu_millis();
     for number in 0..hosts * each {
         let one = Planned {
             fault: 0,
@@ -386,15 +394,14 @@ fn burst(hosts: u64, each: u64) {
         let number = usize::try_from(number).unwrap_or(0);
         pages.news(news(number, &one, Turn::Opened), START);
     }
-    let taken_in = began.elapsed();
-    let began = Instant::now();
+    let taken_in = cpu_millis() - began;
+    let began = cpu_millis();
     pages.tick(START.plus(Duration::from_secs(20)), &world);
     let told = pages.take().tellings.len();
     println!(
-        "{} incidents of {hosts} hosts: taken in within {} ms, grouped within {} ms into {told} pages",
+        "{} incidents of {hosts} hosts: taken in within {taken_in:.0} ms of CPU, grouped within {:.0} ms into {told} pages",
         hosts * each,
-        taken_in.as_millis(),
-        began.elapsed().as_millis()
+        cpu_millis() - began
     );
 }
 

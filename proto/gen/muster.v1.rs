@@ -1701,6 +1701,11 @@ pub struct Summary {
     pub most_dropped_host: ::prost::alloc::string::String,
     #[prost(uint64, tag = "14")]
     pub most_dropped: u64,
+    /// As in ListAnomaliesResponse.
+    #[prost(double, tag = "15")]
+    pub budget_per_host_week: f64,
+    #[prost(double, optional, tag = "16")]
+    pub told_per_host_week: ::core::option::Option<f64>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateCount {
@@ -2135,6 +2140,30 @@ pub struct ListAnomaliesResponse {
     /// Alerts a host-week that they were listed for of late, true ones included.
     #[prost(double, optional, tag = "5")]
     pub told_per_host_week: ::core::option::Option<f64>,
+    /// Groups of hosts whose median left where it was: those that go on first, then those of the last day.
+    #[prost(message, repeated, tag = "6")]
+    pub group_shifts: ::prost::alloc::vec::Vec<GroupShift>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupShift {
+    /// The label that makes it, "role=web".
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+    /// What shifted, e.g. "cpu"; a share from 0 to 1.
+    #[prost(string, tag = "2")]
+    pub figure: ::prost::alloc::string::String,
+    #[prost(int64, tag = "3")]
+    pub since_ms: i64,
+    #[prost(int64, optional, tag = "4")]
+    pub until_ms: ::core::option::Option<i64>,
+    /// Median of the hour before, and the median farthest from it since.
+    #[prost(double, tag = "5")]
+    pub before: f64,
+    #[prost(double, tag = "6")]
+    pub farthest: f64,
+    /// Hosts that were heard when it began.
+    #[prost(uint32, tag = "7")]
+    pub hosts: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Anomaly {
@@ -7228,6 +7257,368 @@ pub mod paging_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "muster.v1.Paging";
     impl<T> tonic::server::NamedService for PagingServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayPagesRequest {
+    /// From when on messages are compared.
+    #[prost(int64, tag = "1")]
+    pub since_ms: i64,
+    /// A configuration with \[[rules]\], at most 64 KiB; empty: those that hold now.
+    #[prost(string, tag = "2")]
+    pub rules: ::prost::alloc::string::String,
+    /// Whether `rules` is given: an empty file takes all changes of rules back.
+    #[prost(bool, tag = "3")]
+    pub with_rules: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReplayPagesResponse {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<AnswerMeta>,
+    /// From when on there is a record; unset without one.
+    #[prost(int64, optional, tag = "2")]
+    pub recorded_since_ms: ::core::option::Option<i64>,
+    /// Messages people were told, and those that the record gives again: the same, or the record is not whole.
+    #[prost(uint64, tag = "3")]
+    pub told: u64,
+    #[prost(uint64, tag = "4")]
+    pub told_again: u64,
+    /// Of these, such as differ.
+    #[prost(uint64, tag = "5")]
+    pub told_otherwise: u64,
+    /// By rule of the incident that gave a page its number.
+    #[prost(message, repeated, tag = "6")]
+    pub rules: ::prost::alloc::vec::Vec<ReplayRule>,
+    /// What would not have been told, and what would have been beside; at most 1,000.
+    #[prost(message, repeated, tag = "7")]
+    pub left_out: ::prost::alloc::vec::Vec<ReplayTold>,
+    #[prost(message, repeated, tag = "8")]
+    pub added: ::prost::alloc::vec::Vec<ReplayTold>,
+    /// Rules whose change can only be judged by samples; they were left as they are.
+    #[prost(string, repeated, tag = "9")]
+    pub not_judged: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayRule {
+    #[prost(string, tag = "1")]
+    pub rule: ::prost::alloc::string::String,
+    /// Pages and messages as they were.
+    #[prost(uint64, tag = "2")]
+    pub pages: u64,
+    #[prost(uint64, tag = "3")]
+    pub messages: u64,
+    /// The same by the other rules.
+    #[prost(uint64, tag = "4")]
+    pub pages_then: u64,
+    #[prost(uint64, tag = "5")]
+    pub messages_then: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayTold {
+    #[prost(int64, tag = "1")]
+    pub at_ms: i64,
+    /// Number of the page.
+    #[prost(uint64, tag = "2")]
+    pub incident: u64,
+    /// "firing", "resolved" and so on.
+    #[prost(string, tag = "3")]
+    pub event: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub rule: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(enumeration = "Severity", tag = "6")]
+    pub severity: i32,
+}
+/// Generated client implementations.
+pub mod replay_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct ReplayClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> ReplayClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ReplayClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ReplayClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Tells again what is on record, and tells it by other rules.
+        pub async fn replay_pages(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReplayPagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReplayPagesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Replay/ReplayPages",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Replay", "ReplayPages"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "server")]
+pub mod replay_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ReplayServer.
+    #[async_trait]
+    pub trait Replay: std::marker::Send + std::marker::Sync + 'static {
+        /// Tells again what is on record, and tells it by other rules.
+        async fn replay_pages(
+            &self,
+            request: tonic::Request<super::ReplayPagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReplayPagesResponse>,
+            tonic::Status,
+        >;
+    }
+    #[derive(Debug)]
+    pub struct ReplayServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ReplayServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ReplayServer<T>
+    where
+        T: Replay,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/muster.v1.Replay/ReplayPages" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReplayPagesSvc<T: Replay>(pub Arc<T>);
+                    impl<
+                        T: Replay,
+                    > tonic::server::UnaryService<super::ReplayPagesRequest>
+                    for ReplayPagesSvc<T> {
+                        type Response = super::ReplayPagesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReplayPagesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replay>::replay_pages(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReplayPagesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ReplayServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "muster.v1.Replay";
+    impl<T> tonic::server::NamedService for ReplayServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

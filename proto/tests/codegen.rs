@@ -13,6 +13,7 @@ const FILES: &[&str] = &[
     "muster/v1/checks.proto",
     "muster/v1/events.proto",
     "muster/v1/paging.proto",
+    "muster/v1/replay.proto",
     "muster/v1/history.proto",
 ];
 

@@ -163,6 +163,8 @@ const METHODS: &[&str] = &[
     "Paging.ListQuiets",
     "Paging.TestChannel",
     "Paging.UnacknowledgeIncident",
+    // Reads the record and judges it in memory: changes nothing, tells nobody.
+    "Replay.ReplayPages",
     "Uplink.Renew",
     "Uplink.Session",
 ];
@@ -211,6 +213,7 @@ fn descriptors() -> FileDescriptorSet {
         "muster/v1/events.proto",
         "muster/v1/identity.proto",
         "muster/v1/paging.proto",
+        "muster/v1/replay.proto",
     ];
     protox::compile(files, [env!("CARGO_MANIFEST_DIR")]).expect("the contract compiles")
 }

@@ -72,6 +72,7 @@ pub static COLUMNS: &[Column<v1::Anomaly>] = &[
 pub fn list(response: v1::ListAnomaliesResponse) -> List<v1::Anomaly> {
     let learning = response.hosts_learning;
     let mut footer = vec![Text::toned(Tone::Dim, kept(&response))];
+    footer.extend(response.group_shifts.iter().map(shift));
     if learning > 0 {
         footer.push(Text::toned(
             Tone::Dim,
@@ -88,6 +89,29 @@ pub fn list(response: v1::ListAnomaliesResponse) -> List<v1::Anomaly> {
     }
 }
 
+/// `role=web shifted: cpu 34% to 61%, 38 hosts, since 2026-11-21T14:02:00Z`
+fn shift(shift: &v1::GroupShift) -> Text {
+    let (tone, when) = match shift.until_ms {
+        None => (Tone::Warn, String::new()),
+        Some(until) => (
+            Tone::Dim,
+            format!(" until {}", Timestamp::from_millis(until)),
+        ),
+    };
+    Text::toned(
+        tone,
+        format!(
+            "{} shifted: {} {} to {}, {}, since {}{when}",
+            shift.group,
+            shift.figure,
+            percent_plain(shift.before),
+            percent_plain(shift.farthest),
+            hosts(shift.hosts),
+            Timestamp::from_millis(shift.since_ms),
+        ),
+    )
+}
+
 /// `budget: 1 false alert a host-week; 1.3 a host-week were listed of late, true ones included`
 fn kept(response: &v1::ListAnomaliesResponse) -> String {
     let budget = figure(response.budget_per_host_week);
@@ -100,7 +124,7 @@ fn kept(response: &v1::ListAnomaliesResponse) -> String {
 }
 
 /// Two digits after the point, and none that say nothing.
-fn figure(value: f64) -> String {
+pub(super) fn figure(value: f64) -> String {
     let digits = format!("{value:.2}");
     digits
         .trim_end_matches('0')

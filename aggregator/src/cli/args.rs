@@ -11,6 +11,7 @@ use super::{
     notify::{Noise, Notify},
     output::Format,
     quiet::{Maintenance, Silence},
+    replay::Replay,
 };
 
 /// See what a fleet of Linux hosts is doing.
@@ -218,6 +219,8 @@ pub enum Command {
     Notify(Notify),
     /// Show what each rule told people, and whether it was of use
     Noise(Noise),
+    /// Tell again what was told, or what other rules would have told
+    Replay(Replay),
     /// Find out why it does not work, step by step
     Doctor,
     /// Choose between aggregators

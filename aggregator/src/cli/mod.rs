@@ -34,6 +34,7 @@ pub mod query;
 pub mod quiet;
 pub mod removal;
 pub mod renew;
+pub mod replay;
 pub mod rules;
 pub mod services;
 pub mod session;
@@ -391,6 +392,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         Command::Maintenance(act) => quiet::maintenance(session, act).await,
         Command::Notify(act) => notify::notify(session, act).await,
         Command::Noise(act) => notify::noise(session, act).await,
+        Command::Replay(act) => replay::replay(session, act).await,
         Command::Doctor => {
             let timeout = session.global.timeout;
             let checks = doctor::walk(session.target(), &session.config, timeout).await;

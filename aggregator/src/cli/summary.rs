@@ -6,6 +6,7 @@ use muster_proto::v1;
 use serde_json::{Value, json};
 
 use super::{
+    anomalies::figure,
     hosts::state_word,
     output::Detail,
     services::hosts,
@@ -25,6 +26,7 @@ pub fn detail(summary: v1::Summary) -> Detail {
         lines.push(worst_line(&summary.worst));
     }
     lines.push(service_line(&summary));
+    lines.extend(anomaly_line(&summary));
     lines.push(Text::toned(Tone::Dim, "next: ").and(next(&summary).join(" · ")));
     Detail {
         name: summary.fleet_name.clone(),
@@ -168,6 +170,23 @@ fn service_line(summary: &v1::Summary) -> Text {
     line.with(Tone::Dim, unknown)
 }
 
+/// A budget that is not kept to is worth knowing: it counts true anomalies too, but half as many again are not chance.
+const KEPT: f64 = 1.4;
+
+/// How often hosts were listed as unusual, against the budget; nothing while it is too early to say.
+fn anomaly_line(summary: &v1::Summary) -> Option<Text> {
+    let told = summary.told_per_host_week?;
+    let budget = summary.budget_per_host_week;
+    let tone = if told > KEPT * budget {
+        Tone::Warn
+    } else {
+        Tone::Plain
+    };
+    let line = Text::plain("anomalies   ").with(tone, format!("{told:.1} a host-week"));
+    let words = format!(" listed of late, budget {} false ones", figure(budget));
+    Some(line.with(Tone::Dim, words))
+}
+
 fn next(summary: &v1::Summary) -> Vec<&'static str> {
     let mut next = Vec::new();
     if summary.incidents_critical + summary.incidents_warning + summary.incidents_info > 0 {
@@ -224,6 +243,8 @@ fn item(summary: &v1::Summary) -> Value {
         "failingServices": failing.collect::<Value>(),
         "hostsWithoutServices": summary.hosts_without_services,
         "mostDropped": most,
+        "anomaliesPerHostWeek": summary.told_per_host_week,
+        "anomalyBudgetPerHostWeek": summary.budget_per_host_week,
     })
 }
 

@@ -395,6 +395,26 @@ fn anomalies_say_what_moved() {
         hosts_learning: 7,
         budget_per_host_week: 1.0,
         told_per_host_week: Some(1.34),
+        group_shifts: vec![
+            v1::GroupShift {
+                group: "role=web".to_owned(),
+                figure: "cpu".to_owned(),
+                since_ms: NOW - 11 * MINUTE,
+                until_ms: None,
+                before: 0.34,
+                farthest: 0.61,
+                hosts: 38,
+            },
+            v1::GroupShift {
+                group: "role=db".to_owned(),
+                figure: "disk time".to_owned(),
+                since_ms: NOW - 300 * MINUTE,
+                until_ms: Some(NOW - 200 * MINUTE),
+                before: 0.5,
+                farthest: 0.2,
+                hosts: 6,
+            },
+        ],
     };
     golden(
         "anomalies-table",
@@ -525,6 +545,8 @@ fn the_fleet_on_one_screen() {
             worst("web-03", "cpu", 0.91),
         ],
         failing_services: failing()[..2].to_vec(),
+        budget_per_host_week: 1.0,
+        told_per_host_week: Some(1.34),
         ..v1::Summary::default()
     };
     let quiet = v1::Summary {

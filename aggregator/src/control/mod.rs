@@ -24,6 +24,7 @@ mod refusals;
 mod revoke;
 mod time;
 mod tokens;
+mod turns;
 
 use std::path::PathBuf;
 
@@ -49,6 +50,7 @@ pub use tokens::{
     DEFAULT_TOKEN_TTL, EnrolRefusal, EnrolRequest, Enrolled, MAX_TOKEN_TTL, MAX_USES, TokenOptions,
     TokenRow, TokenState,
 };
+pub use turns::TurnRecord;
 
 /// Why the control state cannot be opened, read or written.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -7,7 +7,7 @@
 use muster_proto::{time::Timestamp, v1};
 use rusqlite::{Connection, Row, params};
 
-use super::{Control, ControlError, acks::note};
+use super::{Control, ControlError, acks::note, turns::record};
 use crate::{
     detect::Severity,
     incident::{
@@ -138,13 +138,7 @@ impl Control {
             while let Some(row) = rows.next()? {
                 let (number, member) = member(row)?;
                 let until: Option<i64> = row.get("ack_until_ms")?;
-                let turn = match row.get("change")? {
-                    OPENED => Turn::Opened,
-                    CLEARED => Turn::Cleared,
-                    ACKNOWLEDGED => Turn::Acknowledged(until.map(Timestamp::from_millis)),
-                    UNACKNOWLEDGED => Turn::Unacknowledged,
-                    _ => return Err(ControlError::Row("news")),
-                };
+                let turn = turn_of(row.get("change")?, until)?;
                 news.push(News {
                     seq: row.get("seq")?,
                     number,
@@ -170,6 +164,8 @@ impl Control {
 }
 
 fn conclude(connection: &Connection, epoch: i64, all: &Consequence) -> Result<(), ControlError> {
+    // First: what follows may change the rows that it reads.
+    record(connection, epoch, all.through, all.at)?;
     let changes = &all.changes;
     for (number, page) in &changes.pages {
         connection
@@ -322,6 +318,17 @@ pub(super) fn leave_news(
         .prepare_cached("INSERT INTO news (number, change, epoch) VALUES (?1, ?2, ?3)")?
         .execute(params![sql(number), change, epoch])?;
     Ok(())
+}
+
+/// What a value of `change` says.
+pub(super) fn turn_of(change: i32, until: Option<i64>) -> Result<Turn, ControlError> {
+    match change {
+        OPENED => Ok(Turn::Opened),
+        CLEARED => Ok(Turn::Cleared),
+        ACKNOWLEDGED => Ok(Turn::Acknowledged(until.map(Timestamp::from_millis))),
+        UNACKNOWLEDGED => Ok(Turn::Unacknowledged),
+        _ => Err(ControlError::Row("news")),
+    }
 }
 
 /// Numbers of incidents are 32 bits in the store.

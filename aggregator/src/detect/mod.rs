@@ -21,6 +21,7 @@ pub mod memory_leak;
 mod metric;
 mod novelty;
 pub mod offline;
+pub mod peers;
 mod reason;
 mod ring;
 pub mod rules;
@@ -56,6 +57,8 @@ pub struct DetectConfig {
     /// What an operator changes about the rules of the pack.
     #[serde(skip)]
     pub rules: Vec<rules::Override>,
+    /// Labels that say which hosts are peers: the first of them that a host has. None: nobody is compared.
+    pub peer_labels: Vec<String>,
 }
 
 impl Default for DetectConfig {
@@ -66,6 +69,9 @@ impl Default for DetectConfig {
             filesystem_available_bytes: 50.0 * 1024.0 * 1024.0 * 1024.0,
             budget_per_host_week: budget::DEFAULT_PER_WEEK,
             rules: Vec::new(),
+            peer_labels: ["role", "group", "app", "service", "cluster"]
+                .map(str::to_owned)
+                .into(),
         }
     }
 }

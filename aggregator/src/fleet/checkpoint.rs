@@ -58,7 +58,27 @@ pub enum CheckpointError {
 
 /// Reads the file; `None` if there is none.
 pub fn read(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
-    let bytes = match fs::read(path) {
+    let Some(body) = content(path, MAGIC, VERSION)? else {
+        return Ok(None);
+    };
+    let checkpoint = postcard::from_bytes(&body);
+    checkpoint.map(Some).map_err(|_| CheckpointError::Unusable {
+        path: path.to_owned(),
+    })
+}
+
+/// Replaces the file.
+pub fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+    replace(path, MAGIC, VERSION, checkpoint)
+}
+
+/// The body of a file with such a head; `None` if there is none.
+pub(crate) fn content(
+    path: &Path,
+    magic: &[u8; 8],
+    version: u32,
+) -> Result<Option<Vec<u8>>, CheckpointError> {
+    let mut bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
@@ -76,10 +96,10 @@ pub fn read(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
     let word = |at: usize| {
         u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
     };
-    if &header[..8] != MAGIC || word(8) != VERSION || word(12) != crc32c::crc32c(body) {
+    if &header[..8] != magic || word(8) != version || word(12) != crc32c::crc32c(body) {
         return Err(unusable());
     }
-    postcard::from_bytes(body).map(Some).map_err(|_| unusable())
+    Ok(Some(bytes.split_off(HEADER_BYTES)))
 }
 
 /// Bytes that are handed to the kernel together.
@@ -113,8 +133,13 @@ impl<W: Write> Write for Summed<W> {
     }
 }
 
-/// Replaces the file.
-pub fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+/// Replaces a file by this value with its head.
+pub(crate) fn replace(
+    path: &Path,
+    magic: &[u8; 8],
+    version: u32,
+    value: &impl Serialize,
+) -> Result<(), CheckpointError> {
     let io = |action| {
         move |source| CheckpointError::Io {
             action,
@@ -138,7 +163,7 @@ pub fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError
         failed: None,
     };
     let mut body = BufWriter::with_capacity(WRITE_BYTES, summed);
-    let encoded = postcard::to_io(checkpoint, &mut body).map(|_| ());
+    let encoded = postcard::to_io(value, &mut body).map(|_| ());
     let flushed = body.flush();
     let Summed {
         checksum, failed, ..
@@ -149,8 +174,8 @@ pub fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError
     encoded?;
     flushed.map_err(io("write"))?;
     let mut header = Vec::with_capacity(HEADER_BYTES);
-    header.extend_from_slice(MAGIC);
-    header.extend_from_slice(&VERSION.to_le_bytes());
+    header.extend_from_slice(magic);
+    header.extend_from_slice(&version.to_le_bytes());
     header.extend_from_slice(&checksum.to_le_bytes());
     file.seek(SeekFrom::Start(0))
         .and_then(|_| file.write_all(&header))

@@ -89,6 +89,7 @@ pub(super) fn render(
     if let Some(history) = &totals.history {
         history.write(&mut page);
     }
+    totals.telling.write(&mut page);
     let mut family = page.own(&REQUESTS);
     for ((handler, code), count) in requests {
         let code = code.to_string();

@@ -8,20 +8,23 @@ use std::{
 
 use muster_proto::{
     id::HostId,
-    time::Timestamp,
+    time::{Clock, Timestamp},
     v1::{HostFacts, HostState as State, RejectReason as Reason, SilenceCause},
 };
 
-use super::history_page::HistoryTotals;
 use super::source::{
     FleetRead, Gathered, HostView, IngestTotals, OpenIncidents, Ratios, Reading, UnitView,
 };
+use super::{history_page::HistoryTotals, telling_page::TellingTotals};
 use crate::{
     detect::Severity,
+    events::EventsHealth,
     fleet::{Fleet, HostState, Liveness, ReadContext, start::History},
     incident::Incidents,
     journal::JournalHealth,
     listen::DoorCounters,
+    notify::{Books, Told},
+    peers::PeerWatch,
     query::rows::Asked,
     selector::Selector,
 };
@@ -39,6 +42,16 @@ pub struct LiveFleet {
     pub doors: DoorCounters,
     /// The past, if it is kept.
     pub history: Option<History>,
+    /// What people were told.
+    pub told: Told,
+    /// How the channels stand.
+    pub books: Books,
+    /// How the store of events is doing.
+    pub events: Arc<EventsHealth>,
+    /// Groups of hosts.
+    pub peers: PeerWatch,
+    /// Dates.
+    pub clock: Arc<dyn Clock>,
     /// Hosts by name, as far as they were asked for.
     pub names: Names,
 }
@@ -123,6 +136,13 @@ impl FleetRead for LiveFleet {
             incident_changes_waiting: self.incidents.totals().waiting,
             connections: self.doors.connections(),
             history: self.history.as_ref().map(HistoryTotals::of),
+            telling: TellingTotals::of(
+                &self.told,
+                &self.books,
+                &self.events,
+                &self.peers,
+                self.clock.now(),
+            ),
         }
     }
 
@@ -264,6 +284,7 @@ impl HostView for HostState {
 mod tests {
     use std::collections::BTreeMap;
 
+    use muster_proto::time::FakeClock;
     use tokio::sync::mpsc;
 
     use super::*;
@@ -346,6 +367,11 @@ mod tests {
             incidents: Incidents::default(),
             history: None,
             doors: DoorCounters::default(),
+            told: Told::default(),
+            books: Books::default(),
+            events: Arc::default(),
+            peers: PeerWatch::default(),
+            clock: Arc::new(FakeClock::at(NOW)),
             names: Names::default(),
         };
         let id_of = async |name: &str| {

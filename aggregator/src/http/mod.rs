@@ -17,6 +17,7 @@ mod process;
 pub mod rules;
 pub mod sd;
 pub mod source;
+pub mod telling_page;
 
 #[cfg(test)]
 mod testing;

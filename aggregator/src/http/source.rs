@@ -12,7 +12,7 @@ use muster_proto::{
     v1::{HostFacts, HostState, SilenceCause},
 };
 
-use super::history_page::HistoryTotals;
+use super::{history_page::HistoryTotals, telling_page::TellingTotals};
 use crate::selector::Selector;
 
 /// One series of a host with its value now.
@@ -140,6 +140,8 @@ pub struct IngestTotals {
     pub connections: Vec<(&'static str, &'static str, u64)>,
     /// History, if there is one.
     pub history: Option<HistoryTotals>,
+    /// Telling people, events, groups of hosts.
+    pub telling: TellingTotals,
 }
 
 /// Answers of all shards together.

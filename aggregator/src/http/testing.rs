@@ -9,8 +9,11 @@ use muster_proto::{
     v1::{HostFacts, HostState, SilenceCause},
 };
 
-use super::source::{
-    FleetRead, Gathered, HostView, IngestTotals, OpenIncidents, Ratios, Reading, UnitView,
+use super::{
+    source::{
+        FleetRead, Gathered, HostView, IngestTotals, OpenIncidents, Ratios, Reading, UnitView,
+    },
+    telling_page::{ChannelTotals, TellingTotals},
 };
 use crate::selector::{NumberField, Selector, Subject, TextField};
 
@@ -251,6 +254,18 @@ impl FleetRead for FakeFleet {
             frames_stored: 1_000,
             connections: vec![("uplink", "certificate", 3)],
             frames_rejected: vec![("future", 2), ("damaged", 0)],
+            telling: TellingTotals {
+                works: true,
+                channels: vec![ChannelTotals {
+                    name: "oncall".to_owned(),
+                    waiting: 3,
+                    oldest_seconds: 90.5,
+                    ended: [("delivered", 12), ("held_back", 0), ("given_up", 1)],
+                }],
+                events_left_out: [("unsound", 0), ("too_many", 4), ("overflow", 0)],
+                groups_shifted: 1,
+                ..TellingTotals::default()
+            },
             ..IngestTotals::default()
         }
     }

@@ -561,6 +561,13 @@ async fn the_fleet_page_sums_up_and_names_no_host() {
         "muster_aggregator_http_requests_total{handler=\"sd\",code=\"200\"} 1",
         "muster_aggregator_http_requests_total{handler=\"host\",code=\"503\"} 1",
         "muster_aggregator_shards_missing 0",
+        "muster_aggregator_telling_works 1",
+        "muster_aggregator_notifications_waiting{channel=\"oncall\"} 3",
+        "muster_aggregator_notification_oldest_seconds{channel=\"oncall\"} 90.5",
+        "muster_aggregator_notifications_total{channel=\"oncall\",outcome=\"given_up\"} 1",
+        "muster_aggregator_events_left_out_total{reason=\"too_many\"} 4",
+        "muster_aggregator_events_failing 0",
+        "muster_fleet_groups_shifted 1",
     ] {
         assert!(
             page.lines().any(|own| own == line),

@@ -9,6 +9,7 @@
 //! What was queued survives a kill. A message may come twice (a kill between its delivery and the note of it), then
 //! with the same key, by which receivers can tell.
 
+pub mod books;
 pub mod config;
 pub mod heartbeat;
 pub mod http;
@@ -20,6 +21,7 @@ pub mod teller;
 #[cfg(test)]
 mod testing;
 
+pub use books::Books;
 pub use config::{Channel, Heartbeat, Kind, NotifyConfig};
 pub use message::Message;
 pub use teller::{Told, start};

@@ -25,9 +25,11 @@ use super::{
 use crate::{
     chain,
     control::{AuditFilter, Control, Incident, IncidentFilter, Removal, Removed},
+    detect::peers::Shift,
     fleet::{Answer, Fleet, HostState, Unit, UnitState},
     incident::Incidents,
     notify::{Told, teller::Standing},
+    peers::PeerWatch,
     selector::{Selector, pattern::Pattern},
 };
 
@@ -81,6 +83,7 @@ pub struct OperatorService {
     told: Told,
     /// Hears of hosts that are removed.
     incidents: Incidents,
+    peers: PeerWatch,
     clock: Arc<dyn Clock>,
 }
 
@@ -106,6 +109,7 @@ impl OperatorService {
             about: Arc::new(about),
             told: Told::default(),
             incidents: Incidents::default(),
+            peers: PeerWatch::default(),
             clock,
         }
     }
@@ -120,6 +124,12 @@ impl OperatorService {
     #[must_use]
     pub fn with_told(self, told: Told) -> Self {
         Self { told, ..self }
+    }
+
+    /// The same, which knows also how groups of hosts stand.
+    #[must_use]
+    pub fn with_peers(self, peers: PeerWatch) -> Self {
+        Self { peers, ..self }
     }
 
     /// As a tonic service with its limits. The transport must give each request its
@@ -299,6 +309,7 @@ impl OperatorService {
             .iter()
             .filter(|glance| glance.dropped > 0)
             .max_by_key(|glance| glance.dropped);
+        let told_per_host_week = told_rate(answer.items.iter().map(|glance| glance.told));
         let without = answer.items.iter().filter(|glance| !glance.has_units);
         let hosts_without_services = count(without.count());
         Ok(v1::Summary {
@@ -316,6 +327,8 @@ impl OperatorService {
             worst: worst(&answer.items),
             failing_services: group_services(answer.items.into_iter().map(|glance| glance.failing)),
             hosts_without_services,
+            budget_per_host_week: self.about.budget_per_host_week,
+            told_per_host_week,
         })
     }
 
@@ -475,12 +488,8 @@ impl OperatorService {
             .iter()
             .filter(|(learning, ..)| *learning)
             .count();
-        let (told, weeks) = answer
-            .items
-            .iter()
-            .fold((0.0, 0.0), |(alerts, weeks), (_, told, _)| {
-                (alerts + told.0, weeks + told.1)
-            });
+        let told_per_host_week = told_rate(answer.items.iter().map(|(_, told, _)| *told));
+        let group_shifts = self.peers.shifts(self.clock.now());
         let least = request.min_score.unwrap_or(f64::NEG_INFINITY);
         let mut anomalies: Vec<v1::Anomaly> = answer
             .items
@@ -514,8 +523,8 @@ impl OperatorService {
             anomalies,
             hosts_learning: count(learning),
             budget_per_host_week: self.about.budget_per_host_week,
-            // Of a few hours no rate can be told.
-            told_per_host_week: (weeks >= 1.0).then(|| told / weeks),
+            told_per_host_week,
+            group_shifts: group_shifts.into_iter().map(group_shift).collect(),
         })
     }
 
@@ -680,6 +689,8 @@ struct Glance {
     failing: HostUnits,
     /// Frames refused or reported lost, by its books.
     dropped: u64,
+    /// Alerts of its score and weeks with one.
+    told: (f64, f64),
 }
 
 impl Glance {
@@ -696,6 +707,7 @@ impl Glance {
             worst: worst_of(host),
             has_units: units.is_some(),
             dropped: books.rejected + books.lost,
+            told: host.detection().told(),
             failing: HostUnits {
                 host: host.name().to_owned(),
                 units: failing.cloned().collect(),
@@ -838,6 +850,24 @@ fn rank(unit: &Unit) -> u8 {
         UnitState::Deactivating => 3,
         UnitState::Active => 4,
         UnitState::Inactive => 5,
+    }
+}
+
+/// Alerts of host scores a host-week, of hosts' alerts and weeks; of a few hours no rate can be told.
+fn told_rate(told: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
+    let (alerts, weeks) = told.fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    (weeks >= 1.0).then(|| alerts / weeks)
+}
+
+fn group_shift(shift: Shift) -> v1::GroupShift {
+    v1::GroupShift {
+        since_ms: shift.since.as_millis(),
+        until_ms: shift.until.map(Timestamp::as_millis),
+        before: shift.before.into(),
+        farthest: f64::from(shift.before) + f64::from(shift.moved),
+        hosts: shift.hosts,
+        group: shift.group,
+        figure: shift.figure,
     }
 }
 

@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 
 use serde::Deserialize;
 
-pub use overrides::{Bounds, Override, OverrideError, Overrides};
+pub use overrides::{Bounds, Difference, Override, OverrideError, Overrides};
 pub use runbook::{BUILT_IN, BuiltIn, link, page, runbook};
 pub(super) use watch::{Grown, Watcher};
 pub use watch::{Sample, Use, uses_of};

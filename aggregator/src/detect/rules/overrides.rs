@@ -15,7 +15,7 @@
 //! ```
 //! The last entry that names a rule and picks a host holds for it.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
@@ -104,6 +104,19 @@ pub struct Bounds {
     pub(super) clear: f64,
 }
 
+/// What other entries make of a rule for one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Difference {
+    /// Whether the rule holds at all.
+    pub enabled: bool,
+    /// From which severity to which.
+    pub severity: Option<(Severity, Severity)>,
+    /// How much longer it must be abnormal.
+    pub later: Duration,
+    /// Something else changes: bounds, or a time that is shorter or that clears.
+    pub needs_samples: bool,
+}
+
 /// What holds of one rule for the hosts that an entry picks.
 #[derive(Debug)]
 struct Entry {
@@ -167,6 +180,31 @@ impl Overrides {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// What other entries make of a rule for a host; nothing of one that is not in the pack.
+    #[must_use]
+    pub fn change_to(&self, other: &Self, rule: &str, host: Option<&Enrolled>) -> Difference {
+        let Some(at) = pack().iter().position(|known| known.name == rule) else {
+            return Difference {
+                enabled: true,
+                severity: None,
+                later: Duration::ZERO,
+                needs_samples: false,
+            };
+        };
+        let (old, old_rule) = self.of(at, host);
+        let (new, new_rule) = other.of(at, host);
+        let switched_on = new.enabled && !old.enabled;
+        let bounds = (old.above, old.below, old.clear) != (new.above, new.below, new.clear);
+        let times = new_rule.open_after < old_rule.open_after
+            || new_rule.clear_after != old_rule.clear_after;
+        Difference {
+            enabled: new.enabled || !old.enabled,
+            severity: (old.severity != new.severity).then_some((old.severity, new.severity)),
+            later: new_rule.open_after.saturating_sub(old_rule.open_after),
+            needs_samples: switched_on || (new.enabled && (bounds || times)),
+        }
     }
 
     /// What holds of the rule at this place of the pack for a host.
