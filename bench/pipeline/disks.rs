@@ -211,7 +211,7 @@ fn spool_round(disk: &FaultyStorage, seed: u64, swept: &mut Swept) -> anyhow::Re
                 Event::Durable { first, last } => durable.extend(first..=last),
                 Event::Dropped(missing) => gone.extend(missing.first..=missing.last),
                 Event::WantKey => wants_key = true,
-                Event::LossReason(_) => {}
+                Event::LossReason(_) | Event::Outlined(_) | Event::Due => {}
             }
         }
     }
