@@ -604,6 +604,11 @@ async fn an_agent_goes_on_to_the_next_aggregator_of_its_authority() {
     let first = site.start().await;
     let host = site.enrol(&first, facts("moving")).await;
     first.stop().await;
+    until("its databases are closed", async || {
+        let open = ["control.db-wal", "events.db-wal"].map(|name| site.config.state_dir.join(name));
+        open.iter().all(|file| !file.exists()).then_some(())
+    })
+    .await;
     // The second is the first as of a backup.
     let folder = tempfile::tempdir().expect("a folder");
     copy_folder(&site.config.state_dir, &folder.path().join("state"));

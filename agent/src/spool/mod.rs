@@ -28,6 +28,7 @@ use std::{collections::VecDeque, path::PathBuf, time::Duration};
 use muster_proto::{
     id::Incarnation,
     log::{self, LogError, Storage},
+    ranges::RangeSet,
     time::Timestamp,
     v1,
 };
@@ -94,7 +95,7 @@ fn free_share(filesystem_bytes: u64) -> u64 {
 /// What the buffer of the running incarnation has to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// Frames up to this number that were handed over without a hole before it are on disk.
+    /// All frames between these numbers are on disk.
     Durable {
         /// First number.
         first: u64,
@@ -188,8 +189,8 @@ pub struct Spool<S: Storage> {
     events: Vec<Event>,
     /// Bytes handed over since the last commit.
     uncommitted: usize,
-    /// First frame since the last commit.
-    first_uncommitted: Option<u64>,
+    /// Frames that were written and not yet told to be durable. What was never handed over is a hole among them.
+    untold: RangeSet,
     /// The tick that was handed over last: the clock may have been set back since the one before.
     now: Timestamp,
     /// An aggregator has said what time it is. Before, a wrong clock must not make samples old.
@@ -243,7 +244,7 @@ impl<S: Storage> Spool<S> {
             missing: Vec::new(),
             events: Vec::new(),
             uncommitted: 0,
-            first_uncommitted: None,
+            untold: RangeSet::new(),
             now: Timestamp::from_millis(i64::MIN / 2),
             clock_confirmed: false,
             failures: 0,
@@ -317,7 +318,7 @@ impl<S: Storage> Spool<S> {
             self.events.push(Event::WantKey);
             return;
         }
-        self.first_uncommitted.get_or_insert(frame.seq);
+        self.untold.insert(frame.seq);
         self.uncommitted += frame.payload.len();
         match self.own.append(frame) {
             Ok(()) if self.uncommitted >= COMMIT_BYTES => self.commit(),
@@ -394,13 +395,25 @@ impl<S: Storage> Spool<S> {
 
     /// A commit may have happened on the way of a write.
     fn tell_durable(&mut self) {
-        if let Some(first) = self.first_uncommitted
-            && let Some(last) = self.own.durable_to()
-            && first <= last
+        let Some(durable) = self.own.durable_to() else {
+            return;
+        };
+        if self
+            .untold
+            .next_present(0)
+            .is_none_or(|first| first > durable)
         {
-            self.events.push(Event::Durable { first, last });
-            self.first_uncommitted = Some(last + 1);
+            return;
         }
+        let mut still = RangeSet::new();
+        for (first, last) in self.untold.iter() {
+            if first <= durable {
+                let last = last.min(durable);
+                self.events.push(Event::Durable { first, last });
+            }
+            still.insert_range(first.max(durable + 1), last);
+        }
+        self.untold = still;
     }
 
     fn failed(&mut self, error: &LogError) {
@@ -429,7 +442,7 @@ impl<S: Storage> Spool<S> {
         self.own.forget_pending();
         self.ledger.forget_pending();
         self.uncommitted = 0;
-        self.first_uncommitted = None;
+        self.untold = RangeSet::new();
         self.events.push(Event::LossReason(reason));
     }
 

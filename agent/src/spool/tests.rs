@@ -320,6 +320,28 @@ fn damage_costs_the_rest_of_the_chain_and_is_named() {
 }
 
 #[test]
+fn frames_that_were_never_handed_over_are_not_told_durable() {
+    let storage = FaultyStorage::new();
+    let mut spool = open(&storage, 1, SpoolLimits::default());
+    // 3 found no room on its way here, so 4, which builds on it, cannot be kept either.
+    for (seq, key) in [(1, true), (2, false), (4, false), (5, true), (6, false)] {
+        spool.append(&frame(1, seq, key, 100));
+    }
+    spool.commit();
+    let events = spool.take_events();
+    let durable: Vec<u64> = events
+        .iter()
+        .filter_map(|event| match *event {
+            Event::Durable { first, last } => Some(first..=last),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    assert_eq!(durable, [1, 2, 5, 6]);
+    assert!(events.contains(&Event::WantKey));
+}
+
+#[test]
 fn a_tick_costs_one_write_and_no_sync() {
     let storage = FaultyStorage::new();
     let mut spool = open(&storage, 1, SpoolLimits::default());
