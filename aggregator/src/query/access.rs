@@ -28,8 +28,15 @@ pub struct Rule {
     pub method: &'static str,
     /// Least role.
     pub role: OperatorRole,
-    /// Calls a minute of one operator. A tenth of them may come at once.
+    /// Calls a minute of one operator.
     pub per_minute: u32,
+}
+
+impl Rule {
+    /// Calls that may come at once: a tenth of a minute's, and those of somebody who tries things out.
+    fn at_once(&self) -> u32 {
+        (self.per_minute / 10).max(5)
+    }
 }
 
 const fn rule(method: &'static str, role: OperatorRole, per_minute: u32) -> Rule {
@@ -158,8 +165,9 @@ impl Access {
         };
         if !self.take(name, rule) {
             return Err(Status::resource_exhausted(format!(
-                "{name} asked {method} more than {} times a minute",
-                rule.per_minute
+                "{name} asks {method} too often: {} times a minute are allowed, {} at once",
+                rule.per_minute,
+                rule.at_once()
             )));
         }
         let now = self.clock.now();
@@ -249,7 +257,7 @@ impl Access {
 
     fn take(&self, name: &str, rule: &Rule) -> bool {
         let now = Instant::now();
-        let most = (f64::from(rule.per_minute) / 10.0).max(1.0);
+        let most = f64::from(rule.at_once());
         let per_second = f64::from(rule.per_minute) / 60.0;
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= MAX_BUCKETS {
