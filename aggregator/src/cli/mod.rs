@@ -473,7 +473,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
             };
             Ok(Rendered::text(scrape.yaml()))
         }
-        Command::Rules(command) => rules::run(command).map(Rendered::text),
+        Command::Rules(command) => rules::run(command, &session.options, &session.view(None)),
         Command::Export(Export::Metrics(args)) => export_metrics::run(session, args).await,
         Command::Export(Export::Ca) => session.roots().map(Rendered::text),
         Command::Completion { shell } => {

@@ -6,8 +6,15 @@ use std::{fmt::Write as _, fs, path::PathBuf, time::Duration};
 
 use clap::Subcommand;
 use muster_agent::settings::show_duration;
+use muster_proto::v1;
+use serde_json::{Map, Value, json};
 
-use super::failure::{Code, Failure};
+use super::{
+    failure::{Code, Failure},
+    output::{self, Column, Detail, List, Options, Rendered, Shown},
+    text::{Text, Tone},
+    units::View,
+};
 use crate::detect::rules::{BUILT_IN, Definition, Overrides, Reading, link, pack};
 
 /// `muster rules …`
@@ -33,29 +40,102 @@ pub enum Rules {
 ///
 /// # Errors
 /// When there is no such rule, or the file does not hold what it should.
-pub fn run(command: &Rules) -> Result<String, Failure> {
+pub fn run(command: &Rules, options: &Options, view: &View) -> Result<Rendered, Failure> {
     match command {
-        Rules::List => Ok(list()),
-        Rules::Explain { name } => explain(name),
-        Rules::Test { file } => test(file),
+        Rules::List => output::list(list(view), options, view),
+        Rules::Explain { name } => output::detail(explain(name, view)?, options),
+        Rules::Test { file } => test(file).map(Rendered::text),
     }
 }
 
-fn list() -> String {
-    let mut text = String::new();
-    let built_in = BUILT_IN.iter().map(|known| {
-        let opens = known.opens.to_owned();
-        (known.name, known.severity, opens, "in the program")
-    });
-    let of_pack = pack().iter().map(|rule| {
-        let severity = rule.severity.0.as_str();
-        (rule.name.as_str(), severity, line(rule), "can be changed")
-    });
-    for (name, severity, condition, kind) in built_in.chain(of_pack) {
-        // A String takes everything.
-        let _ = writeln!(text, "{name:<22} {severity:<9} {kind:<15} {condition}");
+/// A rule in the list.
+pub struct Row {
+    name: &'static str,
+    severity: &'static str,
+    /// Whether [[rules]] can change it.
+    changeable: bool,
+    opens: String,
+}
+
+/// Every column of a rule.
+static COLUMNS: &[Column<Row>] = &[
+    Column {
+        key: "name",
+        title: "RULE",
+        shown: Shown::Always,
+        right: false,
+        human: |row, _| Text::toned(Tone::Strong, row.name),
+        value: |row| json!(row.name),
+    },
+    Column {
+        key: "severity",
+        title: "SEVERITY",
+        shown: Shown::Always,
+        right: false,
+        human: |row, _| {
+            let tone = match row.severity {
+                "critical" => Tone::Bad,
+                "warning" => Tone::Warn,
+                _ => Tone::Plain,
+            };
+            Text::toned(tone, row.severity)
+        },
+        value: |row| json!(row.severity),
+    },
+    Column {
+        key: "changeable",
+        title: "KIND",
+        shown: Shown::Always,
+        right: false,
+        human: |row, _| {
+            Text::plain(if row.changeable {
+                "can be changed"
+            } else {
+                "in the program"
+            })
+        },
+        value: |row| json!(row.changeable),
+    },
+    Column {
+        key: "opens",
+        title: "OPENS",
+        shown: Shown::Always,
+        right: false,
+        human: |row, _| Text::plain(&row.opens),
+        value: |row| json!(row.opens),
+    },
+];
+
+/// What this program knows by itself is known whole.
+fn whole(view: &View) -> v1::AnswerMeta {
+    v1::AnswerMeta {
+        complete: true,
+        missing: Vec::new(),
+        as_of_ms: view.now.as_millis(),
     }
-    text
+}
+
+fn list(view: &View) -> List<Row> {
+    let built_in = BUILT_IN.iter().map(|known| Row {
+        name: known.name,
+        severity: known.severity,
+        changeable: false,
+        opens: known.opens.to_owned(),
+    });
+    let of_pack = pack().iter().map(|rule| Row {
+        name: &rule.name,
+        severity: rule.severity.0.as_str(),
+        changeable: true,
+        opens: line(rule),
+    });
+    List {
+        columns: COLUMNS,
+        rows: built_in.chain(of_pack).collect(),
+        name: |row| row.name.to_owned(),
+        meta: whole(view),
+        footer: Vec::new(),
+        empty: Text::plain("no rules"),
+    }
 }
 
 /// `above 90.0 %, clears below 80.0 %, for 2m`.
@@ -67,19 +147,45 @@ fn line(rule: &Definition) -> String {
     format!("{}, for {}", rule.condition(), show_duration(held))
 }
 
-fn explain(name: &str) -> Result<String, Failure> {
+/// One rule, from what its words are called to what they say.
+fn told(
+    name: &str,
+    severity: &str,
+    kind: &str,
+    words: Vec<(&'static str, String)>,
+    view: &View,
+) -> Detail {
+    let mut item = Map::new();
+    item.insert("name".to_owned(), json!(name));
+    item.insert("severity".to_owned(), json!(severity));
+    let mut lines = vec![Text::toned(Tone::Strong, name).and(format!(" ({severity}{kind})"))];
+    for (what, said) in words {
+        lines.push(Text::plain(format!("  {what:<7} {said}")));
+        let key = if what == "to do" { "runbook" } else { what };
+        item.insert(key.to_owned(), json!(said));
+    }
+    Detail {
+        name: name.to_owned(),
+        item: Value::Object(item),
+        lines,
+        meta: whole(view),
+    }
+}
+
+fn explain(name: &str, view: &View) -> Result<Detail, Failure> {
     let more = link(name).unwrap_or_default();
     if let Some(known) = BUILT_IN.iter().find(|known| known.name == name) {
-        return Ok(format!(
-            "{name} ({}, in the program)\n  opens   {}\n  to do   {}\n  more    {more}\n",
-            known.severity, known.opens, known.runbook
-        ));
+        let words = vec![
+            ("opens", known.opens.to_owned()),
+            ("to do", known.runbook.to_owned()),
+            ("more", more),
+        ];
+        return Ok(told(name, known.severity, ", in the program", words, view));
     }
     let Some(rule) = pack().iter().find(|rule| rule.name == name) else {
         let failure = Failure::new(Code::NotFound, format!("there is no rule {name:?}"));
         return Err(failure.hint("muster rules list", "the rules there are"));
     };
-    let mut text = format!("{} ({})\n", rule.name, rule.severity.0.as_str());
     let value = &rule.value;
     let of = value.metric.as_deref().or(value.signal.as_deref());
     let mut looks = of.unwrap_or_default().to_owned();
@@ -106,34 +212,22 @@ fn explain(name: &str) -> Result<String, Failure> {
             ", only if {metric} grows by more than {bound} a second"
         );
     }
-    for (what, words) in [
-        (
-            "says",
-            rule.sentence(
-                "SUBJECT",
-                rule.above.or(rule.below).unwrap_or(rule.clear),
-                rule.detail.as_ref().map(|detail| &*detail.label),
-            ),
-        ),
+    let bound = rule.above.or(rule.below).unwrap_or(rule.clear);
+    let label = rule.detail.as_ref().map(|detail| &*detail.label);
+    let cleared = show_duration(rule.clear_after.0);
+    let words = vec![
+        ("says", rule.sentence("SUBJECT", bound, label)),
         ("looks", looks),
         (
             "each",
             rule.subject.clone().unwrap_or_else(|| "host".to_owned()),
         ),
         ("opens", opens),
-        (
-            "clears",
-            format!(
-                "after {} on the other side",
-                show_duration(rule.clear_after.0)
-            ),
-        ),
+        ("clears", format!("after {cleared} on the other side")),
         ("to do", rule.runbook.clone()),
         ("more", more),
-    ] {
-        let _ = writeln!(text, "  {what:<7} {words}");
-    }
-    Ok(text)
+    ];
+    Ok(told(name, rule.severity.0.as_str(), "", words, view))
 }
 
 fn test(file: &PathBuf) -> Result<String, Failure> {
