@@ -7265,7 +7265,7 @@ pub struct ReplayPagesRequest {
     /// From when on messages are compared.
     #[prost(int64, tag = "1")]
     pub since_ms: i64,
-    /// A configuration with \[[rules]\], at most 64 KiB; empty: those that hold now.
+    /// A configuration with rules tables, at most 64 KiB; empty: those that hold now.
     #[prost(string, tag = "2")]
     pub rules: ::prost::alloc::string::String,
     /// Whether `rules` is given: an empty file takes all changes of rules back.

@@ -2,7 +2,7 @@
 //!
 //! The configured addresses come first, in their order, then those that an aggregator has announced. A server that fails
 //! gives way to the next; when all have failed the wait grows as it does with one. Whoever is elsewhere looks now and
-//! then whether the first is back ([`super::go_home`]).
+//! then whether the first is back (`go_home`).
 //!
 //! What an aggregator that was taken over can do with this is bounded: it can name addresses, but what answers there must
 //! show a certificate of the fleet's own authority; it can redirect, but only within the list, once in ten minutes, and

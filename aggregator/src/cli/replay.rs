@@ -28,7 +28,7 @@ pub struct Replay {
     /// Compare what was told in the last so long: 7d, 30d
     #[arg(long, value_name = "TIME", value_parser = span, default_value = "30d")]
     pub since: Duration,
-    /// File whose [[rules]] stand in for those of the aggregator
+    /// File whose rules tables stand in for those of the aggregator
     #[arg(long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
 }

@@ -28,9 +28,9 @@ pub enum Rules {
         #[arg(value_name = "RULE")]
         name: String,
     },
-    /// Check the [[rules]] of a configuration file
+    /// Check the rules tables of a configuration file
     Test {
-        /// File with [[rules]] entries, aggregator.toml for example
+        /// File with rules tables, aggregator.toml for example
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
@@ -52,7 +52,7 @@ pub fn run(command: &Rules, options: &Options, view: &View) -> Result<Rendered, 
 pub struct Row {
     name: &'static str,
     severity: &'static str,
-    /// Whether [[rules]] can change it.
+    /// Whether a rules table can change it.
     changeable: bool,
     opens: String,
 }

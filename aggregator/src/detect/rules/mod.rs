@@ -2,7 +2,7 @@
 //!
 //! Each rule names a number (a metric as it is, its rate, how much it grew lately, or a signal; perhaps over
 //! another), the bound that opens, the bound that clears, and how long each must hold. Three-valued: a number that
-//! is not there, or lies between the bounds, is unknown. [`watch`] evaluates them; holding, opening and
+//! is not there, or lies between the bounds, is unknown. `watch` evaluates them; holding, opening and
 //! clearing are the engine's.
 //!
 //! The pack is `pack.toml`, read once. Overrides change bounds, times, severity, or switch a rule off for hosts that
