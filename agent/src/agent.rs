@@ -12,6 +12,7 @@ use muster_proto::{
     codec::Encoder,
     id::{HostId, Incarnation},
     limits,
+    log::Storage,
     series::Table,
     time::{SystemClock, Timestamp},
     v1,
@@ -30,7 +31,7 @@ use crate::{
     recorder::{self, Rate, Recorder},
     sample,
     sampler::{HostClock, Sampler, Tick},
-    spool::{SpoolConfig, SpoolHandle},
+    spool::{Event, SpoolConfig, SpoolHandle, SpoolLimits},
     status,
     telemetry::{Own, OwnSpool},
     uplink::{Common, Uplink},
@@ -167,6 +168,19 @@ impl Agent {
     #[must_use]
     pub fn with_page(mut self, address: Option<SocketAddr>) -> Self {
         self.page = address;
+        self
+    }
+
+    /// Keeps a spool on this disk, by a task of this runtime: for simulations ([`SpoolHandle::in_task`]).
+    #[must_use]
+    pub fn with_spool_in_task<S>(self, storage: S, limits: SpoolLimits) -> Self
+    where
+        S: Storage + Send + 'static,
+        S::File: Send,
+    {
+        let (incarnation, told) = listener(&self.common);
+        let spool = SpoolHandle::in_task(storage, limits, incarnation, told);
+        self.common.set_spool(spool);
         self
     }
 
@@ -316,16 +330,21 @@ impl Urgent {
     }
 }
 
-/// Without a spool the agent goes on with memory, as it does when the disk fails later.
-fn start_spool(config: SpoolConfig, common: &Arc<Common>) {
-    // The thread must not keep alive what ends it.
+/// Whose frames a spool keeps, and who hears what it has to say.
+fn listener(common: &Arc<Common>) -> (Incarnation, impl FnMut(Event) + Send + 'static) {
+    // The spool must not keep alive what ends it.
     let listener = Arc::downgrade(common);
-    let incarnation = common.buffer().incarnation();
     let told = move |event| {
         if let Some(common) = listener.upgrade() {
             common.told(event);
         }
     };
+    (common.buffer().incarnation(), told)
+}
+
+/// Without a spool the agent goes on with memory, as it does when the disk fails later.
+fn start_spool(config: SpoolConfig, common: &Arc<Common>) {
+    let (incarnation, told) = listener(common);
     match SpoolHandle::start(config, incarnation, told) {
         Ok(spool) => common.set_spool(spool),
         Err(error) => tracing::warn!(%error, "no spool: a restart loses what is in memory"),

@@ -7,6 +7,8 @@
 //!
 //! What is on disk is offered to the history, which reads the log itself for what it could not take.
 //!
+//! In a simulation a task takes the thread's place ([`Journal::in_task`]).
+//!
 //! If the disk fails or is full, nothing of the group is acknowledged; the agents are asked to come back
 //! and send it again. The thread goes on and recovers by itself once the disk does.
 
@@ -24,7 +26,7 @@ use muster_proto::{
     log::{Log, LogError, Storage},
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time};
 
 use crate::{
     fleet::{
@@ -44,7 +46,7 @@ const QUEUE: usize = 16 * 1024;
 const QUEUE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// A group is written when it has grown to this, if more is waiting.
-const GROUP_BYTES: usize = 256 * 1024;
+const GROUP_BYTES: u64 = 256 * 1024;
 
 /// Pause after a failed commit, so that a full disk is not asked a thousand times a second.
 const RETRY: Duration = Duration::from_secs(1);
@@ -214,6 +216,36 @@ impl Journal {
         S: Storage + Send + 'static,
         S::File: Send,
     {
+        let (journal, writer, inbox) = Self::made(log, shards, keep_bytes, covered, history);
+        let thread = thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || writer.run(inbox))?;
+        Ok((journal, thread))
+    }
+
+    /// As [`Journal::start`] without a history, kept by the future instead of a thread: for simulations, in which
+    /// nobody has to wait for a disk and all that happens follows from a seed.
+    pub fn in_task<S>(
+        log: Log<S>,
+        shards: Vec<mpsc::Sender<Message>>,
+        keep_bytes: u64,
+        covered: u64,
+    ) -> (Self, impl Future<Output = ()> + Send)
+    where
+        S: Storage + Send + 'static,
+        S::File: Send,
+    {
+        let (journal, writer, inbox) = Self::made(log, shards, keep_bytes, covered, None);
+        (journal, writer.run_in_task(inbox))
+    }
+
+    fn made<S: Storage>(
+        log: Log<S>,
+        shards: Vec<mpsc::Sender<Message>>,
+        keep_bytes: u64,
+        covered: u64,
+        history: Option<Feed>,
+    ) -> (Self, Writer<S>, mpsc::Receiver<Entry>) {
         let (queue, inbox) = mpsc::channel(QUEUE);
         let health = Arc::new(JournalHealth::default());
         health.covered.store(covered, Ordering::Release);
@@ -230,10 +262,7 @@ impl Journal {
             history,
             health: Arc::clone(&health),
         };
-        let thread = thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || writer.run(inbox))?;
-        Ok((Self { queue, health }, thread))
+        (Self { queue, health }, writer, inbox)
     }
 
     /// Hands an entry over; false if the queue is full, which is when the disk is slower than the fleet.
@@ -276,99 +305,175 @@ struct Writer<S: Storage> {
 /// disk is full must not fill that of the log.
 const HISTORY_PATIENCE: u64 = 2;
 
+/// What goes to the disk together.
+#[derive(Default)]
+struct Group {
+    bytes: u64,
+    keys: Vec<(usize, Stored)>,
+    /// Those that the log does not take at all.
+    refused: Vec<(usize, Stored)>,
+    credits: Vec<Credit>,
+    for_history: Batch,
+}
+
 impl<S: Storage> Writer<S> {
     fn run(mut self, mut inbox: mpsc::Receiver<Entry>) {
-        let mut group: Vec<(usize, Stored)> = Vec::new();
-        let mut credits: Vec<Credit> = Vec::new();
-        let mut stored = Batch::default();
         let mut committed: Option<Instant> = None;
         while let Some(first) = inbox.blocking_recv() {
-            let rest = committed.and_then(|at| GATHER.checked_sub(at.elapsed()));
-            if let Some(rest) = rest
-                && self.health.queued_bytes() < GROUP_BYTES as u64
-            {
-                thread::sleep(rest);
+            thread::sleep(self.gathering(committed.map(|at| at.elapsed())));
+            let mut group = self.gather(first, &mut inbox);
+            for (shard, refused) in self.addressed(&group.refused) {
+                // A shard that is gone is past caring: the process stops.
+                let _ = self.shards[shard].blocking_send(Message::NotStored(refused));
             }
-            let mut bytes = 0;
-            let mut next = Some(first);
-            while let Some(mut entry) = next {
-                bytes += entry.bytes.len();
-                credits.push(entry.credit.take());
-                self.append(entry, &mut group, &mut stored);
-                next = if bytes < GROUP_BYTES {
-                    inbox.try_recv().ok()
-                } else {
-                    None
-                };
-            }
-            let Some(durable) = self.commit() else {
-                tracing::warn!("stopped with frames that the log could not take; agents keep them");
-                return;
+            let durable = loop {
+                match self.commit() {
+                    Some(durable) => break durable,
+                    None if self.gives_up() => return,
+                    None => thread::sleep(RETRY),
+                }
             };
             committed = Some(Instant::now());
-            credits.clear();
-            self.health
-                .queued_bytes
-                .fetch_sub(bytes as u64, Ordering::Relaxed);
-            self.health
-                .written_bytes
-                .fetch_add(bytes as u64, Ordering::Relaxed);
-            self.tell(&mut group, Message::Stored);
-            // After the shards were told: a checkpoint that begins now has all up to here.
-            self.health.durable.store(durable, Ordering::Release);
-            let stored = std::mem::take(&mut stored);
-            if let Some(history) = &self.history {
-                history.offer(stored);
+            self.give_back(&mut group);
+            for (shard, stored) in self.addressed(&group.keys) {
+                // As above.
+                let _ = self.shards[shard].blocking_send(Message::Stored(stored));
             }
-            self.release();
-            self.health
-                .disk_bytes
-                .store(self.log.bytes_on_disk(), Ordering::Relaxed);
+            self.done(durable, group);
         }
     }
 
-    fn append(&mut self, entry: Entry, group: &mut Vec<(usize, Stored)>, stored: &mut Batch) {
+    async fn run_in_task(mut self, mut inbox: mpsc::Receiver<Entry>) {
+        let mut committed: Option<time::Instant> = None;
+        while let Some(first) = inbox.recv().await {
+            time::sleep(self.gathering(committed.map(|at| at.elapsed()))).await;
+            let mut group = self.gather(first, &mut inbox);
+            for (shard, refused) in self.addressed(&group.refused) {
+                // As in a thread.
+                let _ = self.shards[shard].send(Message::NotStored(refused)).await;
+            }
+            let durable = loop {
+                match self.commit() {
+                    Some(durable) => break durable,
+                    None if self.gives_up() => return,
+                    None => time::sleep(RETRY).await,
+                }
+            };
+            committed = Some(time::Instant::now());
+            self.give_back(&mut group);
+            for (shard, stored) in self.addressed(&group.keys) {
+                let _ = self.shards[shard].send(Message::Stored(stored)).await;
+            }
+            self.done(durable, group);
+        }
+    }
+
+    /// How long to wait for more to come, with the last commit so long ago.
+    fn gathering(&self, since_commit: Option<Duration>) -> Duration {
+        if self.health.queued_bytes() >= GROUP_BYTES {
+            return Duration::ZERO;
+        }
+        since_commit.map_or(Duration::ZERO, |since| GATHER.saturating_sub(since))
+    }
+
+    /// Takes what has gathered into the log's memory.
+    fn gather(&mut self, first: Entry, inbox: &mut mpsc::Receiver<Entry>) -> Group {
+        let mut group = Group::default();
+        let mut next = Some(first);
+        while let Some(mut entry) = next {
+            group.bytes += entry.bytes.len() as u64;
+            group.credits.push(entry.credit.take());
+            self.append(entry, &mut group);
+            next = if group.bytes < GROUP_BYTES {
+                inbox.try_recv().ok()
+            } else {
+                None
+            };
+        }
+        group
+    }
+
+    fn append(&mut self, entry: Entry, group: &mut Group) {
         match self.log.append(RECORD_KIND, &entry.bytes) {
             Ok(number) => {
-                group.extend(entry.key.map(|key| (entry.shard, key)));
+                group.keys.extend(entry.key.map(|key| (entry.shard, key)));
                 if self.history.is_some() {
-                    stored.push(number, entry.bytes);
+                    group.for_history.push(number, entry.bytes);
                 }
             }
             Err(error) => {
                 tracing::error!(error = crate::chain(&error), "record left out of the log");
-                let refused = entry.key.map(|key| (entry.shard, key));
-                self.tell(&mut refused.into_iter().collect(), Message::NotStored);
+                group
+                    .refused
+                    .extend(entry.key.map(|key| (entry.shard, key)));
             }
         }
     }
 
-    /// Commits, however long the disk takes to be well again: the group stays in memory, the queue
-    /// fills, and when it is full the shards send agents away. Nothing is acknowledged meanwhile.
-    ///
-    /// `None` when the process stops first: what was not acknowledged, the agents still have.
-    fn commit(&mut self) -> Option<u64> {
-        loop {
-            let began = Instant::now();
-            let committed = self.log.commit();
-            let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-            self.health.commits.fetch_add(1, Ordering::Relaxed);
-            self.health.commit_micros.fetch_add(took, Ordering::Relaxed);
-            match committed {
-                Ok(durable) => {
-                    if self.health.problem().is_some() {
-                        tracing::info!("the log can be written again");
-                        self.health.set_problem(None);
-                    }
-                    return Some(durable);
-                }
-                Err(error) => self.failed(&error),
-            }
-            if self.health.stopping.load(Ordering::Relaxed) {
-                return None;
-            }
-            thread::sleep(RETRY);
+    /// The keys of each shard that has any.
+    fn addressed(&self, keys: &[(usize, Stored)]) -> Vec<(usize, Vec<Stored>)> {
+        let shards = 0..self.shards.len();
+        let of = shards.map(|shard| {
+            let keys = keys.iter().filter(|(at, _)| *at == shard);
+            (shard, keys.map(|(_, key)| *key).collect::<Vec<_>>())
+        });
+        of.filter(|(_, keys)| !keys.is_empty()).collect()
+    }
+
+    /// On disk: agents may send as much again.
+    fn give_back(&self, group: &mut Group) {
+        group.credits.clear();
+        self.health
+            .queued_bytes
+            .fetch_sub(group.bytes, Ordering::Relaxed);
+        self.health
+            .written_bytes
+            .fetch_add(group.bytes, Ordering::Relaxed);
+    }
+
+    /// The shards were told: a checkpoint that begins now has all up to here.
+    fn done(&mut self, durable: u64, group: Group) {
+        self.health.durable.store(durable, Ordering::Release);
+        if let Some(history) = &self.history {
+            history.offer(group.for_history);
         }
+        self.release();
+        self.health
+            .disk_bytes
+            .store(self.log.bytes_on_disk(), Ordering::Relaxed);
+    }
+
+    /// Tries to bring the group to the disk. It is tried again however long the disk takes to be well: the group
+    /// stays in memory, the queue fills, and when it is full the shards send agents away. Nothing is acknowledged
+    /// meanwhile.
+    fn commit(&mut self) -> Option<u64> {
+        let began = Instant::now();
+        let committed = self.log.commit();
+        let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.health.commits.fetch_add(1, Ordering::Relaxed);
+        self.health.commit_micros.fetch_add(took, Ordering::Relaxed);
+        match committed {
+            Ok(durable) => {
+                if self.health.problem().is_some() {
+                    tracing::info!("the log can be written again");
+                    self.health.set_problem(None);
+                }
+                Some(durable)
+            }
+            Err(error) => {
+                self.failed(&error);
+                None
+            }
+        }
+    }
+
+    /// Whether the process stops: what was not acknowledged, the agents still have.
+    fn gives_up(&self) -> bool {
+        let stopping = self.health.stopping.load(Ordering::Relaxed);
+        if stopping {
+            tracing::warn!("stopped with frames that the log could not take; agents keep them");
+        }
+        stopping
     }
 
     fn failed(&self, error: &LogError) {
@@ -382,18 +487,6 @@ impl<S: Storage> Writer<S> {
             );
         }
         self.health.set_problem(Some(text));
-    }
-
-    fn tell(&self, group: &mut Vec<(usize, Stored)>, message: fn(Vec<Stored>) -> Message) {
-        for (index, shard) in self.shards.iter().enumerate() {
-            let keys = group.iter().filter(|(at, _)| *at == index);
-            let keys: Vec<Stored> = keys.map(|(_, key)| *key).collect();
-            if !keys.is_empty() {
-                // A shard that is gone is past caring: the process stops.
-                let _ = shard.blocking_send(message(keys));
-            }
-        }
-        group.clear();
     }
 
     /// Lets the oldest segments go when the log has grown over its bound.

@@ -25,8 +25,11 @@ mod oracle;
 mod proxy;
 mod run;
 mod scenarios;
+mod simulation;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
 
 use clap::{Parser, ValueEnum};
 use installation::DiskOf;
@@ -96,6 +99,8 @@ enum Scenario {
     Oversized,
     /// Each operation of a simulated disk fails, once and for ever, under the log and under the spool
     Disk,
+    /// Whole runs in virtual time from one seed each: kills, power cuts, partitions, failing disks, clocks
+    Simulation,
 }
 
 /// Hostile peers in one repetition.
@@ -136,7 +141,7 @@ impl Scenario {
 
     fn happen(self, run: &mut Run, options: &Options, time: u32) -> anyhow::Result<()> {
         match self {
-            Self::List | Self::Disk => Ok(()),
+            Self::List | Self::Disk | Self::Simulation => Ok(()),
             Self::KillAggregator => run.kill_aggregator(),
             Self::KillAgent => run.kill_agents(|_| Ok(())),
             Self::PowerAggregator => scenarios::power_cut_of_aggregator(run),
@@ -179,6 +184,59 @@ fn sweep(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Of so many runs one is made twice, to see that a seed is all that decides.
+const REPLAY_EVERY: u64 = 10;
+
+/// Runs of as many seeds as there are to be times.
+fn simulate(options: &Options) -> anyhow::Result<()> {
+    let stage = simulation::Stage::make()?;
+    let began = Instant::now();
+    let mut total = simulation::Seen::default();
+    let (mut broken, mut replayed, mut differ) = (0_u32, 0_u32, 0_u32);
+    for seed in (options.seed..).take(options.times as usize) {
+        let seen = match simulation::run(&stage, seed) {
+            Ok(seen) => seen,
+            Err(error) => {
+                broken += 1;
+                eprintln!("{error:#}");
+                continue;
+            }
+        };
+        if options.times < 10 {
+            eprintln!("seed {seed}: {:016x}", seen.hash);
+        }
+        if seed % REPLAY_EVERY == 0 {
+            replayed += 1;
+            let again = simulation::run(&stage, seed)?;
+            if again != seen {
+                differ += 1;
+                eprintln!("seed {seed} came out twice, and not the same");
+            }
+        }
+        total.add(&seen);
+    }
+    let line = serde_json::json!({
+        "scenario": described(options.scenario).0,
+        "times": options.times,
+        "seed": options.seed,
+        "broken": broken,
+        "replayed": replayed,
+        "replays_that_differ": differ,
+        "frames_stored": total.stored,
+        "frames_lost": total.lost,
+        "frames_rejected": total.rejected,
+        "refusals_forgotten": total.refusals_forgotten,
+        "agent_lives": total.agent_lives,
+        "aggregator_lives": total.aggregator_lives,
+        "hash": format!("{:016x}", total.hash),
+        "seconds": began.elapsed().as_secs_f64(),
+    });
+    println!("{line}");
+    ensure!(broken == 0, "a promise was broken");
+    ensure!(differ == 0, "a seed does not decide all");
+    Ok(())
+}
+
 fn main() -> anyhow::Result<()> {
     if load::ran_as_load()? {
         return Ok(());
@@ -194,8 +252,10 @@ fn main() -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    if options.scenario == Scenario::Disk {
-        return sweep(&options);
+    match options.scenario {
+        Scenario::Disk => return sweep(&options),
+        Scenario::Simulation => return simulate(&options),
+        _ => {}
     }
     let mut run = Run::start(&options.scenario.setting(&options))?;
     for time in 1..=options.times {

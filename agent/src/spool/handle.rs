@@ -2,6 +2,9 @@
 //!
 //! The handle never waits for the disk. What it cannot hand over (the thread is behind by a thousand frames)
 //! is not on disk, which the spool notices by the hole in the numbers.
+//!
+//! In a simulation a task takes the thread's place ([`SpoolHandle::in_task`]), so that what happens follows from a
+//! seed: its disk is in memory, and its time is the runtime's.
 
 use std::{
     io,
@@ -10,11 +13,18 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use muster_proto::{id::Incarnation, log::DiskStorage, v1};
-use tokio::sync::oneshot;
+use muster_proto::{
+    id::Incarnation,
+    log::{DiskStorage, Storage},
+    v1,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
 
 use super::{Batch, Event, Spool, SpoolConfig, SpoolLimits, SpoolStatus, Spooled, chain};
 
@@ -52,8 +62,24 @@ struct Shared {
 
 /// Handle to a spool; see the head of this file. The thread ends with it, after a commit.
 pub struct SpoolHandle {
-    commands: SyncSender<Command>,
+    commands: Commands,
     shared: Arc<Mutex<Shared>>,
+}
+
+/// Who obeys.
+enum Commands {
+    Thread(SyncSender<Command>),
+    Task(mpsc::Sender<Command>),
+}
+
+impl Commands {
+    /// False without room for it.
+    fn send(&self, command: Command) -> bool {
+        match self {
+            Self::Thread(queue) => queue.try_send(command).is_ok(),
+            Self::Task(queue) => queue.try_send(command).is_ok(),
+        }
+    }
 }
 
 impl SpoolHandle {
@@ -67,66 +93,88 @@ impl SpoolHandle {
         told: impl FnMut(Event) + Send + 'static,
     ) -> io::Result<Self> {
         let (commands, queue) = sync_channel(QUEUE);
-        let shared = Arc::new(Mutex::new(Shared::default()));
-        let keeper = Keeper {
-            config,
-            incarnation,
-            spool: None,
-            fault: None,
-            reopens: 0,
-            probe_at: Instant::now(),
-            commit_at: Instant::now() + COMMIT_EVERY,
-            shared: Arc::clone(&shared),
-            told,
-        };
+        let folder = config.folder.clone();
+        let open = move || DiskStorage::open(&folder).map_err(|error| chain(&error));
+        let (keeper, shared) = Keeper::new(config, incarnation, open, told);
         thread::Builder::new()
             .name("spool".into())
             .spawn(move || keeper.run(&queue))?;
-        Ok(Self { commands, shared })
+        Ok(Self {
+            commands: Commands::Thread(commands),
+            shared,
+        })
+    }
+
+    /// A spool on `storage` that a task of this runtime keeps, for simulations: nobody may have to wait for its disk.
+    pub fn in_task<S>(
+        storage: S,
+        limits: SpoolLimits,
+        incarnation: Incarnation,
+        told: impl FnMut(Event) + Send + 'static,
+    ) -> Self
+    where
+        S: Storage + Send + 'static,
+        S::File: Send,
+    {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let config = SpoolConfig {
+            folder: storage.folder().to_owned(),
+            limits: SpoolLimits {
+                min_free_bytes: 0,
+                ..limits
+            },
+        };
+        let open = move || Ok(storage.clone());
+        let (keeper, shared) = Keeper::new(config, incarnation, open, told);
+        tokio::spawn(keeper.run_in_task(queue));
+        Self {
+            commands: Commands::Task(commands),
+            shared,
+        }
     }
 
     /// Hands over a frame of this incarnation, and its [`Spooled::outline`] if it has one.
     pub fn append(&self, frame: Spooled, outline: Option<Spooled>) {
-        let _ = self.commands.try_send(Command::Append(frame, outline));
+        let _ = self.commands.send(Command::Append(frame, outline));
     }
 
     /// The aggregator has these frames, or has refused them. Said again with every acknowledgement, so one
     /// that finds no room is no loss.
     pub fn settle(&self, incarnation: Incarnation, ranges: Vec<(u64, u64)>) {
         if !ranges.is_empty() {
-            let _ = self.commands.try_send(Command::Settle(incarnation, ranges));
+            let _ = self.commands.send(Command::Settle(incarnation, ranges));
         }
     }
 
     /// The aggregator has noted that nothing more will come of an earlier incarnation. If it finds no room it is told
     /// again in the next session, and noted again.
     pub fn confirm(&self, incarnation: Incarnation) {
-        let _ = self.commands.try_send(Command::Confirm(incarnation));
+        let _ = self.commands.send(Command::Confirm(incarnation));
     }
 
     /// A session begins, in which the aggregator has said what it has of these incarnations: what is not settled is
     /// to be sent again.
     pub fn rewind(&self, named: Vec<Incarnation>) {
-        let _ = self.commands.try_send(Command::Rewind(named));
+        let _ = self.commands.send(Command::Rewind(named));
     }
 
     /// Asks for what is to be sent next beside the live chain; see [`Spool::next_batch`].
     #[must_use]
     pub fn next_batch(&self, own_below: u64) -> oneshot::Receiver<Batch> {
         let (reply, answer) = oneshot::channel();
-        let _ = self.commands.try_send(Command::Next(own_below, reply));
+        let _ = self.commands.send(Command::Next(own_below, reply));
         answer
     }
 
     /// Makes durable what was handed over, without waiting for it.
     pub fn commit(&self) {
-        let _ = self.commands.try_send(Command::Commit);
+        let _ = self.commands.send(Command::Commit);
     }
 
     /// Makes durable what was handed over and lets go of the folder.
     pub async fn stop(&self) {
         let (reply, done) = oneshot::channel();
-        if self.commands.try_send(Command::Stop(reply)).is_err()
+        if !self.commands.send(Command::Stop(reply))
             || tokio::time::timeout(STOP_PATIENCE, done).await.is_err()
         {
             tracing::warn!("the disk of the spool is too slow: the newest frames may not be on it");
@@ -163,10 +211,12 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 }
 
 /// What the thread owns.
-struct Keeper<F> {
+struct Keeper<S: Storage, O, F> {
     config: SpoolConfig,
     incarnation: Incarnation,
-    spool: Option<Spool<DiskStorage>>,
+    spool: Option<Spool<S>>,
+    /// Gives the disk, or says why not.
+    disk: O,
     /// Why there is none.
     fault: Option<String>,
     reopens: u32,
@@ -176,23 +226,40 @@ struct Keeper<F> {
     told: F,
 }
 
-impl<F: FnMut(Event)> Keeper<F> {
+impl<S, O, F> Keeper<S, O, F>
+where
+    S: Storage,
+    O: FnMut() -> Result<S, String>,
+    F: FnMut(Event),
+{
+    fn new(
+        config: SpoolConfig,
+        incarnation: Incarnation,
+        disk: O,
+        told: F,
+    ) -> (Self, Arc<Mutex<Shared>>) {
+        let shared = Arc::new(Mutex::new(Shared::default()));
+        let keeper = Self {
+            config,
+            incarnation,
+            spool: None,
+            disk,
+            fault: None,
+            reopens: 0,
+            probe_at: Instant::now(),
+            commit_at: Instant::now() + COMMIT_EVERY,
+            shared: Arc::clone(&shared),
+            told,
+        };
+        (keeper, shared)
+    }
+
     fn run(mut self, queue: &Receiver<Command>) {
         loop {
             self.attend();
-            let wait = self.commit_at.saturating_duration_since(Instant::now());
-            let wait = match &self.spool {
-                Some(_) => wait,
-                None => wait.min(self.probe_at.saturating_duration_since(Instant::now())),
-            };
+            let wait = self.due().saturating_duration_since(Instant::now());
             match queue.recv_timeout(wait) {
-                Ok(Command::Stop(reply)) => {
-                    self.commit();
-                    drop(self.spool.take());
-                    // Whoever asked may have lost patience.
-                    let _ = reply.send(());
-                    return;
-                }
+                Ok(Command::Stop(reply)) => return self.end(reply),
                 Ok(command) => self.obey(command),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
@@ -201,6 +268,40 @@ impl<F: FnMut(Event)> Keeper<F> {
                 }
             }
         }
+    }
+
+    async fn run_in_task(mut self, mut queue: mpsc::Receiver<Command>) {
+        loop {
+            self.attend();
+            let due = self.due();
+            tokio::select! {
+                biased;
+                command = queue.recv() => match command {
+                    Some(Command::Stop(reply)) => return self.end(reply),
+                    Some(command) => self.obey(command),
+                    None => {
+                        self.commit();
+                        return;
+                    }
+                },
+                () = sleep_until(due) => {}
+            }
+        }
+    }
+
+    /// When something is to be done without a command.
+    fn due(&self) -> Instant {
+        match &self.spool {
+            Some(_) => self.commit_at,
+            None => self.commit_at.min(self.probe_at),
+        }
+    }
+
+    fn end(&mut self, reply: oneshot::Sender<()>) {
+        self.commit();
+        drop(self.spool.take());
+        // Whoever asked may have lost patience.
+        let _ = reply.send(());
     }
 
     /// What is due by time, and what others want to know.
@@ -289,12 +390,10 @@ impl<F: FnMut(Event)> Keeper<F> {
             } else {
                 PROBE_EVERY
             };
-        let opened = DiskStorage::open(&self.config.folder)
-            .map_err(|error| chain(&error))
-            .and_then(|storage| {
-                let limits = self.limits();
-                Spool::open(storage, self.incarnation, limits).map_err(|error| chain(&error))
-            });
+        let opened = (self.disk)().and_then(|storage| {
+            let limits = self.limits();
+            Spool::open(storage, self.incarnation, limits).map_err(|error| chain(&error))
+        });
         match opened {
             Ok(spool) => {
                 self.spool = Some(spool);

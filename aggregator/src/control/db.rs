@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
@@ -57,6 +57,8 @@ pub struct Control {
     pub(super) path: Arc<Path>,
     pub(super) epoch: i64,
     pub(super) refusals: Refusals,
+    /// Everything is done on `reader` by whoever asks.
+    at_once: bool,
 }
 
 impl Control {
@@ -81,13 +83,7 @@ impl Control {
             },
             Migration::Sql(error) => opened(error),
         })?;
-        let epoch = writer
-            .query_row(
-                "SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'epoch'",
-                [],
-                |row| row.get(0),
-            )
-            .map_err(opened)?;
+        let epoch = read_epoch(&writer).map_err(opened)?;
         let reader = Connection::open(&path).map_err(opened)?;
         reader.busy_timeout(BUSY).map_err(opened)?;
         reader
@@ -105,7 +101,43 @@ impl Control {
             path: path.into(),
             epoch,
             refusals: Refusals::default(),
+            at_once: false,
         })
+    }
+
+    /// A store in memory whose calls are done when they return, by whoever makes them: for simulations, in which a
+    /// thread would be a matter of chance.
+    ///
+    /// # Errors
+    /// When SQLite cannot make it.
+    pub fn in_memory() -> Result<Self, ControlError> {
+        let path = Path::new(":memory:");
+        let opened = |error: rusqlite::Error| ControlError::Open {
+            path: path.to_owned(),
+            source: SharedSqlError(Arc::new(error)),
+        };
+        let mut connection = Connection::open_in_memory().map_err(opened)?;
+        migrate(&mut connection, path).map_err(|error| match error {
+            Migration::Newer { found } => ControlError::Newer {
+                path: path.to_owned(),
+                found,
+                known: known_version(),
+            },
+            Migration::Sql(error) => opened(error),
+        })?;
+        let epoch = read_epoch(&connection).map_err(opened)?;
+        Ok(Self {
+            jobs: mpsc::channel(1).0,
+            reader: Arc::new(Mutex::new(connection)),
+            path: path.into(),
+            epoch,
+            refusals: Refusals::default(),
+            at_once: true,
+        })
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Connection> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `work` on the writing thread, inside the transaction of its batch; answers after the commit. When
@@ -115,6 +147,9 @@ impl Control {
         T: Send + 'static,
         W: FnOnce(&Connection) -> Result<T, ControlError> + Send + 'static,
     {
+        if self.at_once {
+            return in_savepoint(&self.locked(), work);
+        }
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
             let outcome = connection.and_then(|connection| in_savepoint(connection, work));
@@ -136,6 +171,9 @@ impl Control {
         T: Send + 'static,
         W: FnOnce(&Connection) -> Result<T, ControlError> + Send + 'static,
     {
+        if self.at_once {
+            return work(&self.locked());
+        }
         let reader = Arc::clone(&self.reader);
         let done = tokio::task::spawn_blocking(move || {
             let connection = reader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -143,6 +181,11 @@ impl Control {
         });
         done.await.map_err(|_| ControlError::Closed)?
     }
+}
+
+fn read_epoch(connection: &Connection) -> rusqlite::Result<i64> {
+    let epoch = "SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'epoch'";
+    connection.query_row(epoch, [], |row| row.get(0))
 }
 
 /// Makes the file if there is none, for the owner of the state folder: SQLite gives the files beside it to whom the

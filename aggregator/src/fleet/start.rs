@@ -40,6 +40,10 @@ use crate::{
 /// what came while the checkpoint was written.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
+/// A start that applied more of the log again makes a checkpoint at once: killed before the first one, it would have
+/// as much to do the next time, and what has come since.
+const REPLAYED_MANY: u64 = 5_000;
+
 /// How often it is looked whether the log's thread still runs.
 const LOOK_AT_THREAD: Duration = Duration::from_secs(1);
 
@@ -222,6 +226,7 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
         parts.events.clone(),
         checkpoint_path.clone(),
         stop.clone(),
+        replayed >= REPLAYED_MANY,
     ));
     Ok(Started {
         fleet,
@@ -355,10 +360,13 @@ async fn checkpoints(
     events: Events,
     path: PathBuf,
     stop: CancellationToken,
+    at_once: bool,
 ) {
     let mut ticks = time::interval(CHECKPOINT_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks.tick().await;
+    if !at_once {
+        ticks.tick().await;
+    }
     let mut covered = None;
     loop {
         tokio::select! {

@@ -1,0 +1,38 @@
+//! Agents and an aggregator in virtual time, some dozen seeds of them; `bench/faults simulation --times 1000` is more.
+
+#[path = "../../bench/pipeline/simulation.rs"]
+mod simulation;
+
+use simulation::{Seen, Stage, run};
+
+#[test]
+fn whatever_happens_the_books_balance() {
+    let stage = Stage::make().expect("a folder");
+    let mut total = Seen::default();
+    for seed in 1..=30 {
+        match run(&stage, seed) {
+            Ok(seen) => total.add(&seen),
+            Err(error) => assert_eq!(
+                format!("{error:#}"),
+                "",
+                "bench/faults simulation --times 1 --seed {seed}"
+            ),
+        }
+    }
+    // Something did happen.
+    assert!(total.stored > 1_000 && total.agent_lives > 150, "{total:?}");
+    assert!(total.aggregator_lives > 50, "{total:?}");
+}
+
+#[test]
+fn a_seed_decides_all() {
+    let stage = Stage::make().expect("a folder");
+    for seed in [3, 17, 29] {
+        let (first, second) = (run(&stage, seed), run(&stage, seed));
+        assert_eq!(
+            first.expect("balanced"),
+            second.expect("balanced"),
+            "{seed}"
+        );
+    }
+}
