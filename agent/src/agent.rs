@@ -388,11 +388,13 @@ impl Monitor {
         self.common.buffer().newest_durable()
     }
 
-    /// Frames of earlier lives of the agent that wait on disk.
+    /// Frames of earlier lives of the agent that wait on disk; `None` while it is not known what the disk holds.
     #[must_use]
-    pub fn left_by_earlier_lives(&self) -> u64 {
-        let spool = self.common.spool();
-        spool.map_or(0, |spool| spool.status().frames)
+    pub fn left_by_earlier_lives(&self) -> Option<u64> {
+        match self.common.spool() {
+            Some(spool) => spool.is_open().then(|| spool.status().frames),
+            None => Some(0),
+        }
     }
 
     /// `host:port` of the aggregator in use, or of the one that is tried next.

@@ -123,8 +123,8 @@ pub(crate) struct AgentBooks {
     pub lost: u64,
     /// Everything below this number is durable, refused or given up.
     pub settled_below: u64,
-    /// Frames of earlier lives that wait on disk.
-    pub left_by_earlier_lives: u64,
+    /// Frames of earlier lives that wait on disk; none is known before the disk was read.
+    pub left_by_earlier_lives: Option<u64>,
     /// The highest number that is known to be durable.
     pub newest_durable: u64,
 }

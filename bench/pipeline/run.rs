@@ -381,7 +381,7 @@ impl Run {
             let mut agents = report.agents.iter();
             agents.all(|agent| {
                 let open = agent.produced - agent.durable - agent.rejected - agent.lost;
-                let done = open <= 1 && agent.left_by_earlier_lives == 0;
+                let done = open <= 1 && agent.left_by_earlier_lives == Some(0);
                 done || banned.contains(&agent.host)
             })
         })?;
