@@ -614,6 +614,22 @@ impl Buffer {
         open.map(|frame| frame.encoded.samples).sum()
     }
 
+    /// Of these numbers, as ranges, those that end with the process: not settled, and nothing of them on disk.
+    #[must_use]
+    pub fn only_in_memory(&self, first: u64, last: u64) -> Vec<(u64, u64)> {
+        let mut only = RangeSet::new();
+        let frames = self.frames.iter();
+        let open = frames
+            .filter(|frame| frame.settled.is_none())
+            .map(Held::seq);
+        for seq in open.filter(|seq| (first..=last).contains(seq)) {
+            if !self.spooled.contains(seq) && !self.outlined.contains(seq) {
+                only.insert(seq);
+            }
+        }
+        only.iter().collect()
+    }
+
     /// Gives up what is in memory, because the process ends. What is on disk stays held.
     pub fn abandon(&mut self) {
         self.key_wanted = true;
@@ -835,6 +851,16 @@ mod tests {
         buffer.release(seq, seq);
         buffer.resume(seq);
         assert!(buffer.next_gap().is_none());
+    }
+
+    #[test]
+    fn what_ends_with_the_process_is_what_is_neither_settled_nor_on_disk() {
+        let mut buffer = filled("kdddkdd");
+        buffer.release(1, 2);
+        buffer.told(Event::Durable { first: 4, last: 4 });
+        buffer.told(Event::Outlined(6));
+        assert_eq!(buffer.only_in_memory(1, 9), [(3, 3), (5, 5), (7, 7)]);
+        assert_eq!(buffer.only_in_memory(4, 6), [(5, 5)]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 #[path = "../../bench/pipeline/simulation.rs"]
 mod simulation;
 
-use simulation::{Seen, Stage, run};
+use simulation::{Seen, Stage, partition, run};
 
 #[test]
 fn whatever_happens_the_books_balance() {
@@ -12,12 +12,22 @@ fn whatever_happens_the_books_balance() {
     for seed in 1..=30 {
         match run(&stage, seed) {
             Ok(seen) => total.add(&seen),
-            Err(error) => panic!("{error:#}; bench/faults simulation --times 1 --seed {seed}"),
+            Err(error) => panic!("{error:#}: bench/faults simulation --times 1 --seed {seed}"),
         }
     }
     // Something did happen.
     assert!(total.stored > 1_000 && total.agent_lives > 150, "{total:?}");
     assert!(total.aggregator_lives > 50, "{total:?}");
+}
+
+#[test]
+fn after_a_partition_the_last_agent_is_fresh_within_half_a_minute() {
+    let stage = Stage::make().expect("a folder");
+    for seed in 1..=8 {
+        if let Err(error) = partition(&stage, seed) {
+            panic!("{error:#}");
+        }
+    }
 }
 
 #[test]

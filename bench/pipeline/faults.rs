@@ -184,7 +184,7 @@ fn sweep(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Of so many runs one is made twice, to see that a seed is all that decides.
+/// Of so many runs one is made twice, to see that a seed is all that decides; and its agents are cut off for minutes.
 const REPLAY_EVERY: u64 = 10;
 
 /// Runs of as many seeds as there are to be times.
@@ -193,6 +193,7 @@ fn simulate(options: &Options) -> anyhow::Result<()> {
     let began = Instant::now();
     let mut total = simulation::Seen::default();
     let (mut broken, mut replayed, mut differ) = (0_u32, 0_u32, 0_u32);
+    let mut fresh = Duration::ZERO;
     for seed in (options.seed..).take(options.times as usize) {
         let seen = match simulation::run(&stage, seed) {
             Ok(seen) => seen,
@@ -206,6 +207,13 @@ fn simulate(options: &Options) -> anyhow::Result<()> {
             eprintln!("seed {seed}: {:016x}", seen.hash);
         }
         if seed % REPLAY_EVERY == 0 {
+            match simulation::partition(&stage, seed) {
+                Ok(took) => fresh = fresh.max(took),
+                Err(error) => {
+                    broken += 1;
+                    eprintln!("{error:#}");
+                }
+            }
             replayed += 1;
             let again = simulation::run(&stage, seed)?;
             if again != seen {
@@ -222,6 +230,7 @@ fn simulate(options: &Options) -> anyhow::Result<()> {
         "broken": broken,
         "replayed": replayed,
         "replays_that_differ": differ,
+        "fresh_after_partition_s_max": fresh.as_secs_f64(),
         "frames_stored": total.stored,
         "frames_lost": total.lost,
         "frames_rejected": total.rejected,

@@ -162,6 +162,33 @@ pub(crate) fn run(stage: &Stage, seed: u64) -> anyhow::Result<Seen> {
     seen.with_context(|| format!("seed {seed}"))
 }
 
+/// How long a way is shut, at most, in [`partition`]: the waits of agents have long grown as far as they do.
+const SHUT_MS: std::ops::Range<u64> = 60_000..300_000;
+
+/// Until this time after a partition every agent is fresh.
+const FRESH: Duration = Duration::from_secs(30);
+
+/// All agents are cut off for minutes; the time until the last of them has a new frame on the aggregator's disk.
+///
+/// # Errors
+/// When that takes longer than it may, with what the seed was.
+pub(crate) fn partition(stage: &Stage, seed: u64) -> anyhow::Result<Duration> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()?;
+    let fresh = runtime.block_on(async {
+        let mut world = World::make(stage, seed).await?;
+        time::sleep(Duration::from_secs(5)).await;
+        let shut = world.random.u64(SHUT_MS);
+        world.hosts.iter().for_each(|host| host.way.shut(true));
+        time::sleep(Duration::from_millis(shut)).await;
+        world.hosts.iter().for_each(|host| host.way.shut(false));
+        world.fresh().await
+    });
+    fresh.with_context(|| format!("seed {seed}"))
+}
+
 /// Wall clock and time since boot, by the runtime's time from [`BEGIN`] on.
 #[derive(Default)]
 struct Clocks {
@@ -811,6 +838,25 @@ impl<'a> World<'a> {
         all[self.random.usize(..all.len())]
     }
 
+    /// Waits until frames that are made from now on are on the aggregator's disk, of each host.
+    async fn fresh(&self) -> anyhow::Result<Duration> {
+        let lives = || self.hosts.iter().filter_map(|host| host.life.as_ref());
+        let made: Vec<u64> = lives().map(|life| life.monitor.books().produced).collect();
+        let began = Instant::now();
+        while !lives()
+            .zip(&made)
+            .all(|(life, made)| life.monitor.newest_durable() > *made)
+        {
+            ensure!(
+                began.elapsed() < FRESH,
+                "not all are fresh after {FRESH:?}: {}",
+                self.held()
+            );
+            time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(began.elapsed())
+    }
+
     async fn write_checkpoint(&mut self) {
         if let Some(running) = &self.running {
             let covers = running.journal.health().durable();
@@ -859,7 +905,10 @@ impl<'a> World<'a> {
         for at in 0..self.hosts.len() {
             self.end(at, How::Order).await;
             let left = self.past.last().map_or(0, |past| past.books.held);
-            ensure!(left == 0, "{left} frames were not delivered before a stop with all well");
+            ensure!(
+                left == 0,
+                "{left} frames were not delivered before a stop with all well"
+            );
         }
         self.kill().await;
         self.judge()

@@ -2,7 +2,8 @@
 //!
 //! A thousand agents that lose one aggregator at the same moment must not come back at the same moment, so
 //! every wait is drawn evenly from a window. The window grows with the fleet (the aggregator says roughly how
-//! many agents it has) and doubles with each failure.
+//! many agents it has) and doubles with each failure: less far where nobody was there at all, because such an attempt
+//! costs an aggregator nothing (docs/decisions/093).
 
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ const AGENTS_PER_SECOND: u32 = 1_000;
 const MAX_FLEET_SPREAD: Duration = Duration::from_secs(300);
 /// Widest window while an aggregator fails to answer: it is found again within a minute.
 const MAX_SPREAD: Duration = Duration::from_secs(60);
+/// The same while no connection comes about: after a partition the last agent is back within half a minute.
+const UNREACHED_SPREAD: Duration = Duration::from_secs(20);
 /// Window after a refusal that only a person can lift.
 const SLOW_FROM: Duration = Duration::from_secs(5 * 60);
 const SLOW_TO: Duration = Duration::from_secs(15 * 60);
@@ -31,6 +34,8 @@ pub enum Ended {
     Lost,
     /// It never came to work.
     Failed,
+    /// There was not even a connection: nobody there, or no way.
+    Unreached,
     /// The aggregator is stopping and gave a spread.
     Drained(Duration),
     /// The aggregator is busy and gave a time.
@@ -79,10 +84,11 @@ impl Backoff {
         let first = fleet.clamp(MIN_SPREAD, MAX_FLEET_SPREAD);
         match ended {
             Ended::Lost => (Duration::ZERO, first),
-            Ended::Failed => {
-                let doubled = first.saturating_mul(2u32.saturating_pow(self.failures));
-                self.failures = self.failures.saturating_add(1);
-                (Duration::ZERO, doubled.min(MAX_SPREAD.max(first)))
+            Ended::Failed => (Duration::ZERO, self.doubled(first, MAX_SPREAD)),
+            Ended::Unreached => {
+                // With waits of half the window on average, so many come in a second as after a loss.
+                let most = first.saturating_mul(2).clamp(UNREACHED_SPREAD, MAX_SPREAD);
+                (Duration::ZERO, self.doubled(first, most))
             }
             Ended::Drained(spread) => (Duration::ZERO, spread.clamp(first, MAX_ORDERED)),
             Ended::Throttled(after) => {
@@ -92,6 +98,13 @@ impl Backoff {
             Ended::Occupied => (OCCUPIED_FROM, OCCUPIED_TO),
             Ended::Refused => (SLOW_FROM, SLOW_TO),
         }
+    }
+
+    /// The window after one more failure: twice the last, but no wider than `most` or the first, whichever is more.
+    fn doubled(&mut self, first: Duration, most: Duration) -> Duration {
+        let doubled = first.saturating_mul(2u32.saturating_pow(self.failures));
+        self.failures = self.failures.saturating_add(1);
+        doubled.min(most.max(first))
     }
 }
 
@@ -141,6 +154,27 @@ mod tests {
         assert_eq!(widths[39], 60);
         backoff.succeeded(0);
         assert_eq!(seconds(backoff.window(Ended::Failed)), (0, 2));
+    }
+
+    #[test]
+    fn where_nobody_was_there_the_window_stays_small_for_a_small_fleet() {
+        // (agents, widest window while nobody is there, widest while somebody fails)
+        for (fleet, unreached, failed) in [
+            (0, 20, 60),
+            (10_000, 20, 60),
+            (20_000, 40, 60),
+            (30_000, 60, 60),
+            (100_000, 100, 100),
+            (u32::MAX, 300, 300),
+        ] {
+            for (ended, widest) in [(Ended::Unreached, unreached), (Ended::Failed, failed)] {
+                let mut backoff = Backoff::new(1);
+                backoff.succeeded(fleet);
+                let widths: Vec<u64> = (0..40).map(|_| seconds(backoff.window(ended)).1).collect();
+                assert!(widths.is_sorted(), "{fleet} {ended:?}");
+                assert_eq!(widths[39], widest, "{fleet} {ended:?}");
+            }
+        }
     }
 
     #[test]

@@ -145,6 +145,8 @@ impl Fault {
                 ..
             } => Ended::Refused,
             _ if worked => Ended::Lost,
+            Self::Resolve(_) => Ended::Unreached,
+            Self::Tcp(error) if !is_broken_off(error) => Ended::Unreached,
             _ => Ended::Failed,
         }
     }
@@ -288,8 +290,27 @@ mod tests {
         let tls = |error| Fault::from_io(io::Error::new(io::ErrorKind::InvalidData, error));
         let refused = || Fault::Tcp(io::ErrorKind::ConnectionRefused.into());
         for (fault, worked, words, ended) in [
-            (refused(), false, "connection refused", Ended::Failed),
+            (refused(), false, "connection refused", Ended::Unreached),
             (refused(), true, "connection refused", Ended::Lost),
+            (
+                Fault::Tcp(io::ErrorKind::TimedOut.into()),
+                false,
+                "connection timed out",
+                Ended::Unreached,
+            ),
+            (
+                // Somebody was there.
+                Fault::Tcp(io::ErrorKind::ConnectionReset.into()),
+                false,
+                "connection reset",
+                Ended::Failed,
+            ),
+            (
+                Fault::Resolve(io::ErrorKind::NotFound.into()),
+                false,
+                "the name does not resolve",
+                Ended::Unreached,
+            ),
             (
                 tls(rustls::Error::InvalidCertificate(
                     CertificateError::UnknownIssuer,

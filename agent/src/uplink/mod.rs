@@ -312,7 +312,9 @@ impl Uplink {
                     }
                     match fault.ended(worked) {
                         // Another server may take us at once.
-                        Ended::Failed | Ended::Refused if !self.common.servers().failed() => {
+                        Ended::Failed | Ended::Unreached | Ended::Refused
+                            if !self.common.servers().failed() =>
+                        {
                             Ended::Lost
                         }
                         ended => ended,

@@ -346,7 +346,7 @@ impl<'a> Session<'a> {
         let beside = self.aside.unsent(&buffer);
         let live = (self.cursor <= last).then_some((self.cursor, last));
         let unsent = beside.into_iter().chain(live);
-        for (first, last) in unsent.filter(|_| self.common.spool().is_none()) {
+        for (first, last) in unsent.flat_map(|(first, last)| buffer.only_in_memory(first, last)) {
             let gap = v1::Gap {
                 incarnation: buffer.incarnation().0,
                 first,

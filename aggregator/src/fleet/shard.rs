@@ -5,7 +5,7 @@
 //! to come back later, with nothing acknowledged.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -166,12 +166,19 @@ struct Stream {
     received: u64,
     /// Frames of it that were refused.
     refused: u64,
+    /// Acknowledgements that found no room on their way, by life of the agent, with the refusals they were to tell.
+    untold: BTreeMap<Incarnation, Vec<v1::Rejected>>,
     to_agent: ToAgent,
     close: CancellationToken,
 }
 
 /// Refusals that are logged for each stream; all are counted.
 const REFUSALS_LOGGED: u64 = 3;
+
+/// Refusals of one life that are kept for an agent that does not read; beyond, they are told when the frame comes again.
+const MAX_UNTOLD: usize = 1024;
+/// Lives of an agent of which anything is kept so.
+const MAX_UNTOLD_LIVES: usize = 64;
 
 /// A shard. See the module's own words.
 pub struct Shard {
@@ -363,6 +370,7 @@ impl Shard {
                         self.judge_all(now);
                     }
                     judged = (now, wall);
+                    self.tell_untold();
                     self.names.sweep_if_grown();
                 }
                 message = inbox.recv() => match message {
@@ -409,6 +417,7 @@ impl Shard {
                     incarnation: session.incarnation,
                     received: 0,
                     refused: 0,
+                    untold: BTreeMap::new(),
                     to_agent,
                     close,
                 };
@@ -886,21 +895,39 @@ impl Shard {
         }
     }
 
-    fn acknowledge(&self, id: HostId, incarnation: Incarnation, rejected: Vec<v1::Rejected>) {
-        let (Some(host), Some(stream)) = (self.hosts.get(&id), self.streams.get(&id)) else {
+    fn acknowledge(&mut self, id: HostId, incarnation: Incarnation, rejected: Vec<v1::Rejected>) {
+        let (Some(host), Some(stream)) = (self.hosts.get(&id), self.streams.get_mut(&id)) else {
             return;
         };
+        let mut all = stream.untold.remove(&incarnation).unwrap_or_default();
+        all.extend(rejected);
         let ack = v1::Ack {
             incarnation: incarnation.0,
             received: stream.received,
             durable: host.durable(incarnation),
-            rejected,
+            rejected: all.clone(),
             credit_bytes: self.config.credit_bytes,
             epoch: self.config.epoch,
         };
-        // A full queue means an agent that does not read. Ranges are cumulative, so the next one that
-        // fits says it all; refusals are told again when the frame comes again.
-        send(&stream.to_agent, v1::aggregator_message::Message::Ack(ack));
+        if !send(&stream.to_agent, v1::aggregator_message::Message::Ack(ack)) {
+            // More was answered at once than has room on the way. Ranges are cumulative, refusals are not; and of an
+            // earlier life there may be nothing more to answer, so that its agent would wait for this for ever.
+            all.truncate(MAX_UNTOLD);
+            if stream.untold.len() < MAX_UNTOLD_LIVES {
+                stream.untold.insert(incarnation, all);
+            }
+        }
+    }
+
+    /// Tells agents what found no room on its way to them.
+    fn tell_untold(&mut self) {
+        let streams = self.streams.iter();
+        let untold: Vec<(HostId, Incarnation)> = streams
+            .flat_map(|(id, stream)| stream.untold.keys().map(|whose| (*id, *whose)))
+            .collect();
+        for (id, incarnation) in untold {
+            self.acknowledge(id, incarnation, Vec::new());
+        }
     }
 
     /// The log cannot take frames: the agent keeps them and comes back. Until it has had the time to, its silence is
@@ -1058,12 +1085,12 @@ impl Recalls {
     }
 }
 
-fn send(to_agent: &ToAgent, message: v1::aggregator_message::Message) {
+/// False if there was no room for it.
+fn send(to_agent: &ToAgent, message: v1::aggregator_message::Message) -> bool {
     let message = Box::new(v1::AggregatorMessage {
         message: Some(message),
     });
-    // Full or closed: the callers say why that is no loss.
-    let _ = to_agent.try_send(message);
+    to_agent.try_send(message).is_ok()
 }
 
 #[cfg(test)]
@@ -1111,7 +1138,18 @@ mod tests {
         Shard::new(0, FleetConfig::default(), common)
     }
 
+    fn enrolled(id: HostId) -> Enrolled {
+        Enrolled {
+            id,
+            name: id.to_string(),
+            labels: BTreeMap::new(),
+            facts: v1::HostFacts::default(),
+            certificate_not_after: None,
+        }
+    }
+
     fn knocks(shard: &mut Shard, host: HostId, connection: Connection) {
+        let (to_agent, _gone) = mpsc::channel(8);
         let session = Session {
             incarnation: Incarnation(1),
             session: connection,
@@ -1119,7 +1157,6 @@ mod tests {
             interval: Duration::from_secs(10),
             clock_offset_ms: 0,
         };
-        let (to_agent, _gone) = mpsc::channel(8);
         shard.handle(Message::Attach {
             host,
             connection,
@@ -1139,13 +1176,7 @@ mod tests {
         let mut shard = shard(folder.path());
         let hosts = [1, 2].map(|number| HostId::from_bytes([number; 16]));
         for (connection, id) in (1..).zip(hosts) {
-            shard.upsert(Enrolled {
-                id,
-                name: id.to_string(),
-                labels: std::collections::BTreeMap::new(),
-                facts: v1::HostFacts::default(),
-                certificate_not_after: None,
-            });
+            shard.upsert(enrolled(id));
             knocks(&mut shard, id, connection);
             let mut payload = Vec::new();
             let table = muster_proto::series::Table::default();
@@ -1182,6 +1213,55 @@ mod tests {
             assert!(!is_silent(&shard, hosts[0]), "it knocks every 5 s");
         }
         assert!(is_silent(&shard, hosts[1]), "nothing is heard of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_finds_no_room_on_the_way_to_an_agent_is_told_later() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut shard = shard(folder.path());
+        let id = HostId::from_bytes([1; 16]);
+        shard.upsert(enrolled(id));
+        let (to_agent, mut told) = mpsc::channel(2);
+        // Put in by hand: this shard has no log, so it would send away who says Hello.
+        let stream = Stream {
+            connection: 1,
+            incarnation: Incarnation(1),
+            received: 0,
+            refused: 0,
+            untold: BTreeMap::new(),
+            to_agent,
+            close: CancellationToken::new(),
+        };
+        shard.streams.insert(id, stream);
+        let now = shard.clock.now();
+        for (incarnation, seq) in (1..=50).map(|seq| (1, seq)).chain([(7, 1), (7, 2)]) {
+            let frame = FrameIn {
+                incarnation: Incarnation(incarnation),
+                seq,
+                lane: super::super::host::Lane::Backfill,
+                tick: now,
+                received: now,
+                // Of nothing that was sent: refused.
+                crc32c: 1,
+                payload: vec![0; 10].into(),
+            };
+            shard.frame(id, 1, frame, None);
+        }
+        let mut refused = Vec::new();
+        for _ in 0..4 {
+            while let Ok(message) = told.try_recv() {
+                if let Some(v1::aggregator_message::Message::Ack(ack)) = message.message {
+                    refused.extend(ack.rejected.iter().map(|no| (ack.incarnation, no.seq)));
+                }
+            }
+            shard.tell_untold();
+        }
+        let all: Vec<(u64, u64)> = (1..=50)
+            .map(|seq| (1, seq))
+            .chain([(7, 1), (7, 2)])
+            .collect();
+        assert_eq!(refused, all);
+        assert!(shard.streams[&id].untold.is_empty(), "told once");
     }
 
     #[tokio::test(start_paused = true)]

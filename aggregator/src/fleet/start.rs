@@ -42,7 +42,7 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(30);
 
 /// A start that applied more of the log again makes a checkpoint at once: killed before the first one, it would have
 /// as much to do the next time, and what has come since.
-const REPLAYED_MANY: u64 = 5_000;
+const REPLAYED_MANY: u64 = 2_000;
 
 /// How often it is looked whether the log's thread still runs.
 const LOOK_AT_THREAD: Duration = Duration::from_secs(1);
