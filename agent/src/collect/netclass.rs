@@ -3,8 +3,9 @@
 //! What a driver or the state of a link refuses to tell is absent: speed and duplex of an interface that is
 //! down, the carrier of one that is switched off. The speed of virtual interfaces is -1, and left out.
 //!
-//! An interface has two dozen files, of which hardly one ever changes. So only those are read each time that change
-//! with the link, its state or its settings; while they stay, the rest is read once a minute.
+//! An interface has two dozen files, of which hardly one ever changes. So while the kernel tells of no change
+//! ([`super::link_news`]) they are read once a minute. Where it does not tell, only those are read each time that
+//! change with the link, its state or its settings.
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use muster_proto::{
 
 use super::{
     About, CollectError, Collector, NetworkConfig, Outcome, Readings, glob,
+    link_news::LinkNews,
     sysfs::{Files, Names},
     text,
 };
@@ -93,6 +95,7 @@ pub struct Netclass {
     /// What the files said that are read each time, and when all were read.
     tell_tale: Vec<u8>,
     all_read: Option<Timestamp>,
+    news: LinkNews,
 }
 
 impl Netclass {
@@ -106,6 +109,7 @@ impl Netclass {
             labels: Default::default(),
             tell_tale: Vec::new(),
             all_read: None,
+            news: LinkNews::default(),
         }
     }
 
@@ -136,10 +140,13 @@ impl Collector for Netclass {
     }
 
     fn collect(&mut self, host: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
+        let is_recent = !super::is_due(self.all_read, ALL_EVERY, out.tick());
+        if self.news.is_quiet(host) && is_recent {
+            return Ok(Outcome::Unchanged);
+        }
         if !self.names.list(host, CLASS)? {
             return Ok(Outcome::NoData);
         }
-        let is_recent = !super::is_due(self.all_read, ALL_EVERY, out.tick());
         if self.is_as_before(host) && is_recent {
             return Ok(Outcome::Unchanged);
         }
