@@ -29,6 +29,7 @@ pub mod glob;
 pub mod hwmon;
 pub mod infiniband;
 pub mod ipvs;
+pub mod link_news;
 pub mod loadavg;
 pub mod mdadm;
 pub mod meminfo;
@@ -228,7 +229,7 @@ pub fn collectors(
         Box::new(udp_queues::UdpQueues::default()),
         Box::new(arp::Arp::default()),
         Box::new(bonding::Bonding::default()),
-        Box::new(processes::Processes::default()),
+        Box::new(processes::Processes::new(Arc::clone(counters))),
         Box::new(schedstat::Schedstat::default()),
         Box::new(cpuinfo::Cpuinfo::default()),
         Box::new(cpufreq::Cpufreq::default()),
