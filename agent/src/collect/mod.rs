@@ -201,10 +201,8 @@ pub fn collectors(
     counters: &Arc<AgentCounters>,
     urgent: &Arc<Notify>,
 ) -> Vec<Box<dyn Collector>> {
-    let spare = aside::Spare::default();
     // Their files may hang.
-    let aside =
-        |collector: Box<dyn Collector>, there| aside::Aside::around(collector, there, &spare);
+    let aside = aside::Aside::around;
     vec![
         Box::new(uname::Uname::default()),
         Box::new(os::Os::default()),

@@ -1,5 +1,5 @@
-//! Who uses most of the host: processes by CPU, memory and I/O, and units by their cgroups, every ten seconds
-//! into a ring of ten minutes.
+//! Who uses most of the host: processes by CPU, memory and I/O, and units by their cgroups, every ten seconds, or
+//! more seldom where that takes long, into a ring.
 //!
 //! Only names leave the kernel: a process's name as `/proc/<pid>/stat` has it, at most 15 bytes, never arguments
 //! or environment. The ring stays on the host; it goes along when a recording is asked for.
@@ -40,18 +40,19 @@ const KEPT: usize = 60;
 /// Longest scan of processes; about 10,000 on an idle machine.
 const DEADLINE: Duration = Duration::from_millis(250);
 
-/// One scan takes at most this part of a CPU's time until the next: thousands of processes and units are looked at
-/// less often.
+/// One scan takes at most this part of a CPU's time until the next, up to [`SELDOM`]: thousands of processes and units
+/// are looked at less often.
 const SHARE_OF_TIME: u32 = 2_000;
-
-/// … but not more seldom than this: the ring is of ten minutes.
-const SELDOM: Duration = Duration::from_secs(120);
 
 /// Processes whose file is kept open: a quarter of the descriptors that a service has by default.
 const MAX_KEPT: usize = 256;
 
 /// Room for the file of a process: 52 numbers and a name.
 const STAT_BYTES: usize = 2048;
+
+/// Longest time between two scans, however long one took: a host that is slow because it thrashes or was stopped is
+/// the one of which it will be asked who did it.
+const SELDOM: Duration = Duration::from_secs(60);
 
 /// Longest name of a process: `TASK_COMM_LEN` without its end.
 const MAX_COMM_BYTES: usize = 15;
@@ -660,7 +661,14 @@ mod tests {
 
     #[test]
     fn scans_that_take_long_are_seldom() {
-        for (took_ms, pause_s) in [(0, 10), (3, 10), (5, 10), (20, 40), (900, 120)] {
+        for (took_ms, pause_s) in [
+            (0, 10),
+            (3, 10),
+            (5, 10),
+            (20, 40),
+            (900, 60),
+            (90_000, 60),
+        ] {
             let found = pause(Duration::from_millis(took_ms));
             assert_eq!(found, Duration::from_secs(pause_s), "{took_ms}");
         }
