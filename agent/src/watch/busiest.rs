@@ -661,14 +661,7 @@ mod tests {
 
     #[test]
     fn scans_that_take_long_are_seldom() {
-        for (took_ms, pause_s) in [
-            (0, 10),
-            (3, 10),
-            (5, 10),
-            (20, 40),
-            (900, 60),
-            (90_000, 60),
-        ] {
+        for (took_ms, pause_s) in [(0, 10), (3, 10), (5, 10), (20, 40), (900, 60), (90_000, 60)] {
             let found = pause(Duration::from_millis(took_ms));
             assert_eq!(found, Duration::from_secs(pause_s), "{took_ms}");
         }
