@@ -12,7 +12,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -152,10 +152,10 @@ impl SpoolHandle {
         })
     }
 
-    /// Hands over what waits, and then this.
-    fn command(&self, command: Command) -> Result<(), TrySendError<Command>> {
+    /// Hands over what waits, and then this; whether there was room for it.
+    fn command(&self, command: Command) -> bool {
         self.hand_over(&mut lock(&self.waiting));
-        self.commands.try_send(command)
+        self.commands.try_send(command).is_ok()
     }
 
     fn hand_over(&self, waiting: &mut Waiting) {
@@ -186,38 +186,38 @@ impl SpoolHandle {
             }
             return;
         }
-        let _ = self.command(Command::Settle(incarnation, ranges));
+        self.command(Command::Settle(incarnation, ranges));
     }
 
     /// The aggregator has noted that nothing more will come of an earlier incarnation. If it finds no room it is told
     /// again in the next session, and noted again.
     pub fn confirm(&self, incarnation: Incarnation) {
-        let _ = self.command(Command::Confirm(incarnation));
+        self.command(Command::Confirm(incarnation));
     }
 
     /// A session begins, in which the aggregator has said what it has of these incarnations: what is not settled is
     /// to be sent again.
     pub fn rewind(&self, named: Vec<Incarnation>) {
-        let _ = self.command(Command::Rewind(named));
+        self.command(Command::Rewind(named));
     }
 
     /// Asks for what is to be sent next beside the live chain; see [`Spool::next_batch`].
     #[must_use]
     pub fn next_batch(&self, own_below: u64) -> oneshot::Receiver<Batch> {
         let (reply, answer) = oneshot::channel();
-        let _ = self.command(Command::Next(own_below, reply));
+        self.command(Command::Next(own_below, reply));
         answer
     }
 
     /// Makes durable what was handed over, without waiting for it.
     pub fn commit(&self) {
-        let _ = self.command(Command::Commit);
+        self.command(Command::Commit);
     }
 
     /// Makes durable what was handed over and lets go of the folder.
     pub async fn stop(&self) {
         let (reply, done) = oneshot::channel();
-        if self.command(Command::Stop(reply)).is_err()
+        if !self.command(Command::Stop(reply))
             || tokio::time::timeout(STOP_PATIENCE, done).await.is_err()
         {
             tracing::warn!("the disk of the spool is too slow: the newest frames may not be on it");

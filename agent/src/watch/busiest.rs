@@ -124,10 +124,10 @@ struct Comm([u8; MAX_COMM_BYTES], usize);
 
 impl Comm {
     fn new(name: &[u8]) -> Self {
-        let mut comm = Self::default();
-        comm.1 = name.len().min(MAX_COMM_BYTES);
-        comm.0[..comm.1].copy_from_slice(&name[..comm.1]);
-        comm
+        let length = name.len().min(MAX_COMM_BYTES);
+        let mut bytes = [0; MAX_COMM_BYTES];
+        bytes[..length].copy_from_slice(&name[..length]);
+        Self(bytes, length)
     }
 
     fn text(&self) -> String {
