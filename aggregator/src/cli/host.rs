@@ -35,7 +35,7 @@ pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
     let row = host.row.clone().unwrap_or_default();
     let heard = heard(&row);
     let item = item(&host, &row);
-    let mut lines = lines(&host, &row, heard, view);
+    let mut lines = lines(&host, &row, heard, Tense::Now, view);
     lines.push(books(&host));
     lines.push(Text::toned(Tone::Dim, "next: ").and(next(&host, &row)));
     Detail {
@@ -87,7 +87,7 @@ pub fn detail_then(host: v1::HostDetail, view: &View) -> Detail {
         }
         item.insert("bootTime".to_owned(), moment(host.boot_time_ms));
     }
-    let mut lines = lines(&host, &row, measured, view);
+    let mut lines = lines(&host, &row, measured, Tense::Then, view);
     let at = units::rfc3339(view.now);
     lines.push(Text::toned(Tone::Dim, "next: ").and(format!(
         "muster events --host {0} --until {at} · muster plot node_load1 --host {0} --until {at}",
@@ -101,8 +101,21 @@ pub fn detail_then(host: v1::HostDetail, view: &View) -> Detail {
     }
 }
 
+/// Of which time an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tense {
+    Now,
+    Then,
+}
+
 /// What is known of it, before what only stands for now.
-fn lines(host: &v1::HostDetail, row: &v1::HostRow, heard: bool, view: &View) -> Vec<Text> {
+fn lines(
+    host: &v1::HostDetail,
+    row: &v1::HostRow,
+    heard: bool,
+    tense: Tense,
+    view: &View,
+) -> Vec<Text> {
     let mut lines = vec![head(host, row, view), about(host, row, view)];
     if heard {
         lines.push(cpu(host, row));
@@ -118,7 +131,12 @@ fn lines(host: &v1::HostDetail, row: &v1::HostRow, heard: bool, view: &View) -> 
         }
         lines.push(Text::toned(
             Tone::Dim,
-            "  not heard from: what it does, services included, is not known",
+            match tense {
+                Tense::Now => "  not heard from: what it does now, services included, is not known",
+                Tense::Then => {
+                    "  not heard from: what it did then, services included, is not known"
+                }
+            },
         ));
     }
     if !host.filesystems.is_empty() {
@@ -133,8 +151,8 @@ fn lines(host: &v1::HostDetail, row: &v1::HostRow, heard: bool, view: &View) -> 
     if heard {
         lines.push(failing(host, row, view));
         lines.extend(checks::of_host(host.checks, &host.failing_checks, view));
-        // Of a time that is past there are no books, and no score either.
-        if host.books.is_some() {
+        // Scores are not kept over time.
+        if tense == Tense::Now {
             lines.push(unusual(host, row));
         }
     }

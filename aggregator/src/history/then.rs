@@ -352,7 +352,8 @@ impl Seen {
             .gather
             .boot_time_seconds()
             .map(|seconds| Timestamp::from_millis(millis(seconds)));
-        let earlier = std::mem::take(&mut self.earlier);
+        let mut earlier = std::mem::take(&mut self.earlier);
+        earlier.pop_first();
         self.recent = earlier.into_values().map(|parts| parts.derived()).collect();
         if !self.recent.is_empty() {
             self.recent.push(self.derived.clone());
@@ -486,7 +487,8 @@ impl Reading<'_> {
         for seen in self.found.hosts.values_mut() {
             seen.judge(at);
             seen.earlier.remove(&seen.tick);
-            while seen.earlier.len() > RECENT {
+            // One more than is shown, for the rates of the first.
+            while seen.earlier.len() > RECENT + 1 {
                 seen.earlier.pop_first();
             }
         }
