@@ -723,8 +723,8 @@ fn a_timer_is_missed_when_what_it_promised_passes() {
         #[expect(clippy::cast_precision_loss, reason = "a few days")]
         let series = |metric, second: i64| shown(metric, &name, second as f64);
         let last = series("node_systemd_timer_last_trigger_seconds", last);
-        let next = (next > 0)
-            .then(|| series("muster_host_systemd_timer_next_trigger_seconds", next));
+        let next =
+            (next > 0).then(|| series("muster_host_systemd_timer_next_trigger_seconds", next));
         next.into_iter().chain([last]).collect::<Vec<_>>()
     };
     let three = 3 * 3600;
@@ -738,16 +738,28 @@ fn a_timer_is_missed_when_what_it_promised_passes() {
             (three + 7210, timer(DAY + three, three + 2), "well"),
             // Put off by an hour before it was due: that is no miss.
             (DAY, timer(DAY + three + 3600, three + 2), "well"),
-            (DAY + three + 3590, timer(DAY + three + 3600, three + 2), "well"),
+            (
+                DAY + three + 3590,
+                timer(DAY + three + 3600, three + 2),
+                "well",
+            ),
             // The host was off at that time and has forgotten when it last ran.
-            (DAY + three + 4000, timer(2 * DAY + three, 0), "not observed"),
+            (
+                DAY + three + 4000,
+                timer(2 * DAY + three, 0),
+                "not observed",
+            ),
             (
                 DAY + three + 3600 + 7200,
                 timer(2 * DAY + three, 0),
                 "it was to run 2 h ago and did not",
             ),
             (DAY + three + 3600 + 7300, Vec::new(), "nothing"),
-            (2 * DAY + three + 5, timer(3 * DAY + three, 2 * DAY + three), "well"),
+            (
+                2 * DAY + three + 5,
+                timer(3 * DAY + three, 2 * DAY + three),
+                "well",
+            ),
             // Stopped by somebody, whatever it had promised.
             (3 * DAY + three + 7200, timer(0, 2 * DAY + three), "nothing"),
             (4 * DAY, timer(4 * DAY + three, 2 * DAY + three), "well"),
@@ -767,7 +779,11 @@ fn a_reboot_is_wanted_for_long_only_by_its_own_time() {
             (1_010, Vec::new(), "nothing"),
             (1_020, wanted(1_000.0), "well"),
             (13 * DAY, wanted(1_000.0), "not observed"),
-            (15 * DAY, wanted(1_000.0), "its packages have wanted a reboot for 15 days"),
+            (
+                15 * DAY,
+                wanted(1_000.0),
+                "its packages have wanted a reboot for 15 days",
+            ),
             (15 * DAY + 600, wanted(0.0), "well"),
         ],
     );
@@ -777,8 +793,14 @@ fn a_reboot_is_wanted_for_long_only_by_its_own_time() {
 fn runbooks_can_be_at_an_address_of_ones_own() {
     let own = Runbooks::at("https://wiki.example/ops#{rule}").expect("it reads");
     let link = own.link("disk_saturated");
-    assert_eq!(link.as_deref(), Some("https://wiki.example/ops#disk_saturated"));
-    assert!(own.link("peer_outlier").is_some(), "their page, their rules");
+    assert_eq!(
+        link.as_deref(),
+        Some("https://wiki.example/ops#disk_saturated")
+    );
+    assert!(
+        own.link("peer_outlier").is_some(),
+        "their page, their rules"
+    );
     let ours = Runbooks::at("").expect("it reads");
     assert_eq!(ours, Runbooks::default());
     assert_eq!(ours.link("disk_saturated"), super::link("disk_saturated"));
