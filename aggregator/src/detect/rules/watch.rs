@@ -202,10 +202,9 @@ impl Grown {
     /// promises the next day, and did not do what it should have. One that is not due yet is replaced by a new one.
     fn overdue(&mut self, key: u32, now: f64, next: Option<f64>, done: f64) -> Option<f64> {
         let held = self.held.get(&key).copied().map(f64::from);
-        if let Some(due) = held.filter(|due| now > *due && done + CLOCK_SECONDS < *due) {
-            if next.is_some() {
-                return Some(now - due);
-            }
+        let due = held.filter(|due| now > *due && done + CLOCK_SECONDS < *due);
+        if let (Some(due), Some(_)) = (due, next) {
+            return Some(now - due);
         }
         match next.filter(|next| *next > done) {
             #[expect(
