@@ -106,6 +106,9 @@ struct Probers {
     remote: Prober,
 }
 
+/// A mount, and whether the agent sees another filesystem there, or none.
+type Seen = (Mount, bool);
+
 /// A mount that is shown.
 struct Shown {
     mount: Mount,
@@ -200,7 +203,7 @@ impl Filesystem {
         &mut self,
         host: &HostRoot,
         before: Option<u64>,
-    ) -> Result<(Option<Vec<(Mount, bool)>>, u64), CollectError> {
+    ) -> Result<(Option<Vec<Seen>>, u64), CollectError> {
         let malformed = |path| CollectError::Malformed {
             path,
             what: "a line of a mount",
