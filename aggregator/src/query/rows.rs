@@ -213,7 +213,10 @@ pub fn host_detail(host: &HostState) -> v1::HostDetail {
             }
         })
         .collect();
-    detail.cpu_modes = derived.cpu_modes.iter().cloned().collect();
+    let modes = derived.cpu_modes.iter();
+    detail.cpu_modes = modes
+        .map(|(mode, share)| (mode.clone().into_owned(), *share))
+        .collect();
     detail.failing_collectors = host.failing_collectors();
     detail.failing_services = units(host)
         .unwrap_or_default()
