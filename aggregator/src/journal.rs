@@ -1,9 +1,9 @@
 //! The aggregator's log: what agents said, on disk before it is acknowledged.
 //!
 //! One thread owns the segmented log. It takes what has gathered in its queue, writes it with one write
-//! and one fdatasync, and only then tells the shards which frames are durable: group commit without an
-//! artificial delay, since frames gather while the disk works. A record carries the sample and its
-//! duplicate mark (host, incarnation, number) in one piece.
+//! and one fdatasync, and only then tells the shards which frames are durable. What comes alone is written at
+//! once; of what comes all the time, what gathers in [`GATHER`] shares a commit (`docs/decisions/070`). A record
+//! carries the sample and its duplicate mark (host, incarnation, number) in one piece.
 //!
 //! What is on disk is offered to the history, which reads the log itself for what it could not take.
 //!
@@ -90,7 +90,14 @@ pub enum Record {
 impl Record {
     /// The bytes of the record of this host: 16 bytes of host id, then postcard.
     pub fn encode(&self, host: HostId) -> Result<Vec<u8>, postcard::Error> {
-        postcard::to_extend(self, host.as_bytes().to_vec())
+        let payload = match self {
+            Self::Frame(frame) => frame.payload.len(),
+            _ => 0,
+        };
+        // What stands around a payload is some 30 bytes; a session is longer, and rare.
+        let mut bytes = Vec::with_capacity(16 + payload + 64);
+        bytes.extend_from_slice(host.as_bytes());
+        postcard::to_extend(self, bytes)
     }
 
     /// Host and record of the bytes.
@@ -201,6 +208,8 @@ impl JournalHealth {
 pub struct Journal {
     queue: mpsc::Sender<Entry>,
     health: Arc<JournalHealth>,
+    /// The thread, which may be waiting for more to gather.
+    writer: Option<thread::Thread>,
 }
 
 impl Journal {
@@ -216,10 +225,11 @@ impl Journal {
         S: Storage + Send + 'static,
         S::File: Send,
     {
-        let (journal, writer, inbox) = Self::made(log, shards, keep_bytes, covered, history);
+        let (mut journal, writer, inbox) = Self::made(log, shards, keep_bytes, covered, history);
         let thread = thread::Builder::new()
             .name("journal".into())
             .spawn(move || writer.run(inbox))?;
+        journal.writer = Some(thread.thread().clone());
         Ok((journal, thread))
     }
 
@@ -262,7 +272,12 @@ impl Journal {
             history,
             health: Arc::clone(&health),
         };
-        (Self { queue, health }, writer, inbox)
+        let journal = Self {
+            queue,
+            health,
+            writer: None,
+        };
+        (journal, writer, inbox)
     }
 
     /// Hands an entry over; false if the queue is full, which is when the disk is slower than the fleet.
@@ -273,10 +288,16 @@ impl Journal {
             return false;
         }
         // Counted before it can be taken out, so that the sum never goes below zero.
-        self.health.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.health.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let sent = self.queue.try_send(entry).is_ok();
         if !sent {
             self.health.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        } else if before < GROUP_BYTES
+            && before + bytes >= GROUP_BYTES
+            && let Some(writer) = &self.writer
+        {
+            // A whole group is here: it waits for no more.
+            writer.unpark();
         }
         sent
     }
@@ -288,10 +309,11 @@ impl Journal {
     }
 }
 
-/// Between two commits at least. What comes alone is written at once; of what comes all the time, as much shares a
-/// write, an fdatasync and the waking of everyone concerned as comes in this time. Acknowledgements are later by it,
-/// which nobody waits for: an agent keeps its frames for hours.
-const GATHER: Duration = Duration::from_millis(10);
+/// Between two commits at least, unless a whole group is here. What comes alone is written at once; of what comes all
+/// the time, as much shares a write, an fdatasync and the waking of everyone concerned as comes in this time.
+/// Acknowledgements are later by it, which nobody waits for: an agent keeps its frames for hours. What a query or a
+/// detector sees is not later: a frame is applied before it is durable (`docs/decisions/001`).
+pub const GATHER: Duration = Duration::from_millis(50);
 
 struct Writer<S: Storage> {
     log: Log<S>,
@@ -319,8 +341,12 @@ struct Group {
 impl<S: Storage> Writer<S> {
     fn run(mut self, mut inbox: mpsc::Receiver<Entry>) {
         let mut committed: Option<Instant> = None;
-        while let Some(first) = inbox.blocking_recv() {
-            thread::sleep(self.gathering(committed.map(|at| at.elapsed())));
+        loop {
+            // Waited before the queue is looked at, so that nobody needs to wake this thread for each entry.
+            self.wait_for_more(committed);
+            let Some(first) = inbox.blocking_recv() else {
+                return;
+            };
             let mut group = self.gather(first, &mut inbox);
             for (shard, refused) in self.addressed(&group.refused) {
                 // A shard that is gone is past caring: the process stops.
@@ -345,8 +371,13 @@ impl<S: Storage> Writer<S> {
 
     async fn run_in_task(mut self, mut inbox: mpsc::Receiver<Entry>) {
         let mut committed: Option<time::Instant> = None;
-        while let Some(first) = inbox.recv().await {
-            time::sleep(self.gathering(committed.map(|at| at.elapsed()))).await;
+        loop {
+            if let Some(committed) = committed {
+                time::sleep(self.rest(committed.elapsed())).await;
+            }
+            let Some(first) = inbox.recv().await else {
+                return;
+            };
             let mut group = self.gather(first, &mut inbox);
             for (shard, refused) in self.addressed(&group.refused) {
                 // As in a thread.
@@ -368,12 +399,25 @@ impl<S: Storage> Writer<S> {
         }
     }
 
-    /// How long to wait for more to come, with the last commit so long ago.
-    fn gathering(&self, since_commit: Option<Duration>) -> Duration {
-        if self.health.queued_bytes() >= GROUP_BYTES {
+    /// Waits until the time between two commits is over, or enough for one is here.
+    fn wait_for_more(&self, committed: Option<Instant>) {
+        let Some(committed) = committed else { return };
+        loop {
+            let rest = self.rest(committed.elapsed());
+            if rest.is_zero() {
+                return;
+            }
+            thread::park_timeout(rest);
+        }
+    }
+
+    /// How long it is still worth to wait, with the last commit so long ago.
+    fn rest(&self, since_commit: Duration) -> Duration {
+        let enough = self.health.queued_bytes() >= GROUP_BYTES;
+        if enough || self.health.stopping.load(Ordering::Relaxed) {
             return Duration::ZERO;
         }
-        since_commit.map_or(Duration::ZERO, |since| GATHER.saturating_sub(since))
+        GATHER.saturating_sub(since_commit)
     }
 
     /// Takes what has gathered into the log's memory.
