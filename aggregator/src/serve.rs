@@ -661,6 +661,11 @@ impl Opening<'_> {
             Arc::clone(&self.journal),
             Arc::clone(&self.clock),
         );
+        let past = query::PastService::new(
+            history.clone(),
+            self.events.clone(),
+            self.config.fleet_name.clone(),
+        );
         let identity = query::IdentityService::new(query::IdentityParts {
             control: self.control.clone(),
             authority: Arc::clone(&self.authority),
@@ -701,6 +706,7 @@ impl Opening<'_> {
                 .add_service(asked.into_server())
                 .add_service(identity.into_server())
                 .add_service(history.into_server())
+                .add_service(past.into_server())
                 .add_service(checks.into_server())
                 .add_service(paging.into_server())
                 .add_service(replay.into_server())

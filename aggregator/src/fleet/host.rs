@@ -233,7 +233,9 @@ impl UnitState {
         }
     }
 
-    fn parse(word: &str) -> Option<Self> {
+    /// The state of systemd's word.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == word)
     }
 }
