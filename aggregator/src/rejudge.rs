@@ -46,6 +46,8 @@ const HOSTS_AT_ONCE: usize = 16;
 const TICKS_A_WINDOW: i64 = 720;
 /// Most points of one metric of the hosts of a window: 56 bytes each.
 const MAX_POINTS: u64 = 1_000_000;
+/// Openings and clearings of a replay: what says more is no rule that anybody would want.
+const MAX_TRANSITIONS: usize = 200_000;
 /// A host that booted has another boot time by more than what setting its clock moves it.
 const SAME_BOOT_SECONDS: f64 = 30.0;
 
@@ -69,9 +71,9 @@ pub struct Question<'a> {
     /// Hosts with a rule to judge.
     pub hosts: Vec<Subject>,
     /// The rules as they are.
-    pub old: Overrides,
+    pub old: Arc<Overrides>,
     /// The rules as they would be.
-    pub new: Overrides,
+    pub new: Arc<Overrides>,
     /// From here on samples are read.
     pub from: Timestamp,
     /// Up to here.
@@ -135,15 +137,28 @@ impl Fineness {
     }
 }
 
+/// Why rules were not judged.
+#[derive(Debug, thiserror::Error)]
+pub enum RejudgeError {
+    /// Nobody waits for it.
+    #[error("nobody waits for the answer")]
+    GivenUp,
+    /// Their bounds are within what is usual.
+    #[error(
+        "these rules would open and clear more than {MAX_TRANSITIONS} times; compare a shorter time, or less eager rules"
+    )]
+    TooMany,
+}
+
 /// Judges; `each` takes what comes of a host, `progress` how many of how many windows are done.
 ///
 /// # Errors
-/// [`HistoryError::GivenUp`]. What cannot be read is named in the report.
+/// [`RejudgeError`]. What cannot be read is named in the report.
 pub fn judge(
     question: Question<'_>,
     each: &mut dyn FnMut(Judged),
     progress: &mut dyn FnMut(u64, u64),
-) -> Result<Report, HistoryError> {
+) -> Result<Report, RejudgeError> {
     let Question {
         store,
         hosts,
@@ -165,7 +180,7 @@ pub fn judge(
     let of = batches.len() as u64 * windows.len() as u64;
     let engines = [old, new].map(Engine::of_rules);
     let mut report = Report::default();
-    let mut done = 0;
+    let (mut done, mut said) = (0, 0);
     for batch in batches {
         let mut names = Names::default();
         let metrics = metrics(batch.iter().flat_map(|host| host.rules.iter().copied()));
@@ -174,7 +189,7 @@ pub fn judge(
             .map(|host| Fold::new(host.clone(), &engines))
             .collect();
         for &(begin, end) in &windows {
-            give_up.check()?;
+            give_up.check().map_err(|_| RejudgeError::GivenUp)?;
             let query = SampleQuery {
                 hosts: batch.iter().map(|host| host.who.id).collect(),
                 metric: None,
@@ -193,7 +208,12 @@ pub fn judge(
                     (names.series(&family, &one.name.labels), one.points)
                 });
                 let series: Vec<_> = series.collect();
+                said -= fold.said();
                 fold.window(&series, &engines, fineness, &mut report);
+                said += fold.said();
+            }
+            if said > MAX_TRANSITIONS {
+                return Err(RejudgeError::TooMany);
             }
             done += 1;
             progress(done, of);
@@ -232,7 +252,7 @@ fn read(
     query: &SampleQuery,
     metrics: &BTreeSet<&str>,
     report: &mut Report,
-) -> Result<HashMap<HostId, Vec<HostSeries>>, HistoryError> {
+) -> Result<HashMap<HostId, Vec<HostSeries>>, RejudgeError> {
     let mut read: HashMap<HostId, Vec<HostSeries>> = HashMap::new();
     for metric in metrics {
         let query = SampleQuery {
@@ -245,7 +265,7 @@ fn read(
         });
         match outcome {
             Ok(found) => report.missing.extend(found.missing),
-            Err(HistoryError::GivenUp) => return Err(HistoryError::GivenUp),
+            Err(HistoryError::GivenUp) => return Err(RejudgeError::GivenUp),
             Err(error) => {
                 report.missing.insert(format!("{metric}: {error}"));
             }
@@ -429,6 +449,11 @@ impl Fold {
         let rates = rates.collect();
         self.before = now;
         rates
+    }
+
+    /// How often something opened or cleared.
+    fn said(&self) -> usize {
+        self.told.iter().map(Vec::len).sum()
     }
 
     fn end(self) -> Judged {

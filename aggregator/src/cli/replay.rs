@@ -117,14 +117,14 @@ async fn over_samples(
                     }
                     return Ok(answer);
                 }
-                Some(Part::Progress(v1::ReplayProgress { done, of })) => {
-                    if watched && told.is_none_or(|told| told.elapsed() > TELL_EVERY) {
-                        let percent = done.saturating_mul(100).checked_div(of).unwrap_or(100);
-                        eprint!("\rreading samples: {percent} %");
-                        told = Some(Instant::now());
-                    }
+                Some(Part::Progress(v1::ReplayProgress { done, of }))
+                    if watched && told.is_none_or(|told| told.elapsed() > TELL_EVERY) =>
+                {
+                    let percent = done.saturating_mul(100).checked_div(of).unwrap_or(100);
+                    eprint!("\rreading samples: {percent} %");
+                    told = Some(Instant::now());
                 }
-                None => {}
+                Some(Part::Progress(_)) | None => {}
             },
             Ok(Ok(None)) => {
                 let words = format!("{} broke off its answer", target.server);

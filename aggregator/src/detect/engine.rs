@@ -13,6 +13,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -49,7 +50,7 @@ pub struct Engine {
     memory_leak: MemoryLeak,
     unit_failed: UnitFailed,
     host_score: HostScore,
-    overrides: Overrides,
+    overrides: Arc<Overrides>,
 }
 
 /// What the engine and its detectors remember about one host.
@@ -118,13 +119,13 @@ impl Engine {
             unit_failed: UnitFailed,
             host_score: HostScore::new(config),
             // The configuration was checked when it was read; entries that are not acceptable change nothing.
-            overrides: Overrides::new(&config.rules).unwrap_or_default(),
+            overrides: Arc::new(Overrides::new(&config.rules).unwrap_or_default()),
         }
     }
 
     /// An engine with these changes of the rules, and all other bounds as they are by default.
     #[must_use]
-    pub fn of_rules(overrides: Overrides) -> Self {
+    pub fn of_rules(overrides: Arc<Overrides>) -> Self {
         Self {
             overrides,
             ..Self::default()

@@ -27,20 +27,19 @@ use tonic::{Request, Response, Status};
 
 use super::{access::Access, service::store_failed};
 use crate::{
-    chain,
     control::Control,
     detect::{
         Transition,
         rules::{Override, OverrideError, Overrides, pack},
     },
     fleet::{Enrolled, Fleet, start},
-    history::{GiveUp, HistoryError},
+    history::GiveUp,
     incident::{
         pages::Event,
         replay::{self, Other, Rejudged, Said, Scope, Script, Told},
         roster::Roster,
     },
-    rejudge::{self, Question, Report},
+    rejudge::{self, Question, RejudgeError, Report},
 };
 
 /// Longest configuration of rules that is looked at.
@@ -250,7 +249,8 @@ impl Asked {
     /// The same, where there are no samples.
     fn answer_of_record(
         &self,
-        (old, new): &(Overrides, Overrides),
+        old: &Overrides,
+        new: &Overrides,
         scope: &Scope,
         why: &str,
     ) -> v1::ReplayPagesResponse {
@@ -320,10 +320,8 @@ impl Outlet {
 /// One replay over samples, with its place in the queue.
 struct Work {
     asked: Asked,
-    old: Overrides,
-    new: Overrides,
-    /// The same once more, for whoever judges incidents.
-    both: (Overrides, Overrides),
+    old: Arc<Overrides>,
+    new: Arc<Overrides>,
     all: bool,
     history: Result<start::History, String>,
     _turn: OwnedMutexGuard<()>,
@@ -337,7 +335,7 @@ impl Work {
         let scope = asked.scope(&old, &new, self.all);
         let history = match self.history {
             Ok(history) => history,
-            Err(why) => return Ok(asked.answer_of_record(&self.both, &scope, &why)),
+            Err(why) => return Ok(asked.answer_of_record(&old, &new, &scope, &why)),
         };
         let mut open = replay::open_at(&asked.script, &scope);
         let hosts = scope.rules.iter().filter_map(|(id, rules)| {
@@ -352,8 +350,8 @@ impl Work {
         let question = Question {
             store: &*history.store,
             hosts: hosts.collect(),
-            old,
-            new,
+            old: Arc::clone(&old),
+            new: Arc::clone(&new),
             from: scope.from,
             to: asked.now,
             give_up: outlet.give_up.clone(),
@@ -368,14 +366,14 @@ impl Work {
             outlet.progress(done, of);
         })
         .map_err(|error| match error {
-            HistoryError::GivenUp => Status::cancelled("nobody waits for the answer"),
-            error => Status::internal(chain(&error)),
+            RejudgeError::GivenUp => Status::cancelled(error.to_string()),
+            RejudgeError::TooMany => Status::out_of_range(error.to_string()),
         })?;
         let [by_old, by_new] = &said;
         let judged = replay::with_samples(
             &asked.script,
             &asked.names(),
-            (&self.both.0, &self.both.1),
+            (&old, &new),
             &scope,
             [by_old, by_new],
             asked.since,
@@ -478,9 +476,7 @@ impl Replay for ReplayService {
         self.access.admit(&request, "ReplaySamples").await?;
         let request = request.into_inner();
         let given = request.with_rules.then_some(&*request.rules);
-        let refused = |error: OverrideError| not_taken(&error);
-        let (old, new) = self.both(given).map_err(refused)?;
-        let both = self.both(given).map_err(refused)?;
+        let (old, new) = self.both(given).map_err(|error| not_taken(&error))?;
         let Ok(turn) = Arc::clone(&self.turn).try_lock_owned() else {
             return Err(Status::resource_exhausted(
                 "another replay is being worked on; ask again when it is done",
@@ -488,9 +484,8 @@ impl Replay for ReplayService {
         };
         let work = Work {
             asked: self.asked(Timestamp::from_millis(request.since_ms)).await?,
-            old,
-            new,
-            both,
+            old: Arc::new(old),
+            new: Arc::new(new),
             all: request.all,
             history: self.history.clone(),
             _turn: turn,

@@ -264,8 +264,8 @@ impl Past {
         let question = Question {
             store: &self.store,
             hosts: hosts.collect(),
-            old: rules(),
-            new: parsed(),
+            old: Arc::new(rules()),
+            new: Arc::new(parsed()),
             from: START,
             to: at(TICKS),
             give_up: GiveUp::default(),
@@ -406,15 +406,15 @@ fn nobody_who_gave_up_is_worked_for() {
             open: Vec::new(),
             rules: BTreeSet::from(["conntrack_full"]),
         }],
-        old: Overrides::default(),
-        new: Overrides::default(),
+        old: Arc::default(),
+        new: Arc::default(),
         from: START,
         to: at(TICKS),
         give_up: GiveUp::default(),
     };
     question.give_up.now();
     let outcome = judge(question, &mut |_| {}, &mut |_, _| {});
-    assert!(matches!(outcome, Err(HistoryError::GivenUp)));
+    assert!(matches!(outcome, Err(RejudgeError::GivenUp)));
 }
 
 #[test]
