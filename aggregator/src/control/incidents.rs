@@ -131,7 +131,7 @@ pub struct IncidentFilter {
 }
 
 /// How long a resolved incident is kept: a year and a month, so that a year can be compared with the last.
-const KEPT_FOR: Duration = Duration::from_secs(400 * 86_400);
+pub const KEPT_FOR: Duration = Duration::from_secs(400 * 86_400);
 
 /// Most resolved incidents that are kept: about 60 MiB with their transitions. A fleet of a thousand hosts
 /// with one incident a week each makes half of that in a year.

@@ -1,7 +1,11 @@
 //! Files become fewer and smaller, lose hosts that were forgotten, and go when their time is over.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering},
+};
 
+use muster_agent::settings;
 use muster_proto::{id::HostId, log::Storage};
 
 use super::{Counters, EmbeddedStore, file_name, lock};
@@ -41,6 +45,19 @@ impl<S: Storage> EmbeddedStore<S> {
                 Err(error)
             }
         }
+    }
+
+    /// That files go before their time for want of room, for people. It stays until the next start, at which the room
+    /// can be another.
+    pub fn cramped(&self) -> Option<String> {
+        let dropped = self.counters.dropped_by_size.load(Ordering::Relaxed);
+        (dropped > 0).then(|| {
+            format!(
+                "history.max_size ({}) is too small for what is to be kept: {dropped} files went before their time since \
+                 the start; give it some 30 MiB a host, or keep less (keep_raw, keep_1m, keep_15m)",
+                settings::show_bytes(self.config.max_bytes)
+            )
+        })
     }
 
     /// What could not be packed, for people.
