@@ -19,9 +19,9 @@ use crate::history::{
 };
 
 impl<S: Storage> EmbeddedStore<S> {
-    /// Removes files that are too old, or too many; then packs one window that is over, if there is one to pack;
-    /// whether there was. A window that does not pack is set aside ([`SetAside`]), so that the next call goes on with
-    /// another.
+    /// Removes files that are too old, or too many; then packs one window that is over, if there is one to pack, or writes
+    /// one file again without who was forgotten; whether there was. A window that does not pack is set aside
+    /// ([`crate::history::jobs::SetAside`]), so that the next call goes on with another.
     ///
     /// # Errors
     /// When a file does not read or the disk refuses; the store is as it was.
