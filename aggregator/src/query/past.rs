@@ -756,7 +756,7 @@ fn close(seen: &Seen) -> v1::HostDetail {
     let mut detail = v1::HostDetail {
         boot_time_ms: seen.boot_time.map(Timestamp::as_millis),
         filesystems: derived.filesystems.iter().map(rows::filesystem).collect(),
-        cpu_modes: derived.cpu_modes.iter().cloned().collect(),
+        cpu_modes: rows::cpu_modes(derived),
         failing_collectors: seen.failing_collectors.clone(),
         failing_services: seen
             .listed
