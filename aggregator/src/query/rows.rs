@@ -213,7 +213,7 @@ pub fn host_detail(host: &HostState) -> v1::HostDetail {
             }
         })
         .collect();
-    detail.cpu_modes = derived.cpu_modes.iter().cloned().collect();
+    detail.cpu_modes = cpu_modes(derived);
     detail.failing_collectors = host.failing_collectors();
     detail.failing_services = units(host)
         .unwrap_or_default()
@@ -235,6 +235,14 @@ pub fn host_detail(host: &HostState) -> v1::HostDetail {
     let failing = |check: &v1::CheckRow| check.status() != v1::CheckStatus::Ok;
     detail.failing_checks = checks.into_iter().filter(failing).collect();
     detail
+}
+
+/// Share of CPU time by mode.
+pub(super) fn cpu_modes(derived: &Derived) -> BTreeMap<String, f64> {
+    let modes = derived.cpu_modes.iter();
+    modes
+        .map(|(mode, share)| (mode.clone().into_owned(), *share))
+        .collect()
 }
 
 pub(super) fn filesystem(point: &FilesystemPoint) -> v1::Filesystem {
