@@ -29,7 +29,7 @@ use crate::{
     page,
     recorder::{self, Rate, Recorder},
     sample,
-    sampler::{HostClock, Sampler, Tick},
+    sampler::{Alarm, HostClock, Sampler, Tick},
     spool::{SpoolConfig, SpoolHandle},
     status,
     telemetry::{Own, OwnSpool},
@@ -119,6 +119,7 @@ pub struct Agent {
     uplink: Uplink,
     source: Box<dyn Source>,
     page: Option<SocketAddr>,
+    alone: bool,
 }
 
 impl Agent {
@@ -160,7 +161,15 @@ impl Agent {
             uplink,
             source,
             page: None,
+            alone: false,
         }
+    }
+
+    /// It has the process for itself, and this machine's clocks: a timer of the kernel's wakes it for its ticks.
+    #[must_use]
+    pub fn alone(mut self) -> Self {
+        self.alone = true;
+        self
     }
 
     /// Serves the values of the latest round at this address too ([`page`]).
@@ -187,6 +196,7 @@ impl Agent {
             uplink,
             source,
             page,
+            alone,
         } = self;
         let fixed = status::Fixed {
             host_id: config.host.to_string(),
@@ -197,7 +207,10 @@ impl Agent {
         {
             let mut linked = std::pin::pin!(uplink.run(stop.clone()));
             let mut urgent = Urgent::new(rounds.source.urgent());
-            let mut sampler = Sampler::new(config.host, &*common.clock, common.watch_schedule());
+            // Without a timer tokio's do.
+            let alarm = alone.then(|| Alarm::new().ok()).flatten();
+            let schedule = common.watch_schedule();
+            let mut sampler = Sampler::new(config.host, &*common.clock, schedule).woken_by(alarm);
             let mut shutdown = std::pin::pin!(shutdown);
             let mut answered = std::pin::pin!(status::serve(
                 config.status_socket.as_deref(),

@@ -70,7 +70,12 @@ impl LiveHost {
         let life = Life::new(config.state_dir.as_deref(), &self.boot_id_text, version);
         let life = Arc::new(Mutex::new(life));
         self.life = Some(Arc::clone(&life));
-        self.watch = Watch::start(self.collection.host().clone(), config, life);
+        self.watch = Watch::start(
+            self.collection.host().clone(),
+            config,
+            life,
+            Arc::clone(&self.counters),
+        );
         self.records = records;
         self
     }

@@ -354,7 +354,8 @@ fn serve(path: Option<&Path>, config: Config, identity: &Identity) -> anyhow::Re
             credentials,
             Box::new(source),
         )
-        .with_page(config.node_exporter);
+        .with_page(config.node_exporter)
+        .alone();
         let monitor = agent.monitor();
         let stopped = stop_signal()?;
         tell_systemd(&[NotifyState::Ready, NotifyState::Status(&monitor.line())]);

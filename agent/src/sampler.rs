@@ -9,14 +9,22 @@
 //! Collecting, recording and shipping are separate rates: this file says when a round of collectors is due
 //! and knows nothing of what becomes of it.
 
-use std::time::Duration;
+use std::{io, os::fd::OwnedFd, time::Duration};
 
 use muster_proto::{
     id::HostId,
     limits,
     time::{Clock, SystemClock, Timestamp, duration_millis},
 };
-use tokio::{sync::watch, time};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::watch,
+    time,
+};
 
 /// Wall clock and CLOCK_BOOTTIME of a host.
 pub trait HostClock: Clock {
@@ -122,6 +130,56 @@ pub struct Tick {
     pub missed: u64,
 }
 
+/// A timer of the kernel's on CLOCK_BOOTTIME. It wakes once for a tick, where tokio's timers wake twice for one that
+/// is as far away as a second: first to sort it in among the near ones.
+#[derive(Debug)]
+pub struct Alarm {
+    timer: AsyncFd<OwnedFd>,
+    /// What it is set to and has not rung for.
+    set_to: Option<i64>,
+}
+
+impl Alarm {
+    /// A timer that is not set; for a runtime of tokio that is running.
+    ///
+    /// # Errors
+    /// What the kernel says when there can be no more descriptors.
+    #[expect(
+        deprecated,
+        reason = "unsound for descriptors that close under it, which an OwnedFd does not; what replaces it is unsafe"
+    )]
+    pub fn new() -> io::Result<Self> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = timerfd_create(TimerfdClockId::Boottime, flags)?;
+        Ok(Self {
+            timer: AsyncFd::with_interest(timer, Interest::READABLE)?,
+            set_to: None,
+        })
+    }
+
+    /// Waits until CLOCK_BOOTTIME shows so many milliseconds, or now and then for nothing: the caller looks at the
+    /// clock. Dropping the future loses nothing.
+    async fn ring(&mut self, boottime_ms: i64) -> io::Result<()> {
+        if self.set_to != Some(boottime_ms) {
+            // Zero would switch it off.
+            let at = boottime_ms.max(1);
+            let once = Itimerspec {
+                it_interval: Timespec::default(),
+                it_value: Timespec {
+                    tv_sec: at / 1000,
+                    tv_nsec: at % 1000 * 1_000_000,
+                },
+            };
+            timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &once)?;
+            self.set_to = Some(boottime_ms);
+        }
+        // It is set anew before it is waited for again, which also makes it unreadable: nobody has to read it.
+        self.timer.readable().await?.clear_ready();
+        self.set_to = None;
+        Ok(())
+    }
+}
+
 /// Gives the ticks of one host, one after the other.
 pub struct Sampler<'a> {
     host: HostId,
@@ -132,6 +190,8 @@ pub struct Sampler<'a> {
     /// The last time given that was no tick, and the schedule it followed: after a step back of the clock, times
     /// before it are new ones.
     extra: Option<(Timestamp, Schedule)>,
+    /// What wakes it; else tokio's timers do.
+    alarm: Option<Alarm>,
 }
 
 impl<'a> Sampler<'a> {
@@ -148,7 +208,15 @@ impl<'a> Sampler<'a> {
             schedule,
             last: None,
             extra: None,
+            alarm: None,
         }
+    }
+
+    /// The same, woken by this timer. Only where `clock` is the machine's.
+    #[must_use]
+    pub fn woken_by(mut self, alarm: Option<Alarm>) -> Self {
+        self.alarm = alarm;
+        self
     }
 
     /// The present as the time of a round between two ticks, after all that were given before. Such a time
@@ -184,10 +252,13 @@ impl<'a> Sampler<'a> {
     pub async fn next(&mut self) -> Tick {
         loop {
             let schedule = *self.schedule.borrow_and_update();
-            let now = schedule.at(self.clock.boottime_ms());
+            let boottime_ms = self.clock.boottime_ms();
+            let now = schedule.at(boottime_ms);
             let due = self.due_after(&schedule, now);
             let changed = {
-                let wait = time::sleep(due.since(now));
+                let left = due.since(now);
+                let at = boottime_ms.saturating_add(duration_millis(left));
+                let wait = wait(self.alarm.as_mut(), at, left);
                 tokio::select! {
                     () = wait => false,
                     // A sender that is gone changes nothing any more.
@@ -225,6 +296,17 @@ impl<'a> Sampler<'a> {
             }
         }
     }
+}
+
+/// Until CLOCK_BOOTTIME shows `boottime_ms`, which is `left` from now.
+async fn wait(alarm: Option<&mut Alarm>, boottime_ms: i64, left: Duration) {
+    if let Some(alarm) = alarm
+        && !left.is_zero()
+        && alarm.ring(boottime_ms).await.is_ok()
+    {
+        return;
+    }
+    time::sleep(left).await;
 }
 
 #[cfg(test)]
@@ -288,6 +370,41 @@ mod tests {
             [1_000_000_133_001, 1_000_000_143_001, 1_000_000_153_001]
         );
         assert!(ticks.iter().all(|tick| tick.missed == 0));
+    }
+
+    #[tokio::test]
+    async fn an_alarm_rings_when_it_is_time_and_again_when_it_is_set_again() {
+        let now = || SystemClock.boottime_ms();
+        let mut alarm = Alarm::new().expect("a timer");
+        for _ in 0..3 {
+            let at = now() + 20;
+            while now() < at {
+                alarm.ring(at).await.expect("rings");
+            }
+        }
+        // Dropped while it waits, and asked for the same: it is set still.
+        let at = now() + 30;
+        let early = Duration::from_millis(1);
+        assert!(time::timeout(early, alarm.ring(at)).await.is_err());
+        assert_eq!(alarm.set_to, Some(at));
+        // Another moment, which has passed.
+        alarm.ring(now() - 1_000).await.expect("rings at once");
+        assert_eq!(alarm.set_to, None);
+    }
+
+    #[tokio::test]
+    async fn ticks_are_the_same_by_an_alarm() {
+        let interval = Duration::from_millis(100);
+        let clock = SystemClock;
+        let (_sender, schedule) = watch::channel(Schedule::new(&clock, interval));
+        let alarm = Alarm::new().expect("a timer");
+        let mut sampler = Sampler::new(host_id(7), &clock, schedule).woken_by(Some(alarm));
+        let first = sampler.next().await;
+        let second = sampler.next().await;
+        let steps = i64::try_from(second.missed).expect("few") + 1;
+        assert_eq!(second.at.millis_since(first.at), 100 * steps);
+        assert_eq!(second.at.as_millis().rem_euclid(100), 7);
+        assert!(clock.boottime_ms() >= second.boottime_ms);
     }
 
     #[tokio::test(start_paused = true)]

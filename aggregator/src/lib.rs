@@ -40,6 +40,15 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// RFC 3339 in UTC with the milliseconds there are.
+#[must_use]
+pub fn rfc3339(at: muster_proto::time::Timestamp) -> String {
+    jiff::Timestamp::from_millisecond(at.as_millis()).map_or_else(
+        |_| at.as_millis().to_string(),
+        |instant| instant.to_string(),
+    )
+}
+
 /// Prints a line to standard output. Whoever reads it may have had enough (`| head`): that is no failure.
 pub fn print_line(line: std::fmt::Arguments<'_>) {
     use std::io::Write as _;

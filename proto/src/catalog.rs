@@ -55,6 +55,8 @@ catalog! {
         "Operating system as os-release describes it, in labels.";
     OS_VERSION "node_os_version" Gauge Float ["id" "id_like" "name"]
         "Major and minor number of the operating system's version.";
+    OS_REBOOT_WANTED "muster_host_reboot_required_since_seconds" Gauge One []
+        "Since when the package manager wants a reboot, in seconds since 1970; 0 while it wants none. Of Debian, Ubuntu and their kin.";
     TIME_SECONDS "node_time_seconds" Gauge Milli []
         "Clock of the host when the sample was taken, in seconds since 1970.";
     EXPORTER_BUILD_INFO "node_exporter_build_info" Gauge One ["branch" "goarch" "goos" "goversion" "revision" "tags" "version"]

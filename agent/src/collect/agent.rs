@@ -15,7 +15,7 @@ use muster_proto::{
     time::{Clock, SystemClock, Timestamp},
 };
 
-use super::{About, CollectError, Collector, Outcome, Readings, text};
+use super::{About, CollectError, Collector, Outcome, Readings, processes::Census, text};
 use crate::{
     host::{HostRoot, KeptFile},
     telemetry::OwnSpool,
@@ -74,6 +74,7 @@ pub struct AgentCounters {
     frames_lost_corrupt: AtomicU64,
     frames_lost_disk: AtomicU64,
     spool: Mutex<Option<OwnSpool>>,
+    census: Mutex<Option<Census>>,
     frames_lost_refused: AtomicU64,
 }
 
@@ -93,6 +94,17 @@ impl AgentCounters {
     /// Notes how the spool stands, where there is one.
     pub fn set_spool(&self, spool: Option<OwnSpool>) {
         *self.spool.lock().unwrap_or_else(PoisonError::into_inner) = spool;
+    }
+
+    /// Notes how many processes there are, where somebody has counted them.
+    pub fn set_census(&self, census: Census) {
+        *self.census.lock().unwrap_or_else(PoisonError::into_inner) = Some(census);
+    }
+
+    /// What was noted last.
+    #[must_use]
+    pub fn census(&self) -> Option<Census> {
+        *self.census.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn spool(&self) -> Option<OwnSpool> {

@@ -10,6 +10,7 @@
 //! other.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, TryRecvError, sync_channel},
@@ -18,10 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_proto::{
-    catalog::{self, FamilyId},
-    time::Timestamp,
-};
+use muster_proto::catalog::{self, FamilyId};
 
 use super::{About, CollectError, Collector, Outcome, Readings, sysfs::Names};
 use crate::host::HostRoot;
@@ -35,24 +33,11 @@ pub const HUNG_AFTER: Duration = Duration::from_secs(45);
 /// Until a run that has not returned is asked for again.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
+/// The one pass of a table in which a thread puts its values.
+const PASS: usize = 0;
+
 /// Stack of a thread: paths and lines of text.
 const STACK_BYTES: usize = 256 * 1024;
-
-/// Where the runs of all such collectors put their values, to be passed on. Mostly one: they run one after the other.
-#[derive(Debug, Clone, Default)]
-pub struct Spare(Arc<Mutex<Vec<Readings>>>);
-
-impl Spare {
-    fn take(&self) -> Readings {
-        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        spare.pop().unwrap_or_default()
-    }
-
-    fn give_back(&self, readings: Readings) {
-        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        spare.push(readings);
-    }
-}
 
 /// See the module.
 pub struct Aside {
@@ -60,7 +45,13 @@ pub struct Aside {
     /// A folder of sysfs that has something in it where the host has the thing; none for a thread in any case.
     there: Option<&'static str>,
     place: Place,
-    spare: Spare,
+    /// Where its runs in a thread put their values, to be passed on; made for the first. Its own for good: the
+    /// collector may keep numbers of families that are of this table.
+    readings: Option<Readings>,
+    /// Whether it was said to have failed, so that what it told before is gone.
+    failed: bool,
+    /// Families that were said to have no room where all values are.
+    said: BTreeSet<String>,
     names: Names,
     patience: Duration,
     hung_after: Duration,
@@ -88,13 +79,14 @@ impl Aside {
     pub fn around(
         collector: Box<dyn Collector>,
         there: Option<&'static str>,
-        spare: &Spare,
     ) -> Box<dyn Collector> {
         Box::new(Self {
             about: collector.about(),
             there,
             place: Place::Here(collector),
-            spare: spare.clone(),
+            readings: None,
+            failed: false,
+            said: BTreeSet::new(),
             names: Names::default(),
             patience: PATIENCE,
             hung_after: HUNG_AFTER,
@@ -111,13 +103,16 @@ impl Aside {
 
     /// Starts a run in a thread; gives the collector back where there can be none.
     fn start(
-        &self,
+        &mut self,
         collector: Box<dyn Collector>,
         host: &HostRoot,
-        tick: Timestamp,
+        out: &Readings,
     ) -> Result<Receiver<Returned>, Option<Box<dyn Collector>>> {
+        let tick = out.tick();
         let (sender, back) = sync_channel(1);
-        let ours = Arc::new(Mutex::new(Some((collector, self.spare.take()))));
+        let readings = self.readings.take();
+        let readings = readings.unwrap_or_else(|| Readings::with_quota(out.quota()));
+        let ours = Arc::new(Mutex::new(Some((collector, readings))));
         let theirs = Arc::clone(&ours);
         let host = host.clone();
         let run = move || {
@@ -126,9 +121,13 @@ impl Aside {
                 return;
             };
             readings.set_tick(tick);
-            readings.begin(0);
+            readings.begin(PASS);
             let outcome = collector.collect(&host, &mut readings);
-            readings.end(matches!(outcome, Ok(Outcome::Read)));
+            match outcome {
+                Ok(Outcome::Unchanged) => {}
+                Ok(Outcome::Read) => readings.end(true),
+                Ok(Outcome::NoData) | Err(_) => readings.end(false),
+            }
             // Who asked may be gone with the agent.
             let _ = sender.send(Returned {
                 collector,
@@ -142,7 +141,10 @@ impl Aside {
             Ok(_) => Ok(back),
             Err(_) => {
                 let left = ours.lock().unwrap_or_else(PoisonError::into_inner).take();
-                Err(left.map(|(collector, _)| collector))
+                Err(left.map(|(collector, readings)| {
+                    self.readings = Some(readings);
+                    collector
+                }))
             }
         }
     }
@@ -156,22 +158,47 @@ impl Aside {
         let Returned {
             collector,
             readings,
-            outcome,
+            mut outcome,
         } = returned;
         self.place = Place::Here(collector);
-        if let Ok(Outcome::Read) = outcome {
-            pass_on(&readings, out);
+        if self.failed && matches!(outcome, Ok(Outcome::Unchanged)) {
+            // As it was before it hung; here it is told anew.
+            outcome = Ok(Outcome::Read);
         }
-        self.spare.give_back(readings);
+        self.failed = outcome.is_err();
+        if let Ok(Outcome::Read) = outcome {
+            self.pass_on(&readings, out);
+        }
+        self.readings = Some(readings);
         outcome
     }
 
-    fn hangs(&self, since: Instant) -> Result<Outcome, CollectError> {
+    fn hangs(&mut self, since: Instant) -> Result<Outcome, CollectError> {
         match since.elapsed() {
             elapsed if elapsed < self.hung_after => Ok(Outcome::Unchanged),
-            elapsed => Err(CollectError::Hangs {
-                seconds: elapsed.as_secs(),
-            }),
+            elapsed => {
+                self.failed = true;
+                Err(CollectError::Hangs {
+                    seconds: elapsed.as_secs(),
+                })
+            }
+        }
+    }
+
+    /// Puts all values of a round into the table of all, within the bounds that hold there, and says once what has
+    /// no room.
+    fn pass_on(&mut self, from: &Readings, out: &mut Readings) {
+        out.leave_out(from.left_out(PASS));
+        for name in pass_on(from, out) {
+            if self.said.contains(&name) {
+                continue;
+            }
+            tracing::warn!(
+                collector = self.about.name,
+                metric = name,
+                "its values are left out: the agent has a metric of this name itself, or there is no room for one more"
+            );
+            self.said.insert(name);
         }
     }
 }
@@ -208,7 +235,7 @@ impl Collector for Aside {
             return outcome;
         }
         let since = Instant::now();
-        let back = match self.start(collector, host, out.tick()) {
+        let back = match self.start(collector, host, out) {
             Ok(back) => back,
             Err(collector) => {
                 self.place = collector.map_or(Place::Lost, Place::Here);
@@ -226,8 +253,10 @@ impl Collector for Aside {
     }
 }
 
-/// Puts all values of a round into another table. Families that neither has from the catalogue are matched by name.
-fn pass_on(from: &Readings, out: &mut Readings) {
+/// Puts all values of a round into another table. Families that neither has from the catalogue are matched by name;
+/// the names of those that have no room.
+fn pass_on(from: &Readings, out: &mut Readings) -> BTreeSet<String> {
+    let mut without_room = BTreeSet::new();
     let table = from.table();
     let mut labels: Vec<&str> = Vec::new();
     let mut family_of: Option<(u32, Option<FamilyId>)> = None;
@@ -241,8 +270,13 @@ fn pass_on(from: &Readings, out: &mut Readings) {
         };
         family_of = Some((series.family, known));
         let Some(family) = known else {
+            out.leave_out(1);
+            without_room.insert(table.families[series.family as usize].name.clone());
             continue;
         };
+        if !out.admits_object(1) {
+            continue;
+        }
         let own = &table.families[series.family as usize].labels;
         let theirs = &out.table().families[family.0 as usize].labels;
         labels.clear();
@@ -256,6 +290,7 @@ fn pass_on(from: &Readings, out: &mut Readings) {
         }
         out.raw(family, &labels, table.raw[place]);
     }
+    without_room
 }
 
 fn family_like(from: &Readings, family: u32, out: &mut Readings) -> Option<FamilyId> {
@@ -288,10 +323,12 @@ mod tests {
         what: "",
     };
 
-    /// Reads when it is let.
+    /// Reads when it is let; what it read before, it leaves as it is.
     struct Slow {
         go: Receiver<i64>,
         runs: Arc<AtomicUsize>,
+        before: Option<i64>,
+        made: Option<FamilyId>,
     }
 
     impl Collector for Slow {
@@ -304,9 +341,19 @@ mod tests {
             let Ok(value) = self.go.recv() else {
                 return Ok(Outcome::NoData);
             };
+            if self.before.replace(value) == Some(value) {
+                return Ok(Outcome::Unchanged);
+            }
             out.int(catalog::LOAD1, &[], value);
-            let made = out.dynamic_family("made_up", Kind::Gauge, Scale::One, &["label"]);
-            out.int(made.expect("room"), &["x"], value);
+            // As collectors do that look at many files: once for good.
+            let made = match self.made {
+                Some(made) => made,
+                None => out
+                    .dynamic_family("made_up", Kind::Gauge, Scale::One, &["label"])
+                    .expect("room"),
+            };
+            self.made = Some(made);
+            out.int(made, &["x"], value);
             Ok(Outcome::Read)
         }
     }
@@ -317,12 +364,16 @@ mod tests {
         let collector = Slow {
             go,
             runs: Arc::clone(&runs),
+            before: None,
+            made: None,
         };
         let aside = Aside {
             about: &ABOUT,
             there: None,
             place: Place::Here(Box::new(collector)),
-            spare: Spare::default(),
+            readings: None,
+            failed: false,
+            said: BTreeSet::new(),
             names: Names::default(),
             patience,
             hung_after,
@@ -370,12 +421,77 @@ mod tests {
         aside.hung_after = LONG;
         go.send(7).expect("it waits");
         // Late, but it comes.
-        while host.run_live(&mut aside).ok() != Some(Outcome::Read) {
-            thread::yield_now();
-        }
+        until_read(&mut host, &mut aside);
         assert_eq!(host.values()[r#"made_up{label="x"}"#], 7.0);
         assert_eq!(runs.load(Ordering::SeqCst), 1);
         assert_eq!(aside.every(), ABOUT.every);
+    }
+
+    fn until_read(host: &mut testing::Host, aside: &mut Aside) {
+        while host.run_live(aside).ok() != Some(Outcome::Read) {
+            thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn what_it_told_before_it_hung_is_there_again_though_nothing_changed() {
+        let (mut aside, go, _) = slow(LONG, LONG);
+        let mut host = testing::Host::new();
+        go.send(7).expect("it waits");
+        assert_eq!(host.run_live(&mut aside).ok(), Some(Outcome::Read));
+        go.send(7).expect("it waits");
+        assert_eq!(host.run_live(&mut aside).ok(), Some(Outcome::Unchanged));
+        (aside.patience, aside.hung_after) = (Duration::ZERO, Duration::ZERO);
+        assert!(host.run_live(&mut aside).is_err());
+        assert!(host.values().is_empty(), "it failed");
+        go.send(7).expect("it waits");
+        aside.hung_after = LONG;
+        until_read(&mut host, &mut aside);
+        assert_eq!(host.values().len(), 2);
+        // And not again and again.
+        aside.patience = LONG;
+        go.send(7).expect("it waits");
+        assert_eq!(host.run_live(&mut aside).ok(), Some(Outcome::Unchanged));
+    }
+
+    /// Tells a thousand values, and one under a name that another collector has.
+    struct Many;
+
+    impl Collector for Many {
+        fn about(&self) -> &'static About {
+            &ABOUT
+        }
+
+        fn collect(&mut self, _: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
+            let taken = out.open_family("taken", Kind::Gauge, &[]);
+            out.float(taken.expect("room"), &[], 1.0);
+            let many = out.open_family("many", Kind::Gauge, &["number"]);
+            for number in 0..1000 {
+                out.float(many.expect("room"), &[&number.to_string()], 1.0);
+            }
+            Ok(Outcome::Read)
+        }
+    }
+
+    #[test]
+    fn it_gets_no_more_places_than_if_it_ran_with_the_others() {
+        let (mut aside, _, _) = slow(LONG, LONG);
+        aside.place = Place::Here(Box::new(Many));
+        let mut out = Readings::with_quota(500);
+        let names = out.dynamic_family("taken", Kind::Counter, Scale::One, &[]);
+        assert!(names.is_some());
+        for _ in 0..2 {
+            let before = out.refused();
+            out.begin(1);
+            let outcome = aside.collect(&HostRoot::at("/"), &mut out);
+            assert_eq!(outcome.ok(), Some(Outcome::Read));
+            out.end(true);
+            assert_eq!(out.table().present_count(), 250);
+            assert_eq!(out.left_out(1), 1001 - 250);
+            assert_eq!(out.refused() - before, 1001 - 250);
+        }
+        assert!(aside.said.contains("taken"));
+        assert_eq!(aside.said.len(), 1);
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub mod glob;
 pub mod hwmon;
 pub mod infiniband;
 pub mod ipvs;
+pub mod link_news;
 pub mod loadavg;
 pub mod mdadm;
 pub mod meminfo;
@@ -200,10 +201,8 @@ pub fn collectors(
     counters: &Arc<AgentCounters>,
     urgent: &Arc<Notify>,
 ) -> Vec<Box<dyn Collector>> {
-    let spare = aside::Spare::default();
     // Their files may hang.
-    let aside =
-        |collector: Box<dyn Collector>, there| aside::Aside::around(collector, there, &spare);
+    let aside = aside::Aside::around;
     vec![
         Box::new(uname::Uname::default()),
         Box::new(os::Os::default()),
@@ -228,7 +227,7 @@ pub fn collectors(
         Box::new(udp_queues::UdpQueues::default()),
         Box::new(arp::Arp::default()),
         Box::new(bonding::Bonding::default()),
-        Box::new(processes::Processes::default()),
+        Box::new(processes::Processes::new(Arc::clone(counters))),
         Box::new(schedstat::Schedstat::default()),
         Box::new(cpuinfo::Cpuinfo::default()),
         Box::new(cpufreq::Cpufreq::default()),

@@ -3,8 +3,9 @@
 //! What a driver or the state of a link refuses to tell is absent: speed and duplex of an interface that is
 //! down, the carrier of one that is switched off. The speed of virtual interfaces is -1, and left out.
 //!
-//! An interface has two dozen files, of which hardly one ever changes. So only those are read each time that change
-//! with the link, its state or its settings; while they stay, the rest is read once a minute.
+//! An interface has two dozen files, of which hardly one ever changes. So while the kernel tells of no change
+//! ([`super::link_news`]) they are read once a minute. Where it does not tell, only those are read each time that
+//! change with the link, its state or its settings.
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use muster_proto::{
 
 use super::{
     About, CollectError, Collector, NetworkConfig, Outcome, Readings, glob,
+    link_news::LinkNews,
     sysfs::{Files, Names},
     text,
 };
@@ -93,6 +95,7 @@ pub struct Netclass {
     /// What the files said that are read each time, and when all were read.
     tell_tale: Vec<u8>,
     all_read: Option<Timestamp>,
+    news: LinkNews,
 }
 
 impl Netclass {
@@ -106,6 +109,7 @@ impl Netclass {
             labels: Default::default(),
             tell_tale: Vec::new(),
             all_read: None,
+            news: LinkNews::default(),
         }
     }
 
@@ -136,14 +140,20 @@ impl Collector for Netclass {
     }
 
     fn collect(&mut self, host: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
+        // Until the folder is listed: what was told before a failure is gone, and told anew.
+        let all_read = self.all_read.take();
+        let is_recent = !super::is_due(all_read, ALL_EVERY, out.tick());
+        if self.news.is_quiet(host) && is_recent {
+            self.all_read = all_read;
+            return Ok(Outcome::Unchanged);
+        }
         if !self.names.list(host, CLASS)? {
             return Ok(Outcome::NoData);
         }
-        let is_recent = !super::is_due(self.all_read, ALL_EVERY, out.tick());
         if self.is_as_before(host) && is_recent {
+            self.all_read = all_read;
             return Ok(Outcome::Unchanged);
         }
-        self.all_read = None;
         let mut outcome = Outcome::NoData;
         for (number, name) in self.names.iter().enumerate() {
             if self.exclude.matches(number, name) {
@@ -270,6 +280,21 @@ mod tests {
         host.set_tick(80);
         let values = host.collect(&mut collector);
         assert_eq!(values[r#"node_network_up{device="eth1"}"#], 0.0);
+    }
+
+    #[test]
+    fn what_a_failure_took_away_is_told_again_though_nothing_changed() {
+        let mut host = testing::Host::new();
+        host.write("sys/class/net/eth0/flags", "0x1003");
+        let mut collector = netclass();
+        let up = host.collect(&mut collector).len();
+        host.remove("sys/class/net/eth0/flags");
+        std::fs::remove_dir_all(host.root().join("sys/class/net")).expect("removed");
+        host.write("sys/class/net", "no folder");
+        assert!(host.fails(&mut collector));
+        host.remove("sys/class/net");
+        host.write("sys/class/net/eth0/flags", "0x1003");
+        assert_eq!(host.collect(&mut collector).len(), up);
     }
 
     testing::garbage!(

@@ -1,6 +1,9 @@
-//! `os-release`: which distribution the host runs.
+//! `os-release`: which distribution the host runs; and since when its package manager wants a reboot.
 
-use std::time::Duration;
+use std::{
+    fs::Metadata,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use muster_proto::catalog;
 
@@ -10,15 +13,18 @@ use crate::host::{HostRoot, ReadError};
 /// Where os-release(5) says to look, in order.
 const PATHS: [&str; 2] = ["etc/os-release", "usr/lib/os-release"];
 
+/// Where packages of Debian and its kin leave word that they want a reboot; dnf keeps nothing that could be read.
+const REBOOT: [&str; 2] = ["run/reboot-required", "var/run/reboot-required"];
+
 /// Most variables that are kept; distributions have about 15.
 const MAX_VARIABLES: usize = 64;
 
 static ABOUT: About = About {
     name: "os",
     every: Duration::from_secs(300),
-    reads: "/etc/os-release",
+    reads: "/etc/os-release, /run/reboot-required",
     needs: "",
-    what: "name and version of the distribution",
+    what: "name and version of the distribution, since when it wants a reboot",
 };
 
 /// See the module.
@@ -49,6 +55,13 @@ impl Release {
         };
         let variables = text::lines(bytes).filter_map(assignment);
         Self(variables.take(MAX_VARIABLES).collect())
+    }
+
+    /// Whether its packages leave word of a reboot they want.
+    fn leaves_word(&self) -> bool {
+        let kin = self.value("ID_LIKE").split_ascii_whitespace();
+        kin.chain([self.value("ID")])
+            .any(|id| matches!(id, "debian" | "ubuntu"))
     }
 
     /// The value of a variable; empty if it is not set.
@@ -112,8 +125,31 @@ impl Collector for Os {
             let labels = ["ID", "ID_LIKE", "NAME"].map(|key| release.value(key));
             out.float(catalog::OS_VERSION, &labels, version);
         }
+        let wanted = reboot_wanted_since(host);
+        // Nothing is said where nothing would be: no file is no promise then.
+        if wanted.is_some() || release.leaves_word() {
+            out.unsigned(catalog::OS_REBOOT_WANTED, &[], wanted.unwrap_or(0));
+        }
         Ok(Outcome::Read)
     }
+}
+
+/// Since when a reboot is wanted, in seconds since 1970; `None` while none is.
+fn reboot_wanted_since(host: &HostRoot) -> Option<u64> {
+    // Read, not only looked for: a captured host has what was read.
+    let path = REBOOT.iter().find(|path| host.read(path).is_ok())?;
+    let metadata = std::fs::metadata(host.join(path)).ok()?;
+    first_written(&metadata)?
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .map(|since| since.as_secs().max(1))
+}
+
+/// Each package that wants a reboot writes the file anew. When the first did is known where the filesystem keeps
+/// that; elsewhere the last.
+fn first_written(metadata: &Metadata) -> Option<SystemTime> {
+    let created = metadata.created().ok();
+    metadata.modified().ok().into_iter().chain(created).min()
 }
 
 /// Major and minor number as one: "22.04.3" is 22.04.
@@ -156,6 +192,24 @@ mod tests {
         for (text, number) in table {
             assert_eq!(version_number(text), number, "{text}");
         }
+    }
+
+    #[test]
+    fn a_wanted_reboot_is_told_with_its_time() {
+        let mut host = testing::Host::new();
+        let mut told = |path: &str, content: &str| {
+            host.write(path, content);
+            let values = host.collect(&mut Os::default());
+            values
+                .get("muster_host_reboot_required_since_seconds")
+                .copied()
+        };
+        let release = "etc/os-release";
+        assert_eq!(told(release, "ID=fedora\n"), None, "nobody would say so");
+        let kin = "ID=mint\nID_LIKE=\"ubuntu debian\"\n";
+        assert_eq!(told(release, kin), Some(0.0));
+        let since = told("run/reboot-required", "*** System restart required ***\n");
+        assert!(since.is_some_and(|since| since > 1_600_000_000.0));
     }
 
     testing::garbage!(

@@ -184,7 +184,8 @@ impl Readings {
         self.admits_object(series)
     }
 
-    fn leave_out(&mut self, values: u64) {
+    /// Counts values that are not put because of a bound, in the pass that is open.
+    pub(super) fn leave_out(&mut self, values: u64) {
         self.refused += values;
         if let Some(pass) = self.passes.get_mut(self.current) {
             pass.leaving_out += values;

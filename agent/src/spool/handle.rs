@@ -2,6 +2,11 @@
 //!
 //! The handle never waits for the disk. What it cannot hand over (the thread is behind by a thousand frames)
 //! is not on disk, which the spool notices by the hole in the numbers.
+//!
+//! Waking a thread for each frame costs more than writing it. So frames are handed over together, every
+//! [`HOLD`], as long as each is acknowledged before the next comes; one that is not goes to the thread with the
+//! next, and so does all that follows. At any moment at most the newest frame is neither at the aggregator nor with
+//! the thread: kill -9 takes no more than that (design/delivery.md §3).
 
 use std::{
     io,
@@ -13,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use muster_proto::{id::Incarnation, log::DiskStorage, v1};
+use muster_proto::{id::Incarnation, log::DiskStorage, ranges::RangeSet, v1};
 use tokio::sync::oneshot;
 
 use super::{Batch, Event, Spool, SpoolConfig, SpoolLimits, SpoolStatus, Spooled, chain};
@@ -27,6 +32,14 @@ const REOPEN_EVERY: Duration = Duration::from_millis(500);
 const QUICK_REOPENS: u32 = 20;
 /// Commands that wait for the thread.
 const QUEUE: usize = 1024;
+/// Longest that frames which the aggregator has are kept from the thread.
+const HOLD: Duration = COMMIT_EVERY;
+/// Payload of such frames: as much as is made durable at a time.
+const HOLD_BYTES: usize = 64 * 1024;
+/// Ranges of what it has; mostly there is one.
+const HOLD_RANGES: usize = 256;
+/// Commands that are obeyed before the books are looked at again.
+const MAX_AT_ONCE: usize = 32;
 /// Payload that is read from the disk at a time.
 const BATCH_BYTES: usize = 128 * 1024;
 /// Longest wait for the last commit when the agent stops.
@@ -53,7 +66,56 @@ struct Shared {
 /// Handle to a spool; see the head of this file. The thread ends with it, after a commit.
 pub struct SpoolHandle {
     commands: SyncSender<Command>,
+    incarnation: Incarnation,
+    waiting: Mutex<Waiting>,
     shared: Arc<Mutex<Shared>>,
+}
+
+/// What has not been handed over yet, of the running incarnation.
+#[derive(Default)]
+struct Waiting {
+    frames: Vec<(Spooled, Option<Spooled>)>,
+    /// What the aggregator has said of frames, these or earlier ones.
+    settled: RangeSet,
+    /// Since when.
+    since: Option<Instant>,
+    bytes: usize,
+    /// The newest of the frames, until it is settled.
+    open: Option<u64>,
+}
+
+impl Waiting {
+    /// Takes a frame; whether it is time to hand over.
+    fn append(&mut self, frame: Spooled, outline: Option<Spooled>, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        self.bytes += frame.payload.len();
+        let before = self.open.replace(frame.seq);
+        let has_events = outline.is_some();
+        self.frames.push((frame, outline));
+        before.is_some() || has_events || self.bytes >= HOLD_BYTES || now - since >= HOLD
+    }
+
+    /// Notes what is settled; whether it is time to hand over.
+    fn settle(&mut self, ranges: &[(u64, u64)], now: Instant) -> bool {
+        self.since.get_or_insert(now);
+        for &(first, last) in ranges {
+            self.settled.insert_range(first, last);
+            if self.open.is_some_and(|seq| (first..=last).contains(&seq)) {
+                self.open = None;
+            }
+        }
+        self.settled.len() >= HOLD_RANGES
+    }
+
+    /// All that waited, frames first: what is settled must be known.
+    fn take(&mut self, incarnation: Incarnation) -> impl Iterator<Item = Command> + use<> {
+        let all = std::mem::take(self);
+        let frames = all.frames.into_iter();
+        let frames = frames.map(|(frame, outline)| Command::Append(frame, outline));
+        let settled: Vec<(u64, u64)> = all.settled.iter().collect();
+        let settled = (!settled.is_empty()).then(|| Command::Settle(incarnation, settled));
+        frames.chain(settled)
+    }
 }
 
 impl SpoolHandle {
@@ -82,51 +144,80 @@ impl SpoolHandle {
         thread::Builder::new()
             .name("spool".into())
             .spawn(move || keeper.run(&queue))?;
-        Ok(Self { commands, shared })
+        Ok(Self {
+            commands,
+            incarnation,
+            waiting: Mutex::default(),
+            shared,
+        })
     }
 
-    /// Hands over a frame of this incarnation, and its [`Spooled::outline`] if it has one.
+    /// Hands over what waits, and then this; whether there was room for it.
+    fn command(&self, command: Command) -> bool {
+        self.hand_over(&mut lock(&self.waiting));
+        self.commands.try_send(command).is_ok()
+    }
+
+    fn hand_over(&self, waiting: &mut Waiting) {
+        for command in waiting.take(self.incarnation) {
+            let _ = self.commands.try_send(command);
+        }
+    }
+
+    /// Hands over a frame of this incarnation, and its [`Spooled::outline`] if it has one; now or, while the
+    /// aggregator acknowledges each before the next, with those that follow. What happened on the host never waits.
     pub fn append(&self, frame: Spooled, outline: Option<Spooled>) {
-        let _ = self.commands.try_send(Command::Append(frame, outline));
+        let mut waiting = lock(&self.waiting);
+        if waiting.append(frame, outline, Instant::now()) {
+            self.hand_over(&mut waiting);
+        }
     }
 
     /// The aggregator has these frames, or has refused them. Said again with every acknowledgement, so one
     /// that finds no room is no loss.
     pub fn settle(&self, incarnation: Incarnation, ranges: Vec<(u64, u64)>) {
-        if !ranges.is_empty() {
-            let _ = self.commands.try_send(Command::Settle(incarnation, ranges));
+        if ranges.is_empty() {
+            return;
         }
+        if incarnation == self.incarnation {
+            let mut waiting = lock(&self.waiting);
+            if waiting.settle(&ranges, Instant::now()) {
+                self.hand_over(&mut waiting);
+            }
+            return;
+        }
+        self.command(Command::Settle(incarnation, ranges));
     }
 
     /// The aggregator has noted that nothing more will come of an earlier incarnation. If it finds no room it is told
     /// again in the next session, and noted again.
     pub fn confirm(&self, incarnation: Incarnation) {
-        let _ = self.commands.try_send(Command::Confirm(incarnation));
+        self.command(Command::Confirm(incarnation));
     }
 
     /// A session begins, in which the aggregator has said what it has of these incarnations: what is not settled is
     /// to be sent again.
     pub fn rewind(&self, named: Vec<Incarnation>) {
-        let _ = self.commands.try_send(Command::Rewind(named));
+        self.command(Command::Rewind(named));
     }
 
     /// Asks for what is to be sent next beside the live chain; see [`Spool::next_batch`].
     #[must_use]
     pub fn next_batch(&self, own_below: u64) -> oneshot::Receiver<Batch> {
         let (reply, answer) = oneshot::channel();
-        let _ = self.commands.try_send(Command::Next(own_below, reply));
+        self.command(Command::Next(own_below, reply));
         answer
     }
 
     /// Makes durable what was handed over, without waiting for it.
     pub fn commit(&self) {
-        let _ = self.commands.try_send(Command::Commit);
+        self.command(Command::Commit);
     }
 
     /// Makes durable what was handed over and lets go of the folder.
     pub async fn stop(&self) {
         let (reply, done) = oneshot::channel();
-        if self.commands.try_send(Command::Stop(reply)).is_err()
+        if !self.command(Command::Stop(reply))
             || tokio::time::timeout(STOP_PATIENCE, done).await.is_err()
         {
             tracing::warn!("the disk of the spool is too slow: the newest frames may not be on it");
@@ -158,7 +249,13 @@ impl SpoolHandle {
     }
 }
 
-fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+impl Drop for SpoolHandle {
+    fn drop(&mut self) {
+        self.hand_over(&mut lock(&self.waiting));
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -185,19 +282,28 @@ impl<F: FnMut(Event)> Keeper<F> {
                 Some(_) => wait,
                 None => wait.min(self.probe_at.saturating_duration_since(Instant::now())),
             };
-            match queue.recv_timeout(wait) {
-                Ok(Command::Stop(reply)) => {
+            let mut next = match queue.recv_timeout(wait) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.commit();
+                    return;
+                }
+            };
+            // They come several at a time; what is due by time does not wait for the whole of a long queue.
+            let mut left = MAX_AT_ONCE;
+            while let Some(command) = next.take() {
+                if let Command::Stop(reply) = command {
                     self.commit();
                     drop(self.spool.take());
                     // Whoever asked may have lost patience.
                     let _ = reply.send(());
                     return;
                 }
-                Ok(command) => self.obey(command),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    self.commit();
-                    return;
+                self.obey(command);
+                left -= 1;
+                if left > 0 {
+                    next = queue.try_recv().ok();
                 }
             }
         }
@@ -324,5 +430,82 @@ impl<F: FnMut(Event)> Keeper<F> {
             limits.min_free_bytes = limits.min_free_bytes.max(super::free_share(total));
         }
         limits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muster_proto::time::Timestamp;
+
+    use super::*;
+
+    const LIFE: Incarnation = Incarnation(7);
+
+    fn frame(seq: u64) -> Spooled {
+        Spooled {
+            seq,
+            tick: Timestamp::from_millis(0),
+            boottime_ms: 0,
+            samples: 1,
+            crc32c: 0,
+            key: seq == 1,
+            payload: bytes::Bytes::from_static(b"payload"),
+        }
+    }
+
+    /// What is handed over, as words.
+    fn handed(waiting: &mut Waiting) -> Vec<String> {
+        let word = |command| match command {
+            Command::Append(frame, _) => format!("frame {}", frame.seq),
+            Command::Settle(LIFE, ranges) => format!("settled {ranges:?}"),
+            _ => "another".to_owned(),
+        };
+        waiting.take(LIFE).map(word).collect()
+    }
+
+    #[test]
+    fn frames_wait_while_each_is_settled_before_the_next_comes() {
+        let mut waiting = Waiting::default();
+        let began = Instant::now();
+        for seq in 1..=9 {
+            let now = began + Duration::from_secs(seq);
+            assert!(!waiting.append(frame(seq), None, now), "{seq}");
+            assert!(!waiting.settle(&[(seq, seq)], now));
+        }
+        assert!(waiting.append(frame(10), None, began + Duration::from_secs(1) + HOLD));
+        let mut expected: Vec<String> = (1..=10).map(|seq| format!("frame {seq}")).collect();
+        expected.push("settled [(1, 9)]".to_owned());
+        assert_eq!(handed(&mut waiting), expected);
+        assert!(handed(&mut waiting).is_empty());
+    }
+
+    #[test]
+    fn only_the_newest_frame_is_nowhere_else() {
+        let mut waiting = Waiting::default();
+        let now = Instant::now();
+        assert!(!waiting.append(frame(1), None, now));
+        assert!(!waiting.settle(&[(2, 9)], now), "that is another");
+        assert!(
+            waiting.append(frame(2), None, now),
+            "the first was not settled"
+        );
+        assert_eq!(handed(&mut waiting).len(), 3);
+        let outline = Some(frame(3));
+        assert!(waiting.append(frame(3), outline, now), "something happened");
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let mut waiting = Waiting::default();
+        let now = Instant::now();
+        let large = Spooled {
+            payload: vec![0; HOLD_BYTES].into(),
+            ..frame(1)
+        };
+        assert!(waiting.append(large, None, now));
+        drop(handed(&mut waiting));
+        let odd = (0..HOLD_RANGES as u64).map(|number| (number * 2, number * 2));
+        let odd: Vec<(u64, u64)> = odd.collect();
+        assert!(waiting.settle(&odd, now));
     }
 }

@@ -1,7 +1,8 @@
 //! Network interfaces that go up and down: `/sys/class/net/*/operstate` and `carrier_changes`.
 //!
 //! Interfaces of containers and virtual machines come and go with these; they are left out by name. A link
-//! that went down and up between two looks is told by the kernel's count of its changes.
+//! that went down and up between two looks is told by the kernel's count of its changes. While the kernel tells of no
+//! change, nothing is read.
 
 use std::{collections::BTreeMap, fs};
 
@@ -12,7 +13,10 @@ use muster_proto::{
 };
 
 use super::Found;
-use crate::{collect::glob, host::HostRoot};
+use crate::{
+    collect::{glob, link_news::LinkNews},
+    host::HostRoot,
+};
 
 /// Patterns of what is left out unless the configuration says otherwise.
 pub const EXCLUDED: [&str; 8] = [
@@ -33,6 +37,7 @@ struct Link {
 pub struct Links {
     excluded: Vec<String>,
     known: Option<BTreeMap<String, Link>>,
+    news: LinkNews,
 }
 
 impl Links {
@@ -42,11 +47,15 @@ impl Links {
         Self {
             excluded: excluded.to_vec(),
             known: None,
+            news: LinkNews::default(),
         }
     }
 
     /// Compares with the look before.
     pub fn look(&mut self, host: &HostRoot, at: Timestamp, found: &mut Found) {
+        if self.news.is_quiet(host) && self.known.is_some() {
+            return;
+        }
         let Some(now) = self.read(host) else {
             return;
         };

@@ -45,7 +45,14 @@ use self::{
     links::Links,
     mounts::Mounts,
 };
-use crate::{host::HostRoot, sampler::HostClock};
+use crate::{
+    collect::{
+        AgentCounters,
+        processes::{Census, thread_cpu},
+    },
+    host::HostRoot,
+    sampler::HostClock,
+};
 
 /// Between looks at mounts, links and the clock.
 const QUICK: Duration = Duration::from_secs(5);
@@ -164,13 +171,19 @@ struct Shared {
 impl Watch {
     /// Starts to watch the host; `None` (and said) if there can be no thread.
     #[must_use]
-    pub fn start(host: HostRoot, config: &WatchConfig, life: Arc<Mutex<Life>>) -> Option<Self> {
+    pub fn start(
+        host: HostRoot,
+        config: &WatchConfig,
+        life: Arc<Mutex<Life>>,
+        counters: Arc<AgentCounters>,
+    ) -> Option<Self> {
         let shared = Arc::new(Shared::default());
         let (alive, told) = sync_channel(0);
         let watcher = Watcher {
             looks: Looks::new(host, config),
             shared: Arc::clone(&shared),
             life,
+            counters,
             complained: false,
         };
         let started = thread::Builder::new()
@@ -212,6 +225,7 @@ struct Watcher {
     looks: Looks,
     shared: Arc<Shared>,
     life: Arc<Mutex<Life>>,
+    counters: Arc<AgentCounters>,
     complained: bool,
 }
 
@@ -235,11 +249,15 @@ impl Watcher {
                 self.looks.slow(at, &mut found);
             }
             if now >= busiest_at {
-                let began = Instant::now();
-                if let Some(scan) = self.looks.busiest(at) {
+                let began = thread_cpu();
+                let (scan, census) = self.looks.busiest(at);
+                busiest_at = now + busiest::pause(thread_cpu().saturating_sub(began));
+                if let Some(scan) = scan {
                     lock(&self.shared.busiest).push(scan);
                 }
-                busiest_at = now + busiest::pause(began.elapsed());
+                if let Some(census) = census {
+                    self.counters.set_census(census);
+                }
             }
             self.put(found);
             match alive.recv_timeout(QUICK) {
@@ -325,8 +343,12 @@ impl Looks {
         });
     }
 
-    fn busiest(&mut self, at: Timestamp) -> Option<v1::Busiest> {
-        self.busiest.as_mut()?.look(&self.host, at)
+    /// Who uses most, and how many processes there are.
+    fn busiest(&mut self, at: Timestamp) -> (Option<v1::Busiest>, Option<Census>) {
+        let Some(busiest) = &mut self.busiest else {
+            return (None, None);
+        };
+        (busiest.look(&self.host, at), busiest.take_census())
     }
 }
 

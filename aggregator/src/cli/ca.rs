@@ -110,6 +110,13 @@ pub async fn answer(session: &Session, act: &Ca) -> Result<Rendered, Failure> {
                     .because(what)
                     .hint(format!("muster ca rotate {word} --yes"), "if you mean it"));
             }
+            if root_key.is_some() && step != v1::AuthorityStep::Prepare {
+                return Err(Failure::new(
+                    Code::Usage,
+                    format!("{word} needs no root key; nothing was read or sent"),
+                )
+                .hint(format!("muster ca rotate {word} --yes"), "without the key"));
+            }
             let root_key = root_key.as_deref().map(read_key).transpose()?;
             let request = v1::RotateAuthorityRequest {
                 step: step.into(),

@@ -199,10 +199,16 @@ fn explain(name: &str, view: &View) -> Result<Detail, Failure> {
             Reading::Value => "as it is",
             Reading::Rate => "by the second",
             Reading::Recent => "what it grew by lately (half counts after 15 min)",
+            Reading::Turned => "once it was seen at 0",
+            Reading::Age => "how long ago that was (bounds are seconds)",
+            Reading::Overdue => "how long it has passed and was not done (bounds are seconds)",
         }
     );
     if let Some(per) = &value.per {
         let _ = write!(looks, ", over {per}");
+    }
+    if let Some(done) = &value.done {
+        let _ = write!(looks, ", by {done}");
     }
     let mut opens = line(rule);
     if let Some((and, bound)) = rule.and.as_ref().zip(rule.and_above) {

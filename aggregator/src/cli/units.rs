@@ -9,6 +9,7 @@ use jiff::tz::TimeZone;
 use muster_proto::time::Timestamp;
 
 use super::text::{Text, Tone};
+pub use crate::rfc3339;
 
 /// From what standpoint times are told.
 #[derive(Debug, Clone)]
@@ -91,15 +92,6 @@ impl View {
     pub fn ago(&self, at: Timestamp) -> String {
         format!("{} ago", short(self.now.since(at)))
     }
-}
-
-/// RFC 3339 in UTC with the milliseconds there are.
-#[must_use]
-pub fn rfc3339(at: Timestamp) -> String {
-    jiff::Timestamp::from_millisecond(at.as_millis()).map_or_else(
-        |_| at.as_millis().to_string(),
-        |instant| instant.to_string(),
-    )
 }
 
 /// A duration in its largest unit: `0.8s`, `12s`, `11m`, `3h`, `41d`.

@@ -190,7 +190,7 @@ impl Control {
     }
 
     /// Runs `work`, which may be long, on a connection of its own.
-    async fn read_beside<T, W>(&self, work: W) -> Result<T, ControlError>
+    pub(super) async fn read_beside<T, W>(&self, work: W) -> Result<T, ControlError>
     where
         T: Send + 'static,
         W: FnOnce(&Connection) -> Result<T, ControlError> + Send + 'static,

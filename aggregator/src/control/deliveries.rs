@@ -340,17 +340,30 @@ impl Control {
                 }
             }
             books.last_delivered = connection
-                .prepare_cached("SELECT max(ended_ms) FROM deliveries WHERE channel = ?1 AND state = 2")?
+                .prepare_cached("SELECT max(ended_ms) FROM deliveries WHERE channel = ?1 AND state <> 1 AND state = 2")?
                 .query_row([&channel], |row| Ok(at(row.get(0)?)))?;
-            let error: Option<String> = connection
+            // Two questions, each by its index.
+            let waits: Option<String> = connection
                 .prepare_cached(
-                    "SELECT error FROM deliveries
-                     WHERE channel = ?1 AND error <> '' AND (state = 1 OR ended_ms >= ?2)
-                     ORDER BY state = 1 DESC, seq DESC LIMIT 1",
+                    "SELECT error FROM deliveries WHERE channel = ?1 AND state = 1 AND error <> ''
+                     ORDER BY seq DESC LIMIT 1",
                 )?
-                .query_row(params![channel, since.as_millis()], |row| row.get(0))
+                .query_row([&channel], |row| row.get(0))
                 .optional()?;
-            books.error = error.unwrap_or_default();
+            let ended = || {
+                connection
+                    .prepare_cached(
+                        "SELECT error FROM deliveries
+                         WHERE channel = ?1 AND state <> 1 AND ended_ms >= ?2 AND error <> ''
+                         ORDER BY ended_ms DESC, seq DESC LIMIT 1",
+                    )?
+                    .query_row(params![channel, since.as_millis()], |row| row.get(0))
+                    .optional()
+            };
+            books.error = match waits {
+                Some(error) => error,
+                None => ended()?.unwrap_or_default(),
+            };
             Ok(books)
         })
         .await

@@ -7,7 +7,7 @@
 //!
 //! | table | row | dropped |
 //! | --- | --- | --- |
-//! | `event` | one event, 150 to 500 bytes with its indexes | by age, then by size |
+//! | `event` | one event, 200 to 550 bytes with its indexes | by age, then by size |
 //! | `recording` | one answer of a flight recorder | by age; the oldest at half of the size |
 //! | `recording_part` | one part of it, up to 96 KiB | with its recording |
 
@@ -45,7 +45,7 @@ const BUSY: Duration = Duration::from_secs(5);
 const MAX_NAMED: usize = 64;
 
 /// Rows that one question looks at, at most, whether they are chosen or not: below a second.
-const MAX_SCANNED: usize = 500_000;
+pub const MAX_SCANNED: usize = 500_000;
 
 /// Why events cannot be kept or read.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +155,22 @@ pub struct Choice {
     pub newest: bool,
 }
 
+impl Choice {
+    /// Whether it asks for a time. Then the newest are those that happened last, not those received last: that a host
+    /// told late what happened long ago is no reason to look at all that came since.
+    fn is_of_a_time(&self) -> bool {
+        self.since.is_some() || self.until.is_some()
+    }
+
+    /// Where an event stands among those that are chosen.
+    fn place(&self, kept: &Kept) -> (i64, i64) {
+        match self.newest && self.is_of_a_time() {
+            true => (kept.event.at_ms, kept.number),
+            false => (kept.number, 0),
+        }
+    }
+}
+
 /// What a question gave.
 #[derive(Debug, Default)]
 pub struct Found {
@@ -162,8 +178,8 @@ pub struct Found {
     pub events: Vec<Kept>,
     /// There are more, received before the first of these.
     pub more: bool,
-    /// Not all that is kept was looked at.
-    pub cut_short: bool,
+    /// Not all that is kept was looked at: of the newest, only those from this moment on, by the host's time.
+    pub cut_short: Option<Timestamp>,
     /// If there is more, or not all was looked at: from the oldest on, all up to this one is here.
     pub upto: Option<i64>,
 }
@@ -263,6 +279,11 @@ fn prepare(connection: &Connection, found: i64) -> rusqlite::Result<()> {
             "BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT"
         ))?;
     }
+    // Not of version 1 from the start; a program that does not know them is not disturbed by them.
+    connection.execute_batch(
+        "CREATE INDEX IF NOT EXISTS event_at ON event (at_ms);
+         CREATE INDEX IF NOT EXISTS event_of_host_at ON event (host, at_ms);",
+    )?;
     // Reads the first pages of each table: damage shows now, where it can be answered.
     for table in ["event", "recording"] {
         connection.query_row(&format!("SELECT max(number) FROM {table}"), [], |_| Ok(()))?;
@@ -383,10 +404,11 @@ pub fn find(connection: &Connection, choice: &Choice) -> rusqlite::Result<Found>
         let found = scan(connection, choice, Some(host), &|_| true, share)?;
         all.events.extend(found.events);
         all.more |= found.more;
-        all.cut_short |= found.cut_short;
+        // Where nothing was cut short, all was looked at.
+        all.cut_short = all.cut_short.max(found.cut_short);
         all.upto = [all.upto, found.upto].into_iter().flatten().min();
     }
-    all.events.sort_by_key(|kept| kept.number);
+    all.events.sort_by_key(|kept| choice.place(kept));
     if let Some(upto) = all.upto.filter(|_| !choice.newest) {
         // Of one host there may be more before what is here of another.
         all.events.retain(|kept| kept.number <= upto);
@@ -400,6 +422,7 @@ pub fn find(connection: &Connection, choice: &Choice) -> rusqlite::Result<Found>
             all.upto = all.events.last().map(|kept| kept.number);
         }
     }
+    all.events.sort_by_key(|kept| kept.number);
     Ok(all)
 }
 
@@ -411,36 +434,43 @@ fn scan(
     chosen: &dyn Fn(&HostId) -> bool,
     most: usize,
 ) -> rusqlite::Result<Found> {
-    let (of_host, order) = (
-        if host.is_some() { "AND host = ?2" } else { "" },
-        if choice.newest { "DESC" } else { "ASC" },
-    );
+    // Which index is said: one that does not give the order would have all rows looked at to sort them.
+    let (index, order) = match (choice.newest, choice.is_of_a_time(), host) {
+        (true, true, None) => ("INDEXED BY event_at", "at_ms DESC, number DESC"),
+        (true, true, Some(_)) => ("INDEXED BY event_of_host_at", "at_ms DESC, number DESC"),
+        (true, false, Some(_)) => ("INDEXED BY event_of_host", "number DESC"),
+        (false, _, Some(_)) => ("INDEXED BY event_of_host", "number"),
+        (true, false, None) => ("NOT INDEXED", "number DESC"),
+        (false, _, None) => ("NOT INDEXED", "number"),
+    };
+    let of_host = if host.is_some() { "AND host = ?4" } else { "" };
     let sql = format!(
-        "SELECT number, host, received_ms, late, event, kind, at_ms FROM event
-         WHERE number > ?1 {of_host} ORDER BY number {order}"
+        "SELECT number, host, received_ms, late, event, kind, at_ms FROM event {index}
+         WHERE number > ?1 AND at_ms BETWEEN ?2 AND ?3 {of_host} ORDER BY {order}"
     );
-    let mut values: Vec<rusqlite::types::Value> = vec![choice.after.unwrap_or(0).into()];
+    let mut values: Vec<rusqlite::types::Value> = vec![
+        choice.after.unwrap_or(0).into(),
+        choice.since.map_or(i64::MIN, Timestamp::as_millis).into(),
+        choice.until.map_or(i64::MAX, Timestamp::as_millis).into(),
+    ];
     values.extend(host.map(|host| host.as_bytes().to_vec().into()));
-    let between = choice.since.map_or(i64::MIN, Timestamp::as_millis)
-        ..=choice.until.map_or(i64::MAX, Timestamp::as_millis);
     let mut statement = connection.prepare_cached(&sql)?;
     let mut rows = statement.query(params_from_iter(values))?;
     let mut found = Found::default();
     let (mut scanned, mut before) = (0, choice.after.unwrap_or(0));
+    let mut at = None;
     while let Some(row) = rows.next()? {
         scanned += 1;
         if scanned > most {
-            found.cut_short = true;
+            found.cut_short = Some(at.unwrap_or(choice.until.unwrap_or_default()));
             found.upto = Some(before);
             break;
         }
         let number = row.get(0)?;
-        let (kind, at): (i32, i64) = (row.get(5)?, row.get(6)?);
+        let kind: i32 = row.get(5)?;
+        at = Some(Timestamp::from_millis(row.get(6)?));
         let of_kind = choice.kinds.is_empty() || choice.kinds.contains(&kind);
-        if of_kind
-            && between.contains(&at)
-            && let Some(kept) = kept(row)?.filter(|kept| chosen(&kept.host))
-        {
+        if of_kind && let Some(kept) = kept(row)?.filter(|kept| chosen(&kept.host)) {
             if found.events.len() == choice.limit {
                 found.more = true;
                 found.upto = Some(before);
@@ -450,9 +480,7 @@ fn scan(
         }
         before = number;
     }
-    if choice.newest {
-        found.events.reverse();
-    }
+    found.events.sort_by_key(|kept| kept.number);
     Ok(found)
 }
 

@@ -152,14 +152,52 @@ fn rows_that_are_not_chosen_cost_as_much_as_those_that_are() {
             ..all()
         },
         Choice {
-            since: Some(at(1_000)),
+            kinds: vec![EventKind::OomKill.into()],
+            since: Some(at(1)),
             ..all()
         },
     ] {
         let scan = |most| scan(&connection, &choice, None, &|_| true, most).expect("reads");
-        assert!(scan(9).cut_short, "one row was not looked at");
-        assert!(!scan(10).cut_short);
+        let cut = scan(9).cut_short;
+        assert_eq!(cut, Some(at(2)), "one row was not looked at");
+        assert_eq!(scan(10).cut_short, None);
     }
+}
+
+#[test]
+fn what_lies_outside_the_time_that_is_asked_for_costs_nothing() {
+    let (_state, connection) = store();
+    for seq in 1..=1_000 {
+        add(&connection, &new(1, seq, EventKind::Booted)).expect("writes");
+    }
+    // Told long after it happened.
+    let late = NewEvent {
+        seq: 2_000,
+        ..new(2, 101, EventKind::OomKill)
+    };
+    add(&connection, &late).expect("writes");
+    let asked = |since: i64, until: i64, host, limit| {
+        let choice = Choice {
+            since: Some(at(since)),
+            until: Some(at(until)),
+            limit,
+            ..all()
+        };
+        let found = scan(&connection, &choice, host, &|_| true, 10).expect("reads");
+        let each = found.events.into_iter();
+        let subjects: Vec<String> = each.map(|kept| kept.event.subject).collect();
+        (subjects, found.more, found.cut_short)
+    };
+    let whole = |subjects: &[&str]| {
+        let subjects = subjects.iter().map(|&one| one.to_owned()).collect();
+        (subjects, false, None)
+    };
+    assert_eq!(asked(1_000, 9_999, None, 10), whole(&["s1000"]));
+    assert_eq!(asked(100, 101, None, 10), whole(&["s100", "s101", "s101"]));
+    assert_eq!(asked(1, 9_999, Some(host(2)), 10), whole(&["s101"]));
+    let (subjects, more, _) = asked(1, 101, None, 2);
+    assert_eq!(subjects, ["s101", "s101"], "the last to happen");
+    assert!(more);
 }
 
 #[test]

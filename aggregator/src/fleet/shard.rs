@@ -1133,48 +1133,58 @@ mod tests {
         });
     }
 
+    fn enrolled(shard: &mut Shard, id: HostId) {
+        shard.upsert(Enrolled {
+            id,
+            name: id.to_string(),
+            labels: std::collections::BTreeMap::new(),
+            facts: v1::HostFacts::default(),
+            certificate_not_after: None,
+        });
+    }
+
+    /// A first sample of the host.
+    fn heard(shard: &mut Shard, id: HostId) {
+        let mut payload = Vec::new();
+        let table = muster_proto::series::Table::default();
+        muster_proto::codec::Encoder::new().encode(&table, &[], true, &mut payload);
+        let mut context = Receiving {
+            names: &mut shard.names,
+            engine: &shard.engine,
+            changes: &mut shard.changes,
+            series_quota: 10,
+            now: Instant::now(),
+            replayed: false,
+        };
+        let now = shard.clock.now();
+        let frame = FrameIn {
+            incarnation: Incarnation(1),
+            seq: 1,
+            lane: super::super::host::Lane::Live,
+            tick: now,
+            received: now,
+            crc32c: crc32c::crc32c(&payload),
+            payload: payload.into(),
+        };
+        let host = shard.hosts.get_mut(&id).expect("enrolled");
+        host.receive(&frame, &mut context, &mut Vec::new());
+    }
+
+    fn is_silent(shard: &Shard, host: HostId) -> bool {
+        let liveness = shard.hosts[&host].liveness();
+        matches!(liveness, crate::fleet::Liveness::Silent(_))
+    }
+
     #[tokio::test(start_paused = true)]
     async fn whom_a_full_log_sends_away_is_not_silent_and_who_is_dead_is() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut shard = shard(folder.path());
         let hosts = [1, 2].map(|number| HostId::from_bytes([number; 16]));
         for (connection, id) in (1..).zip(hosts) {
-            shard.upsert(Enrolled {
-                id,
-                name: id.to_string(),
-                labels: std::collections::BTreeMap::new(),
-                facts: v1::HostFacts::default(),
-                certificate_not_after: None,
-            });
+            enrolled(&mut shard, id);
             knocks(&mut shard, id, connection);
-            let mut payload = Vec::new();
-            let table = muster_proto::series::Table::default();
-            muster_proto::codec::Encoder::new().encode(&table, &[], true, &mut payload);
-            let mut context = Receiving {
-                names: &mut shard.names,
-                engine: &shard.engine,
-                changes: &mut shard.changes,
-                series_quota: 10,
-                now: Instant::now(),
-                replayed: false,
-            };
-            let now = shard.clock.now();
-            let frame = FrameIn {
-                incarnation: Incarnation(1),
-                seq: 1,
-                lane: super::super::host::Lane::Live,
-                tick: now,
-                received: now,
-                crc32c: crc32c::crc32c(&payload),
-                payload: payload.into(),
-            };
-            let host = shard.hosts.get_mut(&id).expect("enrolled");
-            host.receive(&frame, &mut context, &mut Vec::new());
+            heard(&mut shard, id);
         }
-        let is_silent = |shard: &Shard, host: HostId| {
-            let liveness = shard.hosts[&host].liveness();
-            matches!(liveness, crate::fleet::Liveness::Silent(_))
-        };
         for connection in 3..63 {
             knocks(&mut shard, hosts[0], connection);
             time::advance(Duration::from_secs(5)).await;
@@ -1182,6 +1192,37 @@ mod tests {
             assert!(!is_silent(&shard, hosts[0]), "it knocks every 5 s");
         }
         assert!(is_silent(&shard, hosts[1]), "nothing is heard of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_may_send_nothing_while_the_log_fails_is_not_silent_and_has_time_afterwards() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut shard = shard(folder.path());
+        let [open, gone] = [1, 2].map(|number| HostId::from_bytes([number; 16]));
+        for id in [open, gone] {
+            enrolled(&mut shard, id);
+            heard(&mut shard, id);
+        }
+        let host = shard.hosts.get_mut(&open).expect("enrolled");
+        host.set_connected(true);
+        shard.held_up = true;
+        for _ in 0..60 {
+            time::advance(Duration::from_secs(5)).await;
+            for id in [open, gone] {
+                shard.judge_one(id, Instant::now());
+            }
+            assert!(!is_silent(&shard, open), "its stream is open");
+        }
+        assert!(is_silent(&shard, gone), "it has no stream");
+        shard.held_up = false;
+        time::advance(Duration::from_secs(5)).await;
+        shard.judge_one(open, Instant::now());
+        assert!(!is_silent(&shard, open), "it is let send again");
+        for _ in 0..60 {
+            time::advance(Duration::from_secs(5)).await;
+            shard.judge_one(open, Instant::now());
+        }
+        assert!(is_silent(&shard, open), "and sends nothing");
     }
 
     #[tokio::test(start_paused = true)]

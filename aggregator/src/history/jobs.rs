@@ -4,9 +4,9 @@
 //! doubles from one failure to the next, so that the others have their turn and a damaged page costs its own window
 //! only.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, io, time::Duration};
 
-use super::{Tier, config::GRACE_MS, manifest::FileEntry};
+use super::{HistoryError, Tier, config::GRACE_MS, manifest::FileEntry};
 
 /// How long a window rests after it could not be packed for the first time, and at most.
 const REST: Duration = Duration::from_secs(60);
@@ -80,6 +80,8 @@ struct Rest {
     failed_at: i64,
     lasts: Duration,
     why: String,
+    /// Whether it will not do later either: a file is damaged or gone. A disk that is full may have room again.
+    for_good: bool,
 }
 
 /// Windows that could not be packed.
@@ -101,14 +103,15 @@ impl SetAside {
         jobs.iter().copied().find(|job| rests(job).is_none())
     }
 
-    /// It could not be packed.
-    pub fn failed(&mut self, job: Job, now: i64, why: String) {
+    /// It could not be packed, for this reason.
+    pub fn failed(&mut self, job: Job, now: i64, why: &HistoryError) {
         let before = self.of.get(&job);
         let lasts = before.map_or(REST, |rest| (rest.lasts * 2).min(LONGEST_REST));
         let rest = Rest {
             failed_at: now,
             lasts,
-            why,
+            why: crate::chain(why),
+            for_good: is_for_good(why),
         };
         self.of.insert(job, rest);
     }
@@ -118,10 +121,11 @@ impl SetAside {
         self.of.remove(job);
     }
 
-    /// Whether the file waits in a window that could not be packed.
+    /// Whether the file is in a window that will not be packed.
     #[must_use]
-    pub fn holds(&self, file: &FileEntry) -> bool {
-        self.of.keys().any(|job| job.takes(file))
+    pub fn has_given_up(&self, file: &FileEntry) -> bool {
+        let mut all = self.of.iter();
+        all.any(|(job, rest)| rest.for_good && job.takes(file))
     }
 
     /// How many there are, and why the first of them.
@@ -129,6 +133,14 @@ impl SetAside {
     pub fn first(&self) -> Option<(usize, &str)> {
         let (_, rest) = self.of.first_key_value()?;
         Some((self.of.len(), &rest.why))
+    }
+}
+
+fn is_for_good(error: &HistoryError) -> bool {
+    match error {
+        HistoryError::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+        HistoryError::Damaged { .. } | HistoryError::NewerVersion { .. } => true,
+        _ => false,
     }
 }
 
@@ -145,21 +157,65 @@ mod tests {
         }
     }
 
+    fn damaged() -> HistoryError {
+        HistoryError::Damaged {
+            name: "f".to_owned(),
+            what: "its end",
+        }
+    }
+
+    fn refused(kind: io::ErrorKind) -> HistoryError {
+        HistoryError::Io {
+            action: "write",
+            name: "f".to_owned(),
+            source: kind.into(),
+        }
+    }
+
+    #[test]
+    fn a_full_disk_gives_nothing_up() {
+        let file = FileEntry {
+            name: "f".to_owned(),
+            tier: Tier::Raw,
+            group: 0,
+            start: 0,
+            end: 7_200_000,
+            generation: 1,
+            bytes: 1,
+            points: 1,
+            packed: false,
+        };
+        let mut aside = SetAside::default();
+        for (error, given_up) in [
+            (refused(io::ErrorKind::StorageFull), false),
+            (refused(io::ErrorKind::Other), false),
+            (refused(io::ErrorKind::NotFound), true),
+            (damaged(), true),
+            (refused(io::ErrorKind::StorageFull), false),
+        ] {
+            aside.failed(job(0), 0, &error);
+            assert_eq!(aside.has_given_up(&file), given_up, "{error:?}");
+        }
+    }
+
     #[test]
     fn a_window_that_fails_lets_the_others_pass() {
         let both = [job(0), job(1)];
         let mut aside = SetAside::default();
         assert_eq!(aside.next(&both, 0), Some(job(0)));
-        aside.failed(job(0), 0, "damaged".into());
+        aside.failed(job(0), 0, &damaged());
         assert_eq!(aside.next(&both, 0), Some(job(1)));
-        assert_eq!(aside.first(), Some((1, "damaged")));
+        assert_eq!(
+            aside.first(),
+            Some((1, "history file f is damaged: its end"))
+        );
         assert_eq!(aside.next(&[job(0)], 59_999), None);
         assert_eq!(aside.next(&[job(0)], 60_000), Some(job(0)));
-        aside.failed(job(0), 60_000, "damaged".into());
+        aside.failed(job(0), 60_000, &damaged());
         assert_eq!(aside.next(&[job(0)], 179_999), None, "twice as long");
         assert_eq!(aside.next(&[job(0)], -1_000_000), Some(job(0)), "put back");
         for _ in 0..10 {
-            aside.failed(job(0), 0, "damaged".into());
+            aside.failed(job(0), 0, &damaged());
         }
         assert_eq!(aside.next(&[job(0)], 3_600_000), Some(job(0)), "an hour");
         assert_eq!(aside.next(&[], 0), None);

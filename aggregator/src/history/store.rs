@@ -692,7 +692,7 @@ impl<S: Storage> EmbeddedStore<S> {
             }
             Err(error) => {
                 Counters::add(&self.counters.failures, 1);
-                lock(&self.aside).failed(job, now, crate::chain(&error));
+                lock(&self.aside).failed(job, now, &error);
                 Err(error)
             }
         }
@@ -753,8 +753,8 @@ impl<S: Storage> EmbeddedStore<S> {
         let files = self.files();
         let aside = lock(&self.aside);
         let old = |file: &FileEntry| {
-            // Raw samples that came late are rolled up before they go, if they can be.
-            let done = file.tier != Tier::Raw || file.packed || aside.holds(file);
+            // Raw samples are rolled up before they go, if that can ever be.
+            let done = file.tier != Tier::Raw || file.packed || aside.has_given_up(file);
             done && file.end <= now.saturating_sub(self.config.keep_ms(file.tier))
         };
         let mut gone: HashSet<String> = files

@@ -60,7 +60,49 @@ impl Books {
                     }
                 }
             }
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = all;
+            self.put(all);
         }
+    }
+
+    /// Puts what was read. What was counted once stays counted, though rows go after three months; a channel that
+    /// could not be read stays as it was.
+    fn put(&self, read: BTreeMap<String, ChannelBooks>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, mut books) in read {
+            if let Some(before) = all.get(&name) {
+                books.delivered = books.delivered.max(before.delivered);
+                books.held_back = books.held_back.max(before.held_back);
+                books.given_up = books.given_up.max(before.given_up);
+            }
+            all.insert(name, books);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_never_fall_and_a_channel_that_cannot_be_read_stays() {
+        let books = Books::default();
+        let one = |delivered, given_up, waiting| ChannelBooks {
+            delivered,
+            given_up,
+            waiting,
+            ..ChannelBooks::default()
+        };
+        let put = |all: &[(&str, ChannelBooks)]| {
+            let each = all
+                .iter()
+                .map(|(name, books)| ((*name).to_owned(), books.clone()));
+            books.put(each.collect());
+        };
+        put(&[("ops", one(5, 3, 2)), ("mail", one(1, 0, 0))]);
+        put(&[("ops", one(9, 2, 0))]);
+        let all = books.read();
+        let ops = &all["ops"];
+        assert_eq!((ops.delivered, ops.given_up, ops.waiting), (9, 3, 0));
+        assert_eq!(all["mail"].delivered, 1);
     }
 }

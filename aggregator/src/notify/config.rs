@@ -1,4 +1,4 @@
-//! The keys `[[notify]]`, `[heartbeat]` and `allow_notify_exec`: where people are told, and of what.
+//! The keys `[[notify]]`, `[heartbeat]`, `allow_notify_exec` and `runbook_url`: where people are told, and of what.
 
 use std::{collections::BTreeMap, fmt, fs, path::Path, time::Duration};
 
@@ -12,7 +12,7 @@ use super::{
     smtp::{Protection, Smtp},
 };
 use crate::{
-    detect::Severity,
+    detect::{Severity, rules::Runbooks},
     incident::{
         pages::{Event, Telling},
         roster::Roster,
@@ -39,6 +39,8 @@ pub struct NotifyConfig {
     pub heartbeat: Option<Heartbeat>,
     /// Whether channels may run programs.
     pub allow_exec: bool,
+    /// Where messages say that it is read what to do.
+    pub runbooks: Runbooks,
 }
 
 /// One way to tell people.
@@ -199,6 +201,9 @@ impl NotifyConfig {
     /// Every key there is. A channel of a later file replaces one of the same name.
     pub fn keys(&mut self, root: &mut Section<'_, '_>) {
         root.value("allow_notify_exec", &mut self.allow_exec, truth);
+        root.value("runbook_url", &mut self.runbooks, |value| {
+            Runbooks::at(text(value)?)
+        });
         let channels = &mut self.channels;
         root.tables("notify", |section| {
             if let Some(channel) = channel(section) {

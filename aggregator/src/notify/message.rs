@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     control::NewDelivery,
-    detect::{Severity, rules},
+    detect::{
+        Severity,
+        rules::{self, Runbooks},
+    },
     incident::{
         pages::{Event, Lead, Scope, Telling},
         roster::Roster,
@@ -99,7 +102,7 @@ pub struct Problem {
 impl Message {
     /// What is said of a telling.
     #[must_use]
-    pub fn of(telling: &Telling, fleet: &str, roster: &Roster) -> Self {
+    pub fn of(telling: &Telling, fleet: &str, roster: &Roster, runbooks: &Runbooks) -> Self {
         let problems: Vec<Problem> = telling
             .members
             .iter()
@@ -113,7 +116,7 @@ impl Message {
                 evidence: plain(&member.subject.evidence),
                 since: member.subject.since.to_string(),
                 open: member.open,
-                runbook: rules::link(&member.subject.rule).unwrap_or_default(),
+                runbook: runbooks.link(&member.subject.rule).unwrap_or_default(),
             })
             .collect();
         let mut hosts: Vec<String> = telling

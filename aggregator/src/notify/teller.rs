@@ -23,6 +23,7 @@ use super::{
 use crate::{
     chain,
     control::{Consequence, Control, ControlError, NewDelivery},
+    detect::rules::Runbooks,
     fleet::Fleet,
     incident::{
         Incidents,
@@ -57,6 +58,7 @@ pub struct Told {
 struct Shared {
     state: Mutex<State>,
     fleet_name: String,
+    runbooks: Runbooks,
     channels: Vec<Arc<Channel>>,
     /// The last round; `None` where there are none.
     round: Mutex<Option<Instant>>,
@@ -142,6 +144,7 @@ pub async fn start(
         shared: Arc::new(Shared {
             state: Mutex::new(state),
             fleet_name,
+            runbooks: config.runbooks.clone(),
             channels: channels.clone(),
             round: Mutex::new(Some(Instant::now())),
             incidents,
@@ -221,8 +224,18 @@ impl Told {
             .pages
             .standing(now)
             .filter(|telling| state.hears(channel, telling))
-            .map(|telling| Message::of(&telling, &self.shared.fleet_name, &state.world.roster))
+            .map(|telling| self.message(&telling, &state.world.roster))
             .collect()
+    }
+
+    /// What is said of a telling.
+    fn message(&self, telling: &Telling, roster: &Roster) -> Message {
+        let Shared {
+            fleet_name,
+            runbooks,
+            ..
+        } = &*self.shared;
+        Message::of(telling, fleet_name, roster, runbooks)
     }
 
     /// The channels there are.
@@ -401,7 +414,7 @@ impl Teller {
         let roster = &known.world.roster;
         let mut all = Vec::new();
         let mut send = |telling: &Telling, to: &dyn Fn(&Channel) -> bool| {
-            let message = Message::of(telling, &self.told.shared.fleet_name, roster);
+            let message = self.told.message(telling, roster);
             let channels = self.told.shared.channels.iter();
             let mut sent = Vec::new();
             for channel in channels.filter(|channel| to(channel)) {

@@ -38,8 +38,9 @@ use super::{
 use crate::{
     chain,
     control::{Control, IncidentFilter},
-    events::{Choice, Events, EventsError, Kept, KeptRecording, recorded},
+    events::{Choice, Events, EventsError, Kept, KeptRecording, recorded, store::MAX_SCANNED},
     fleet::Fleet,
+    rfc3339,
 };
 
 /// Events of an answer unless the caller says otherwise, and at most.
@@ -243,10 +244,13 @@ impl EventsService {
             .await
             .map_err(|error| failed(&error))?;
         let mut missing = chosen.missing.clone();
-        if found.cut_short {
-            missing.push("older events: too many were looked at, narrow the question".to_owned());
+        if let Some(at) = found.cut_short {
+            let at = rfc3339(at);
+            missing.push(format!(
+                "events before {at}: {MAX_SCANNED} were looked at; ask for what happened --until {at}, or for fewer hosts"
+            ));
         }
-        let first = found.events.first().map(|kept| kept.event.at_ms);
+        let first = found.events.iter().map(|kept| kept.event.at_ms).min();
         Ok(v1::ListEventsResponse {
             meta: Some(self.meta(missing)),
             more_before_ms: first.filter(|_| found.more),

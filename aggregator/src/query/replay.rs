@@ -90,7 +90,7 @@ impl ReplayService {
             Overrides::new(&self.rules)
         }
         .map_err(broken)?;
-        let _turn = self.turn.lock().await;
+        let turn = Arc::clone(&self.turn).lock_owned().await;
         let record = self
             .control
             .turn_record()
@@ -108,6 +108,8 @@ impl ReplayService {
         let since = Timestamp::from_millis(request.since_ms);
         let begun = script.turns.first().map(|turned| turned.at);
         let worked = tokio::task::spawn_blocking(move || {
+            // Also when whoever asked is gone: the next one waits until this is done.
+            let _turn = turn;
             let again = replay::as_recorded(&script);
             let other = replay::with_rules(&script, &hosts, &old, &new);
             (again, other)

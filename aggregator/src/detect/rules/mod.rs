@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 use serde::Deserialize;
 
 pub use overrides::{Bounds, Difference, Override, OverrideError, Overrides};
-pub use runbook::{BUILT_IN, BuiltIn, link, page, runbook};
+pub use runbook::{BUILT_IN, BuiltIn, Runbooks, link, page, runbook};
 pub(super) use watch::{Grown, Watcher};
 pub use watch::{Sample, Use, need_rate, uses_of};
 
@@ -117,6 +117,9 @@ pub struct Value {
     /// Metric by which it is divided: of the same reading if it counts, else as it is.
     #[serde(default)]
     pub per: Option<String>,
+    /// Of a promise: the metric that says when it was last kept.
+    #[serde(default)]
+    pub done: Option<String>,
 }
 
 /// What of a metric counts.
@@ -130,6 +133,12 @@ pub enum Reading {
     Rate,
     /// How much it grew lately: half of what it grew counts after 15 min, a quarter after 30.
     Recent,
+    /// Its value, once it was seen at 0: what has always been so did not become so, and is unknown.
+    Turned,
+    /// How many seconds ago the moment was that it names; 0 where it names none.
+    Age,
+    /// How many seconds the moment that it promised has passed without [`Value::done`] having come to it.
+    Overdue,
 }
 
 /// How a value reads.
@@ -146,6 +155,8 @@ pub enum Unit {
     Flag,
     /// The status of a check: 0 ok, 1 warning, 2 critical, 3 unknown.
     Status,
+    /// Seconds.
+    Time,
 }
 
 impl Unit {
@@ -164,6 +175,11 @@ impl Unit {
                 _ => "unknown",
             }
             .to_owned(),
+            Self::Time => match value {
+                value if value < 2.0 * 3600.0 => format!("{:.0} min", value / 60.0),
+                value if value < 2.0 * 86_400.0 => format!("{:.0} h", value / 3600.0),
+                value => format!("{:.0} days", value / 86_400.0),
+            },
         }
     }
 }

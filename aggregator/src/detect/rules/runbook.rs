@@ -79,6 +79,59 @@ pub fn link(rule: &str) -> Option<String> {
     runbook(rule).map(|_| format!("{PAGE}#{rule}"))
 }
 
+/// Most bytes of an address: more than browsers and the services that are told take.
+const MAX_ADDRESS: usize = 2_000;
+/// Stands for the name of a rule in an address.
+const RULE: &str = "{rule}";
+
+/// Where runbooks are read: Muster's own page, or an address of whoever runs it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Runbooks(Option<String>);
+
+impl Runbooks {
+    /// Pages at this address, in which `{rule}` stands for the name of a rule; empty: Muster's own page.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn at(address: &str) -> Result<Self, String> {
+        if address.is_empty() {
+            return Ok(Self(None));
+        }
+        let scheme = ["https://", "http://"]
+            .into_iter()
+            .find(|scheme| address.starts_with(scheme));
+        if scheme.is_none_or(|scheme| address[scheme.len()..].starts_with(['/', '?', '#'])) {
+            return Err(format!(
+                "{address:?} is no address: write \"https://wiki.example/{RULE}\""
+            ));
+        }
+        // Its place may be in the path, behind a `?` or a `#`; anything else of the kind is a slip of the pen.
+        let rest = address.replace(RULE, "");
+        if rest == address {
+            return Err(format!(
+                "{address:?} is the same for all rules: write {RULE} where the name of one belongs"
+            ));
+        }
+        let is_odd = |c: char| !c.is_ascii_graphic() || matches!(c, '{' | '}' | '<' | '>' | '"');
+        if address.len() > MAX_ADDRESS || rest.contains(is_odd) {
+            return Err(format!(
+                "an address has at most {MAX_ADDRESS} characters, all of them ASCII, and no braces but those of {RULE}"
+            ));
+        }
+        Ok(Self(Some(address.to_owned())))
+    }
+
+    /// Where it is read what to do about a rule. Without an address of one's own, `None` for a rule that the page does
+    /// not have.
+    #[must_use]
+    pub fn link(&self, rule: &str) -> Option<String> {
+        match &self.0 {
+            Some(address) => Some(address.replace(RULE, rule)),
+            None => link(rule),
+        }
+    }
+}
+
 /// `docs/runbooks.md`.
 #[must_use]
 pub fn page() -> String {

@@ -22,6 +22,8 @@ use crate::{
 };
 
 const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);
+/// The same in seconds.
+const START_SECONDS: f64 = 1.795e9;
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// How a series goes on.
@@ -50,6 +52,11 @@ type Case = (&'static str, &'static str, &'static [Fed]);
 
 const ETH0: &[(&str, &str)] = &[("device", "eth0")];
 const TEMP: &[(&str, &str)] = &[("chip", "k10"), ("sensor", "temp1")];
+const ROOT: &[(&str, &str)] = &[
+    ("device", "/dev/vda"),
+    ("fstype", "ext4"),
+    ("mountpoint", "/"),
+];
 const NFS: &[(&str, &str)] = &[
     ("device", "nas:/x"),
     ("fstype", "nfs4"),
@@ -127,6 +134,11 @@ const CASES: &[Case] = &[
         "filesystem_hung",
         "/mnt",
         &[("node_filesystem_device_error", NFS, At(0.0), At(1.0))],
+    ),
+    (
+        "filesystem_readonly",
+        "/",
+        &[("node_filesystem_readonly", ROOT, At(0.0), At(1.0))],
     ),
     (
         "raid_degraded",
@@ -239,6 +251,34 @@ const CASES: &[Case] = &[
             &[("name", "web.service")],
             At(0.0),
             At(6.0),
+        )],
+    ),
+    (
+        "timer_missed",
+        "backup.timer",
+        &[
+            (
+                "muster_host_systemd_timer_next_trigger_seconds",
+                &[("name", "backup.timer")],
+                At(START_SECONDS + 86_400.0),
+                At(START_SECONDS - 4000.0),
+            ),
+            (
+                "node_systemd_timer_last_trigger_seconds",
+                &[("name", "backup.timer")],
+                At(START_SECONDS - 1000.0),
+                At(START_SECONDS - 90_000.0),
+            ),
+        ],
+    ),
+    (
+        "reboot_wanted",
+        "",
+        &[(
+            "muster_host_reboot_required_since_seconds",
+            &[],
+            At(0.0),
+            At(START_SECONDS - 15.0 * 86_400.0),
         )],
     ),
     (

@@ -24,6 +24,10 @@ const RECENT_HALF_LIFE_SECONDS: f64 = 900.0;
 const MAX_GROWING: usize = 64;
 /// What has faded to this is forgotten.
 const FADED: f64 = 0.01;
+/// Most subjects of a host of which something else is remembered: that they were seen at 0, or a promise.
+const MAX_HELD: usize = 512;
+/// A clock that shows seconds may be behind by one.
+const CLOCK_SECONDS: f64 = 1.0;
 
 /// A place of a series in a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +41,7 @@ enum Part {
     Value,
     Per,
     And,
+    Done,
     Detail,
     Unless,
     /// Whether the rule's collector worked.
@@ -74,6 +79,9 @@ pub fn uses_of(family: &Family, labels: &[String]) -> Box<[Use]> {
         let is = |metric: Option<&str>| metric == Some(family.name.as_str());
         if is(definition.value.per.as_deref()) {
             put(Part::Per);
+        }
+        if is(definition.value.done.as_deref()) {
+            put(Part::Done);
         }
         if definition
             .and
@@ -123,7 +131,7 @@ pub fn need_rate(uses: &[Use]) -> bool {
         let Some(definition) = pack().get(usize::from(used.rule)) else {
             return false;
         };
-        let grows = |reading| reading != Reading::Value;
+        let grows = |reading| matches!(reading, Reading::Rate | Reading::Recent);
         match used.part {
             Part::Value => grows(definition.value.reading),
             Part::Per => definition.value.reading == Reading::Rate,
@@ -131,7 +139,7 @@ pub fn need_rate(uses: &[Use]) -> bool {
                 .and
                 .as_ref()
                 .is_some_and(|and| grows(and.reading)),
-            Part::Detail | Part::Unless | Part::Read | Part::Absent => false,
+            Part::Done | Part::Detail | Part::Unless | Part::Read | Part::Absent => false,
         }
     })
 }
@@ -146,6 +154,16 @@ fn label<'a>(family: &Family, labels: &'a [String], key: &str) -> Option<&'a str
 pub(in crate::detect) struct Grown {
     counts: BTreeMap<String, BTreeMap<String, f64>>,
     at: Option<Timestamp>,
+    /// By checksum of a rule and a series: 0 once it was seen at 0, or the second that was promised.
+    held: BTreeMap<u32, u32>,
+}
+
+/// What tells a series of a rule from others, in few bytes: there is one for each filesystem and timer of each host.
+fn held_as(rule: &str, labels: &[String]) -> u32 {
+    let start = crc32c::crc32c(rule.as_bytes());
+    labels.iter().fold(start, |sum, label| {
+        crc32c::crc32c_append(crc32c::crc32c_append(sum, &[0]), label.as_bytes())
+    })
 }
 
 impl Grown {
@@ -179,8 +197,53 @@ impl Grown {
             .unwrap_or(0.0)
     }
 
+    fn hold(&mut self, key: u32, second: u32) {
+        if self.held.contains_key(&key) || self.held.len() < MAX_HELD {
+            self.held.insert(key, second);
+        }
+    }
+
+    /// The value of a series that matters only if it was 0 before.
+    fn turned(&mut self, key: u32, value: f64) -> f64 {
+        if value > 0.0 {
+            return if self.held.contains_key(&key) {
+                value
+            } else {
+                f64::NAN
+            };
+        }
+        self.hold(key, 0);
+        0.0
+    }
+
+    /// How long a promise has not been kept, in seconds; `next` is what is promised now, `done` when one was last kept.
+    ///
+    /// A promise that is due stands, whatever is promised after it, until it is kept: a host that was off at that time
+    /// promises the next day, and did not do what it should have. One that is not due yet is replaced by a new one.
+    fn overdue(&mut self, key: u32, now: f64, next: Option<f64>, done: f64) -> Option<f64> {
+        let held = self.held.get(&key).copied().map(f64::from);
+        let due = held.filter(|due| now > *due && done + CLOCK_SECONDS < *due);
+        if let (Some(due), Some(_)) = (due, next) {
+            return Some(now - due);
+        }
+        match next.filter(|next| *next > done) {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a float to integer cast saturates: no promise is made for after 2106"
+            )]
+            Some(next) => self.hold(key, next as u32),
+            None => {
+                self.held.remove(&key);
+            }
+        }
+        next.map(|_| 0.0)
+    }
+
     pub(in crate::detect) fn forget_time(&mut self) {
         self.at = None;
+        // Promises were made by that clock.
+        self.held.retain(|_, second| *second == 0);
     }
 }
 
@@ -195,6 +258,7 @@ struct Numbers<'a> {
     values: BTreeMap<Place<'a>, f64>,
     pers: BTreeMap<Place<'a>, f64>,
     and: Option<f64>,
+    dones: BTreeMap<Place<'a>, f64>,
     details: BTreeMap<&'a str, &'a str>,
     unless: BTreeSet<&'a str>,
     /// Whether the rule's collector worked, or had nothing to read; `None` where the host says nothing of it.
@@ -204,19 +268,23 @@ struct Numbers<'a> {
 }
 
 impl<'a> Numbers<'a> {
-    fn take(&mut self, definition: &Definition, sample: &Sample<'a>, grown: &mut Grown) {
+    fn take(
+        &mut self,
+        definition: &Definition,
+        sample: &Sample<'a>,
+        tick: Timestamp,
+        grown: &mut Grown,
+    ) {
         let subject = definition.subject.as_deref();
         let subject = subject.and_then(|key| label(sample.family, sample.labels, key));
         let subject = subject.unwrap_or("");
         let value = &definition.value;
-        let labels = if value.per.is_some() && value.labels.is_empty() {
-            sample.labels
-        } else {
-            &[]
-        };
+        let compared = value.per.is_some() || value.done.is_some();
+        let apart = compared && value.labels.is_empty();
+        let labels = if apart { sample.labels } else { &[] };
         match sample.used.part {
             Part::Value => {
-                if let Some(value) = read(definition, sample, subject, grown) {
+                if let Some(value) = read(definition, sample, subject, tick, grown) {
                     let kept = self.values.entry((subject, labels)).or_insert(value);
                     *kept = definition.worse(*kept, value);
                 }
@@ -233,6 +301,9 @@ impl<'a> Numbers<'a> {
                 }
             }
             Part::And => self.and = sample.rate.or(self.and),
+            Part::Done => {
+                self.dones.insert((subject, labels), sample.value);
+            }
             Part::Detail => {
                 let key = definition.detail.as_ref().map(|detail| &*detail.label);
                 let word = key.and_then(|key| label(sample.family, sample.labels, key));
@@ -250,6 +321,20 @@ impl<'a> Numbers<'a> {
                 if sample.value > 0.0 {
                     (self.read, self.absent) = (Some(true), true);
                 }
+            }
+        }
+    }
+}
+
+impl Numbers<'_> {
+    /// Makes of what is promised for how long it has not been kept.
+    fn settle(&mut self, definition: &Definition, tick: Timestamp, grown: &mut Grown) {
+        let promised = std::mem::take(&mut self.values);
+        for (place @ (_, labels), done) in &self.dones {
+            let key = held_as(&definition.name, labels);
+            let next = promised.get(place).copied();
+            if let Some(value) = grown.overdue(key, seconds(tick), next, *done) {
+                self.values.insert(*place, value);
             }
         }
     }
@@ -282,10 +367,13 @@ impl<'a> Watcher<'a> {
         for sample in seen.samples {
             let rule = usize::from(sample.used.rule);
             if let Some((definition, numbers)) = pack().get(rule).zip(numbers.get_mut(rule)) {
-                numbers.take(definition, sample, grown);
+                numbers.take(definition, sample, seen.tick, grown);
             }
         }
         for (definition, numbers) in pack().iter().zip(&mut numbers) {
+            if definition.value.reading == Reading::Overdue {
+                numbers.settle(definition, seen.tick, grown);
+            }
             let signal = definition.value.signal.as_deref();
             let at = signal.and_then(|name| SIGNALS.iter().position(|known| *known == name));
             let value = at.map(|at| f64::from(seen.signals[at]));
@@ -357,15 +445,29 @@ impl Numbers<'_> {
     }
 }
 
+#[expect(clippy::cast_precision_loss, reason = "milliseconds since 1970")]
+fn seconds(tick: Timestamp) -> f64 {
+    tick.as_millis() as f64 / 1000.0
+}
+
 fn read(
     definition: &Definition,
     sample: &Sample<'_>,
     subject: &str,
+    tick: Timestamp,
     grown: &mut Grown,
 ) -> Option<f64> {
     match definition.value.reading {
         Reading::Value => Some(sample.value),
         Reading::Rate => sample.rate,
+        Reading::Turned => {
+            let key = held_as(&definition.name, sample.labels);
+            Some(grown.turned(key, sample.value))
+        }
+        Reading::Age if sample.value > 0.0 => Some((seconds(tick) - sample.value).max(0.0)),
+        Reading::Age => Some(0.0),
+        // What is promised; `settle` makes the rest of it when all is known.
+        Reading::Overdue => Some(sample.value),
         // Without growth in this tick it is not known, and what there was has faded.
         Reading::Recent => Some(grown.add(&definition.name, subject, sample.grown?)),
     }

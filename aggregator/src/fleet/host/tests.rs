@@ -230,7 +230,9 @@ fn an_announced_silence_that_ended_before_a_restart_is_over() {
     (lab.life, lab.seq) = (Incarnation(2), 0);
     let session = lab.session();
     lab.host.begin_session(session);
-    lab.pass(PATIENCE);
+    lab.pass(1);
+    assert_eq!(lab.host.liveness(), Liveness::Late, "stopped it is no more");
+    lab.pass(PATIENCE - 1);
     assert_eq!(lab.told.len(), 1, "{:?}", lab.told);
     assert!(matches!(lab.host.liveness(), Liveness::Silent(cause) if !cause.is_announced()));
 }
