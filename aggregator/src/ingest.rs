@@ -14,7 +14,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -684,26 +684,38 @@ impl Inner {
         to_agent: &ToAgent,
     ) -> Result<(), Refusal> {
         let mut gave_bundle = opened.gave_bundle;
+        // Made once: to make them for each message would cost as much as the message.
+        let mut closed = pin!(opened.close.cancelled());
+        let mut expired = pin!(sleep_until(opened.until));
+        let mut gone = pin!(to_agent.closed());
+        let mut idle = pin!(sleep_until(Instant::now() + opened.idle));
+        let mut heard = Instant::now();
         loop {
+            // What ends the stream comes first: an agent that sends without end does not hold it open.
             let received = tokio::select! {
-                received = timeout(opened.idle, inbound.next()) => received,
-                () = opened.close.cancelled() => return Ok(()),
-                () = sleep_until(opened.until) => {
-                    return Err(Refusal::Deny(v1::DenyReason::Expired));
-                }
+                biased;
+                () = &mut closed => return Ok(()),
+                () = &mut expired => return Err(Refusal::Deny(v1::DenyReason::Expired)),
+                received = inbound.next() => received,
                 // The agent is gone.
-                () = to_agent.closed() => return Ok(()),
-            };
-            let agent_message = match received {
-                Ok(Some(Ok(agent_message))) => agent_message,
-                Ok(Some(Err(status))) => return Err(Refusal::Status(status)),
-                Ok(None) => return Ok(()),
-                Err(_) => {
+                () = &mut gone => return Ok(()),
+                () = &mut idle => {
+                    let until = heard + opened.idle;
+                    if until > Instant::now() {
+                        idle.as_mut().reset(until);
+                        continue;
+                    }
                     return Err(Refusal::Status(Status::deadline_exceeded(
                         "nothing was received for six intervals",
                     )));
                 }
             };
+            let agent_message = match received {
+                Some(Ok(agent_message)) => agent_message,
+                Some(Err(status)) => return Err(Refusal::Status(status)),
+                None => return Ok(()),
+            };
+            heard = Instant::now();
             let host = opened.host;
             // It keeps the bundle of the Welcome before it says anything else.
             if let Some(version) = gave_bundle.take()

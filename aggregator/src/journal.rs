@@ -1,9 +1,9 @@
 //! The aggregator's log: what agents said, on disk before it is acknowledged.
 //!
 //! One thread owns the segmented log. It takes what has gathered in its queue, writes it with one write
-//! and one fdatasync, and only then tells the shards which frames are durable: group commit without an
-//! artificial delay, since frames gather while the disk works. A record carries the sample and its
-//! duplicate mark (host, incarnation, number) in one piece.
+//! and one fdatasync, and only then tells the shards which frames are durable. What comes alone is written at
+//! once; of what comes all the time, what gathers in [`GATHER`] shares a commit (`docs/decisions/070`). A record
+//! carries the sample and its duplicate mark (host, incarnation, number) in one piece.
 //!
 //! What is on disk is offered to the history, which reads the log itself for what it could not take.
 //!
@@ -88,7 +88,14 @@ pub enum Record {
 impl Record {
     /// The bytes of the record of this host: 16 bytes of host id, then postcard.
     pub fn encode(&self, host: HostId) -> Result<Vec<u8>, postcard::Error> {
-        postcard::to_extend(self, host.as_bytes().to_vec())
+        let payload = match self {
+            Self::Frame(frame) => frame.payload.len(),
+            _ => 0,
+        };
+        // What stands around a payload is some 30 bytes; a session is longer, and rare.
+        let mut bytes = Vec::with_capacity(16 + payload + 64);
+        bytes.extend_from_slice(host.as_bytes());
+        postcard::to_extend(self, bytes)
     }
 
     /// Host and record of the bytes.
@@ -199,6 +206,8 @@ impl JournalHealth {
 pub struct Journal {
     queue: mpsc::Sender<Entry>,
     health: Arc<JournalHealth>,
+    /// The thread, which may be waiting for more to gather.
+    writer: thread::Thread,
 }
 
 impl Journal {
@@ -233,7 +242,12 @@ impl Journal {
         let thread = thread::Builder::new()
             .name("journal".into())
             .spawn(move || writer.run(inbox))?;
-        Ok((Self { queue, health }, thread))
+        let journal = Self {
+            queue,
+            health,
+            writer: thread.thread().clone(),
+        };
+        Ok((journal, thread))
     }
 
     /// Hands an entry over; false if the queue is full, which is when the disk is slower than the fleet.
@@ -244,10 +258,13 @@ impl Journal {
             return false;
         }
         // Counted before it can be taken out, so that the sum never goes below zero.
-        self.health.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.health.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         let sent = self.queue.try_send(entry).is_ok();
         if !sent {
             self.health.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        } else if before < GROUP_BYTES as u64 && before + bytes >= GROUP_BYTES as u64 {
+            // A whole group is here: it waits for no more.
+            self.writer.unpark();
         }
         sent
     }
@@ -259,10 +276,11 @@ impl Journal {
     }
 }
 
-/// Between two commits at least. What comes alone is written at once; of what comes all the time, as much shares a
-/// write, an fdatasync and the waking of everyone concerned as comes in this time. Acknowledgements are later by it,
-/// which nobody waits for: an agent keeps its frames for hours.
-const GATHER: Duration = Duration::from_millis(10);
+/// Between two commits at least, unless a whole group is here. What comes alone is written at once; of what comes all
+/// the time, as much shares a write, an fdatasync and the waking of everyone concerned as comes in this time.
+/// Acknowledgements are later by it, which nobody waits for: an agent keeps its frames for hours. What a query or a
+/// detector sees is not later: a frame is applied before it is durable (`docs/decisions/001`).
+pub const GATHER: Duration = Duration::from_millis(50);
 
 struct Writer<S: Storage> {
     log: Log<S>,
@@ -282,13 +300,12 @@ impl<S: Storage> Writer<S> {
         let mut credits: Vec<Credit> = Vec::new();
         let mut stored = Batch::default();
         let mut committed: Option<Instant> = None;
-        while let Some(first) = inbox.blocking_recv() {
-            let rest = committed.and_then(|at| GATHER.checked_sub(at.elapsed()));
-            if let Some(rest) = rest
-                && self.health.queued_bytes() < GROUP_BYTES as u64
-            {
-                thread::sleep(rest);
-            }
+        loop {
+            // Waited before the queue is looked at, so that nobody needs to wake this thread for each entry.
+            self.gather(committed);
+            let Some(first) = inbox.blocking_recv() else {
+                return;
+            };
             let mut bytes = 0;
             let mut next = Some(first);
             while let Some(mut entry) = next {
@@ -324,6 +341,21 @@ impl<S: Storage> Writer<S> {
             self.health
                 .disk_bytes
                 .store(self.log.bytes_on_disk(), Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until the time between two commits is over, or enough for one is here.
+    fn gather(&self, committed: Option<Instant>) {
+        let Some(committed) = committed else { return };
+        loop {
+            let rest = GATHER.saturating_sub(committed.elapsed());
+            if rest.is_zero()
+                || self.health.queued_bytes() >= GROUP_BYTES as u64
+                || self.health.stopping.load(Ordering::Relaxed)
+            {
+                return;
+            }
+            thread::park_timeout(rest);
         }
     }
 

@@ -25,6 +25,7 @@ pub mod selector;
 pub mod serve;
 pub mod setup;
 pub mod status;
+pub mod threads;
 pub mod time_guard;
 
 /// An error and its causes in one line, as logs and operators get it.

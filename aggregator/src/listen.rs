@@ -318,8 +318,66 @@ impl From<Option<Turn>> for Held {
 }
 
 enum Io {
-    Tls(Box<TlsStream<TcpStream>>),
-    Plain(TcpStream),
+    Tls(Box<TlsStream<Socket>>),
+    Plain(Socket),
+}
+
+/// The bytes below TLS, from whichever runtime.
+struct Socket(Option<TcpStream>);
+
+impl Socket {
+    fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        let stream = self.0.as_mut().map(Pin::new);
+        stream.ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// From now on it is this thread's runtime that waits for it.
+    fn adopt(&mut self) -> io::Result<()> {
+        if let Some(stream) = self.0.take() {
+            self.0 = Some(TcpStream::from_std(stream.into_std()?)?);
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.stream()?.poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
 }
 
 impl Conn {
@@ -327,6 +385,18 @@ impl Conn {
     #[must_use]
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// The connection on the runtime that this is called on, whichever accepted it.
+    ///
+    /// # Errors
+    /// When the socket cannot be handed over, for want of memory.
+    pub fn moved(mut self) -> io::Result<Self> {
+        match &mut self.io {
+            Io::Tls(stream) => stream.get_mut().0.adopt()?,
+            Io::Plain(socket) => socket.adopt()?,
+        }
+        Ok(self)
     }
 
     /// Whether TLS negotiated HTTP/2 (ALPN). A client that names no protocol, and any without TLS, speaks HTTP/1.1.
@@ -508,7 +578,7 @@ impl Door {
         let admitted = async {
             match &self.config {
                 None => Ok(Conn {
-                    io: Io::Plain(stream),
+                    io: Io::Plain(Socket(Some(stream))),
                     peer: Peer {
                         addr,
                         id: None,
@@ -694,7 +764,7 @@ async fn handshake(
     }
     let wants_h2 = !config.alpn_protocols.iter().any(|name| name == b"http/1.1");
     let stream = TlsAcceptor::from(config)
-        .accept(stream)
+        .accept(Socket(Some(stream)))
         .await
         .map_err(|error| match fault(&error) {
             Some(TlsFault::Incompatible) => Refused::Incompatible,

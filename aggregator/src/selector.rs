@@ -203,6 +203,27 @@ impl Selector {
             .next()
     }
 
+    /// The conditions on names and labels alone: whoever does not satisfy these is not selected, whatever else it is.
+    #[must_use]
+    pub fn of_labels(&self) -> Self {
+        let lasting = |test: &Test| {
+            matches!(
+                test,
+                Test::LabelSet(_)
+                    | Test::LabelIn(..)
+                    | Test::TextSet(TextField::Name)
+                    | Test::TextIn(TextField::Name, _)
+            )
+        };
+        let conditions = self.conditions.iter();
+        Self {
+            conditions: conditions
+                .filter(|condition| lasting(&condition.test))
+                .cloned()
+                .collect(),
+        }
+    }
+
     /// Whether it selects every host.
     #[must_use]
     pub fn is_all(&self) -> bool {

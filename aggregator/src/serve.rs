@@ -8,16 +8,19 @@
 use std::{fs, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use futures_util::StreamExt as _;
 use muster_proto::{
     id::HostId,
     time::{Clock, SystemClock},
 };
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     sync::{mpsc, watch},
     task::JoinSet,
     time,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
@@ -39,11 +42,12 @@ use crate::{
     incident::Incidents,
     ingest::{Door, Renewing, UplinkService, WelcomeTerms},
     journal::JournalHealth,
-    listen::{self, DoorCounters, Limits},
+    listen::{self, Conn, DoorCounters, Limits},
     notify::{self, Books, Told},
     peers::{self, PeerWatch},
     pki::{Authority, Doors},
     query,
+    threads::ShardThreads,
     time_guard::{GuardedClock, Machine},
 };
 
@@ -61,6 +65,9 @@ const JOINED: usize = 1024;
 
 /// Refused certificates that wait to be told to the host's shard; the rest is left out.
 const REFUSALS: usize = 256;
+
+/// Connections that are admitted and not yet taken by the thread of their shard.
+const ADMITTED: usize = 64;
 
 /// HTTP/2 bounds of the uplink (design/threats.md): an agent needs one stream.
 const UPLINK_STREAMS: u32 = 8;
@@ -99,6 +106,8 @@ pub struct Aggregator {
     rest: JoinSet<(&'static str, anyhow::Result<()>)>,
     stop_rest: CancellationToken,
     socket: PathBuf,
+    /// Last: nothing runs on them when they end.
+    _threads: ShardThreads,
 }
 
 /// The doors, bound and not yet served.
@@ -176,6 +185,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
     let (incidents, incident_task) = Incidents::start(control.clone(), stop_rest.clone()).await?;
     let open = incidents.clone();
     let events = Events::open(&config.state_dir, config.events, Arc::clone(&clock))?;
+    let shards = std::thread::available_parallelism().map_or(2, usize::from);
+    let threads =
+        ShardThreads::start(shards).context("cannot start the threads that receive samples")?;
     let parts = Parts {
         config: FleetConfig {
             series_quota: config.series_per_host,
@@ -186,7 +198,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         state_dir: config.state_dir.clone(),
         log_max_bytes: config.log_max_bytes,
         history: config.history.clone(),
-        shards: std::thread::available_parallelism().map_or(2, usize::from),
+        threads: threads.handles().to_vec(),
         engine: Arc::new(Engine::new(&config.detect)),
         sink: Arc::new(incidents.clone()),
         open: Box::new(move |host| open.open_on(host)),
@@ -267,6 +279,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         history: started.history.clone(),
         addresses,
         counters: DoorCounters::default(),
+        threads: threads.handles().to_vec(),
         stop: stop_doors.clone(),
     };
     let socket = config.runtime_dir.join("admin.sock");
@@ -283,6 +296,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         rest,
         stop_rest,
         socket,
+        _threads: threads,
     })
 }
 
@@ -459,6 +473,19 @@ async fn tell_refusals(
     ("refused certificates", Ok(()))
 }
 
+/// Hands each connection to the thread of the shard that has its host.
+async fn deal(mut incoming: listen::Incoming, inlets: Vec<mpsc::Sender<Conn>>) {
+    while let Some(admitted) = incoming.next().await {
+        // What is refused was counted at the door.
+        let Ok(conn) = admitted else { continue };
+        let host = conn.peer().agent();
+        let shard = host.map_or(0, |host| Fleet::shard_of(host, inlets.len()));
+        if inlets[shard].send(conn).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// What the doors are opened with.
 struct Opening<'a> {
     config: &'a Config,
@@ -479,6 +506,8 @@ struct Opening<'a> {
     history: Result<start::History, String>,
     addresses: Addresses,
     counters: DoorCounters,
+    /// Of the shards.
+    threads: Vec<Handle>,
     stop: CancellationToken,
 }
 
@@ -579,18 +608,38 @@ impl Opening<'_> {
             Arc::clone(&self.counters.uplink),
             self.stop.clone(),
         );
+        let mut inlets = Vec::new();
+        for thread in &self.threads {
+            let (inlet, outlet) = mpsc::channel(ADMITTED);
+            inlets.push(inlet);
+            let (service, stop) = (service.clone(), self.stop.clone());
+            let serving = async move {
+                let incoming = ReceiverStream::new(outlet).filter_map(|conn: Conn| {
+                    let moved = conn.moved().inspect_err(|error| {
+                        tracing::warn!(%error, "a connection was lost on the way to its shard");
+                    });
+                    std::future::ready(moved.ok().map(io::Result::Ok))
+                });
+                let served = Server::builder()
+                    .max_concurrent_streams(UPLINK_STREAMS)
+                    .initial_stream_window_size(UPLINK_STREAM_WINDOW)
+                    .initial_connection_window_size(UPLINK_CONNECTION_WINDOW)
+                    .http2_keepalive_interval(Some(KEEPALIVE))
+                    .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+                    .add_service(service)
+                    .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+                    .await;
+                ("uplink door", served.map_err(anyhow::Error::new))
+            };
+            tasks.spawn_on(serving, thread);
+        }
         let stop = self.stop.clone();
         tasks.spawn(async move {
-            let served = Server::builder()
-                .max_concurrent_streams(UPLINK_STREAMS)
-                .initial_stream_window_size(UPLINK_STREAM_WINDOW)
-                .initial_connection_window_size(UPLINK_CONNECTION_WINDOW)
-                .http2_keepalive_interval(Some(KEEPALIVE))
-                .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-                .add_service(service)
-                .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-                .await;
-            ("uplink door", served.map_err(anyhow::Error::new))
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = deal(incoming, inlets) => {}
+            }
+            ("uplink door", Ok(()))
         });
     }
 
@@ -661,6 +710,11 @@ impl Opening<'_> {
             Arc::clone(&self.journal),
             Arc::clone(&self.clock),
         );
+        let past = query::PastService::new(
+            history.clone(),
+            self.events.clone(),
+            self.config.fleet_name.clone(),
+        );
         let identity = query::IdentityService::new(query::IdentityParts {
             control: self.control.clone(),
             authority: Arc::clone(&self.authority),
@@ -700,6 +754,7 @@ impl Opening<'_> {
                 .add_service(asked.into_server())
                 .add_service(identity.into_server())
                 .add_service(history.into_server())
+                .add_service(past.into_server())
                 .add_service(checks.into_server())
                 .add_service(paging.into_server())
                 .add_service(replay.into_server())

@@ -5,12 +5,21 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    sync::Arc,
     time::Duration,
 };
 
-use crate::{cli::units, config::Config};
+use muster_proto::tls::provider;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls_pki_types::ServerName;
+
+use crate::{
+    cli::units,
+    config::Config,
+    pki::{Authority, PkiError},
+};
 
 /// Longest wait for the page.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -21,27 +30,28 @@ const MAX_PAGE: u64 = 16 << 20;
 /// Why there is nothing to tell.
 #[derive(Debug, thiserror::Error)]
 pub enum StatusError {
-    /// The page cannot be read here.
+    /// The http door speaks TLS, and whom to trust cannot be read.
     #[error(
-        "the http door speaks TLS: ask https://{0}/metrics, or `muster history --status` as an operator"
+        "cannot read the authority in state_dir, which tells whom to trust where the http door speaks TLS; run this as the aggregator's own user"
     )]
-    Tls(SocketAddr),
+    Trust(#[source] PkiError),
+    /// The http door speaks TLS, and the roots cannot be used.
+    #[error("the roots of the authority in state_dir cannot be used")]
+    Roots(#[source] rustls::Error),
     /// Nobody answers.
-    #[error(
-        "cannot read http://{address}/metrics; does the aggregator run, with this configuration?"
-    )]
+    #[error("cannot read {url}; does the aggregator run, with this configuration?")]
     Unreachable {
-        /// Where it should be.
-        address: SocketAddr,
+        /// What was asked.
+        url: String,
         /// What the system said.
         #[source]
         source: io::Error,
     },
     /// It answered something else.
-    #[error("http://{address}/metrics answers {status}")]
+    #[error("{url} answers {status}")]
     Answer {
-        /// Where.
-        address: SocketAddr,
+        /// What was asked.
+        url: String,
         /// The first line.
         status: String,
     },
@@ -53,33 +63,70 @@ pub enum StatusError {
 /// When its page cannot be read.
 pub fn status(config: &Config) -> Result<String, StatusError> {
     let mut address = config.http.listen;
-    if config.http.tls {
-        return Err(StatusError::Tls(address));
-    }
     // What listens everywhere is asked here.
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
-    let answer = fetch(address, config.http.token.as_deref())
-        .map_err(|source| StatusError::Unreachable { address, source })?;
+    let tls = config.http.tls.then(|| trust(config)).transpose()?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{address}/metrics");
+    let answer = match fetch(address, tls, config.http.token.as_deref()) {
+        Ok(answer) => answer,
+        Err(source) => return Err(StatusError::Unreachable { url, source }),
+    };
     let (head, page) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.lines().next().unwrap_or_default();
     if status.split(' ').nth(1) != Some("200") {
         let status = status.chars().filter(|letter| !letter.is_control());
         let status = status.take(100).collect();
-        return Err(StatusError::Answer { address, status });
+        return Err(StatusError::Answer { url, status });
     }
     Ok(render(&Page(page), config))
 }
 
-fn fetch(address: SocketAddr, token: Option<&str>) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+/// Trusts the installation's own roots and nobody else, not even the machine's: what answers here is shown to somebody
+/// who acts on it, and it is given a token.
+fn trust(config: &Config) -> Result<ClientConnection, StatusError> {
+    let authority = Authority::open(&config.state_dir).map_err(StatusError::Trust)?;
+    let mut roots = RootCertStore::empty();
+    for root in authority.roots() {
+        roots.add(root).map_err(StatusError::Roots)?;
+    }
+    let tls = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(StatusError::Roots)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // Every certificate of an aggregator carries loopback's names, wherever it listens.
+    let name = ServerName::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    ClientConnection::new(Arc::new(tls), name).map_err(StatusError::Roots)
+}
+
+fn fetch(
+    address: SocketAddr,
+    tls: Option<ClientConnection>,
+    token: Option<&str>,
+) -> io::Result<String> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
+    match tls {
+        Some(tls) => ask(StreamOwned::new(tls, stream), address, token),
+        None => ask(stream, address, token),
+    }
+}
+
+fn ask(
+    mut stream: impl io::Read + io::Write,
+    address: SocketAddr,
+    token: Option<&str>,
+) -> io::Result<String> {
     // HTTP/1.0: the answer comes in one piece and ends with the connection.
-    let mut request = format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n");
+    // By the one name that every door answers to.
+    let port = address.port();
+    let mut request = format!("GET /metrics HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n");
     if let Some(token) = token {
         request.push_str("Authorization: Bearer ");
         request.push_str(token);

@@ -7709,9 +7709,22 @@ pub struct HistoryEnd {
     /// Names without wildcards that no host has.
     #[prost(string, repeated, tag = "3")]
     pub unknown_names: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Hosts that were asked for by name and are in the fleet no more; what was recorded of them is in the answer.
+    #[prost(message, repeated, tag = "4")]
+    pub removed: ::prost::alloc::vec::Vec<RemovedHost>,
     /// Times within those asked for whose data may be of two machines.
     #[prost(message, repeated, tag = "60")]
     pub doubts: ::prost::alloc::vec::Vec<HostDoubt>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemovedHost {
+    /// What it was called; with its id if another that is removed was called so too.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub host_id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(int64, tag = "3")]
+    pub removed_ms: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HostDoubt {
@@ -8389,6 +8402,674 @@ pub mod history_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "muster.v1.History";
     impl<T> tonic::server::NamedService for HistoryServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// How far an answer about a moment can be relied on, beside its AnswerMeta, whose as_of_ms is the moment.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PastReach {
+    /// Milliseconds from point to point of what was read: 0 for samples, else the roll-up that is kept of then.
+    #[prost(int64, tag = "1")]
+    pub resolution_ms: i64,
+    /// Fields of HostRow, HostDetail, Summary or IncidentRow, by name, that are not kept over time; they are not filled.
+    #[prost(string, repeated, tag = "2")]
+    pub unknown: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Fields that are those of now, since they are not kept over time.
+    #[prost(string, repeated, tag = "3")]
+    pub of_now: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Hosts that were there, and of which no sample of then is kept.
+    #[prost(uint32, tag = "4")]
+    pub hosts_without_samples: u32,
+    /// Points that were read for the answer.
+    #[prost(uint64, tag = "5")]
+    pub points_read: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostsAtRequest {
+    /// UTC milliseconds.
+    #[prost(int64, tag = "1")]
+    pub at_ms: i64,
+    #[prost(message, optional, tag = "2")]
+    pub question: ::core::option::Option<ListHostsRequest>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HostsAtResponse {
+    #[prost(message, optional, tag = "1")]
+    pub answer: ::core::option::Option<ListHostsResponse>,
+    #[prost(message, optional, tag = "2")]
+    pub reach: ::core::option::Option<PastReach>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HostAtRequest {
+    #[prost(int64, tag = "1")]
+    pub at_ms: i64,
+    /// Name or host id.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HostAtResponse {
+    #[prost(message, optional, tag = "1")]
+    pub answer: ::core::option::Option<HostDetail>,
+    #[prost(message, optional, tag = "2")]
+    pub reach: ::core::option::Option<PastReach>,
+    /// When it was removed from the fleet, if it was removed since.
+    #[prost(int64, optional, tag = "3")]
+    pub removed_ms: ::core::option::Option<i64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SummaryAtRequest {
+    #[prost(int64, tag = "1")]
+    pub at_ms: i64,
+    #[prost(message, optional, tag = "2")]
+    pub question: ::core::option::Option<GetSummaryRequest>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SummaryAtResponse {
+    #[prost(message, optional, tag = "1")]
+    pub answer: ::core::option::Option<Summary>,
+    #[prost(message, optional, tag = "2")]
+    pub reach: ::core::option::Option<PastReach>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ServicesAtRequest {
+    #[prost(int64, tag = "1")]
+    pub at_ms: i64,
+    #[prost(message, optional, tag = "2")]
+    pub question: ::core::option::Option<ListServicesRequest>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServicesAtResponse {
+    #[prost(message, optional, tag = "1")]
+    pub answer: ::core::option::Option<ListServicesResponse>,
+    #[prost(message, optional, tag = "2")]
+    pub reach: ::core::option::Option<PastReach>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IncidentsAtRequest {
+    #[prost(int64, tag = "1")]
+    pub at_ms: i64,
+    #[prost(message, optional, tag = "2")]
+    pub question: ::core::option::Option<ListIncidentsRequest>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct IncidentsAtResponse {
+    #[prost(message, optional, tag = "1")]
+    pub answer: ::core::option::Option<ListIncidentsResponse>,
+    #[prost(message, optional, tag = "2")]
+    pub reach: ::core::option::Option<PastReach>,
+}
+/// Generated client implementations.
+pub mod past_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct PastClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> PastClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> PastClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            PastClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// As ListHosts.
+        pub async fn hosts_at(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HostsAtRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HostsAtResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/muster.v1.Past/HostsAt");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("muster.v1.Past", "HostsAt"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// As GetHost.
+        pub async fn host_at(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HostAtRequest>,
+        ) -> std::result::Result<tonic::Response<super::HostAtResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/muster.v1.Past/HostAt");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("muster.v1.Past", "HostAt"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// As GetSummary.
+        pub async fn summary_at(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SummaryAtRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SummaryAtResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/muster.v1.Past/SummaryAt");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("muster.v1.Past", "SummaryAt"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// As ListServices.
+        pub async fn services_at(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ServicesAtRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ServicesAtResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Past/ServicesAt",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("muster.v1.Past", "ServicesAt"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// As ListIncidents: those that were open.
+        pub async fn incidents_at(
+            &mut self,
+            request: impl tonic::IntoRequest<super::IncidentsAtRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::IncidentsAtResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Past/IncidentsAt",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Past", "IncidentsAt"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "server")]
+pub mod past_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with PastServer.
+    #[async_trait]
+    pub trait Past: std::marker::Send + std::marker::Sync + 'static {
+        /// As ListHosts.
+        async fn hosts_at(
+            &self,
+            request: tonic::Request<super::HostsAtRequest>,
+        ) -> std::result::Result<tonic::Response<super::HostsAtResponse>, tonic::Status>;
+        /// As GetHost.
+        async fn host_at(
+            &self,
+            request: tonic::Request<super::HostAtRequest>,
+        ) -> std::result::Result<tonic::Response<super::HostAtResponse>, tonic::Status>;
+        /// As GetSummary.
+        async fn summary_at(
+            &self,
+            request: tonic::Request<super::SummaryAtRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SummaryAtResponse>,
+            tonic::Status,
+        >;
+        /// As ListServices.
+        async fn services_at(
+            &self,
+            request: tonic::Request<super::ServicesAtRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ServicesAtResponse>,
+            tonic::Status,
+        >;
+        /// As ListIncidents: those that were open.
+        async fn incidents_at(
+            &self,
+            request: tonic::Request<super::IncidentsAtRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::IncidentsAtResponse>,
+            tonic::Status,
+        >;
+    }
+    #[derive(Debug)]
+    pub struct PastServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> PastServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for PastServer<T>
+    where
+        T: Past,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/muster.v1.Past/HostsAt" => {
+                    #[allow(non_camel_case_types)]
+                    struct HostsAtSvc<T: Past>(pub Arc<T>);
+                    impl<T: Past> tonic::server::UnaryService<super::HostsAtRequest>
+                    for HostsAtSvc<T> {
+                        type Response = super::HostsAtResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HostsAtRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Past>::hosts_at(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HostsAtSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Past/HostAt" => {
+                    #[allow(non_camel_case_types)]
+                    struct HostAtSvc<T: Past>(pub Arc<T>);
+                    impl<T: Past> tonic::server::UnaryService<super::HostAtRequest>
+                    for HostAtSvc<T> {
+                        type Response = super::HostAtResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HostAtRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Past>::host_at(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HostAtSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Past/SummaryAt" => {
+                    #[allow(non_camel_case_types)]
+                    struct SummaryAtSvc<T: Past>(pub Arc<T>);
+                    impl<T: Past> tonic::server::UnaryService<super::SummaryAtRequest>
+                    for SummaryAtSvc<T> {
+                        type Response = super::SummaryAtResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SummaryAtRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Past>::summary_at(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SummaryAtSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Past/ServicesAt" => {
+                    #[allow(non_camel_case_types)]
+                    struct ServicesAtSvc<T: Past>(pub Arc<T>);
+                    impl<T: Past> tonic::server::UnaryService<super::ServicesAtRequest>
+                    for ServicesAtSvc<T> {
+                        type Response = super::ServicesAtResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ServicesAtRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Past>::services_at(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ServicesAtSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Past/IncidentsAt" => {
+                    #[allow(non_camel_case_types)]
+                    struct IncidentsAtSvc<T: Past>(pub Arc<T>);
+                    impl<T: Past> tonic::server::UnaryService<super::IncidentsAtRequest>
+                    for IncidentsAtSvc<T> {
+                        type Response = super::IncidentsAtResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::IncidentsAtRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Past>::incidents_at(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = IncidentsAtSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for PastServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "muster.v1.Past";
+    impl<T> tonic::server::NamedService for PastServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -15,6 +15,7 @@ const FILES: &[&str] = &[
     "muster/v1/paging.proto",
     "muster/v1/replay.proto",
     "muster/v1/history.proto",
+    "muster/v1/past.proto",
 ];
 
 #[test]

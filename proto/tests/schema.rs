@@ -163,6 +163,11 @@ const METHODS: &[&str] = &[
     "Paging.ListQuiets",
     "Paging.TestChannel",
     "Paging.UnacknowledgeIncident",
+    "Past.HostAt",
+    "Past.HostsAt",
+    "Past.IncidentsAt",
+    "Past.ServicesAt",
+    "Past.SummaryAt",
     // Reads the record and judges it in memory: changes nothing, tells nobody.
     "Replay.ReplayPages",
     "Uplink.Renew",
@@ -214,6 +219,7 @@ fn descriptors() -> FileDescriptorSet {
         "muster/v1/identity.proto",
         "muster/v1/paging.proto",
         "muster/v1/replay.proto",
+        "muster/v1/past.proto",
     ];
     protox::compile(files, [env!("CARGO_MANIFEST_DIR")]).expect("the contract compiles")
 }

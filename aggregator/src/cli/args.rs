@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::{
     ack::Ack,
+    at::At,
     events::{EventsArgs, Look},
     incidents::parse_id,
     notify::{Noise, Notify},
@@ -29,6 +30,9 @@ pub struct Cli {
     /// What goes with every command.
     #[command(flatten)]
     pub global: Global,
+    /// Of which time, without a command.
+    #[command(flatten)]
+    pub at: At,
     /// What to do.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -110,6 +114,19 @@ pub fn spelled(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
 }
 
 impl Command {
+    /// The time that it asks about, of those that can.
+    #[must_use]
+    pub fn at(&self) -> Option<&At> {
+        match self {
+            Self::Hosts(hosts) => Some(&hosts.at),
+            Self::Host { at, .. } => Some(at),
+            Self::Top(top) => Some(&top.at),
+            Self::Services(services) => Some(&services.at),
+            Self::Incidents(incidents) => Some(&incidents.at),
+            _ => None,
+        }
+    }
+
     /// Whether its answer changes while one looks at it.
     #[must_use]
     pub fn can_be_watched(&self) -> bool {
@@ -152,6 +169,9 @@ pub enum Command {
         /// What to look at besides.
         #[command(flatten)]
         look: Look,
+        /// Of which time.
+        #[command(flatten)]
+        at: At,
         /// What to do with it.
         #[command(subcommand)]
         act: Option<HostAct>,
@@ -297,6 +317,9 @@ pub struct Hosts {
         hide_default_value = true
     )]
     pub selector: String,
+    /// Of which time.
+    #[command(flatten)]
+    pub at: At,
 }
 
 /// `muster top`
@@ -317,6 +340,9 @@ pub struct Top {
     /// Show it once, do not redraw
     #[arg(long)]
     pub once: bool,
+    /// Of which time.
+    #[command(flatten)]
+    pub at: At,
 }
 
 /// What `muster top` compares by.
@@ -374,6 +400,9 @@ pub struct Services {
     /// Of which hosts.
     #[command(flatten)]
     pub of: OfHosts,
+    /// Of which time.
+    #[command(flatten)]
+    pub at: At,
 }
 
 /// `muster anomalies`
@@ -391,7 +420,7 @@ pub struct Anomalies {
 #[derive(Debug, Clone, Args)]
 pub struct Incidents {
     /// Resolved ones too
-    #[arg(long)]
+    #[arg(long, conflicts_with = "at")]
     pub all: bool,
     /// Each one, also those that people were told of under another
     #[arg(long)]
@@ -402,6 +431,9 @@ pub struct Incidents {
     /// Of which hosts.
     #[command(flatten)]
     pub of: OfHosts,
+    /// Of which time.
+    #[command(flatten)]
+    pub at: At,
 }
 
 /// Severities that can be asked for.

@@ -27,7 +27,7 @@ const TABLE_ROWS: usize = 200;
 /// Which series, of which hosts, of which time.
 #[derive(Debug, Clone, Args)]
 pub struct Range {
-    /// Only of these hosts: names, patterns, or ids of hosts that are removed
+    /// Only of these hosts: names, patterns; also of hosts that are removed
     #[arg(long, value_name = "HOST")]
     pub host: Vec<String>,
     /// Only of hosts for which this holds
@@ -310,7 +310,14 @@ pub fn notes(end: &v1::HistoryEnd) -> Vec<String> {
         let doubt = doubtful.doubt?;
         Some(format!("{}: {}", doubtful.host, doubt_words(&doubt)))
     });
-    doubts.collect()
+    let removed = end.removed.iter().map(|host| {
+        let at = Timestamp::from_millis(host.removed_ms);
+        format!(
+            "{} was removed from the fleet at {at}; this is what was recorded of it",
+            host.name
+        )
+    });
+    doubts.chain(removed).collect()
 }
 
 /// What an answer lacks, for whoever prints it.

@@ -18,7 +18,8 @@ use super::{
     output::{Detail, moment, number},
     text::{Text, Tone},
     units::{
-        View, bits_per_second, bytes, number as decimal, percent, percent_plain, short, sparkline,
+        self, View, bits_per_second, bytes, number as decimal, percent, percent_plain, short,
+        sparkline,
     },
 };
 
@@ -32,11 +33,93 @@ const SHOWN: usize = 5;
 #[must_use]
 pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
     let row = host.row.clone().unwrap_or_default();
-    let mut lines = vec![head(&host, &row, view), about(&host, &row, view)];
     let heard = heard(&row);
+    let item = item(&host, &row);
+    let mut lines = lines(&host, &row, heard, Tense::Now, view);
+    lines.push(books(&host));
+    lines.push(Text::toned(Tone::Dim, "next: ").and(next(&host, &row)));
+    Detail {
+        name: row.name.clone(),
+        item,
+        lines,
+        meta: host.meta.unwrap_or_default(),
+    }
+}
+
+/// What is not kept over time, in [`item`].
+const NOT_KEPT: [&str; 9] = [
+    "anomalyScore",
+    "anomalyCauses",
+    "silenceCause",
+    "silenceAccount",
+    "clockOffsetSeconds",
+    "certificateExpires",
+    "checkCount",
+    "failingChecks",
+    "frames",
+];
+
+/// Everything of an answer about a time that is past. What was measured is shown also of a host that was not heard: it
+/// sent it later.
+#[must_use]
+pub fn detail_then(host: v1::HostDetail, view: &View) -> Detail {
+    let row = host.row.clone().unwrap_or_default();
+    let measured = row.load1.is_some() || row.cpu_ratio.is_some() || row.memory_ratio.is_some();
+    let mut item = item(&host, &row);
+    if let Value::Object(item) = &mut item {
+        let mut unknown = NOT_KEPT.to_vec();
+        for (key, known) in [
+            ("stateSince", row.state_since_ms > 0),
+            ("intervalSeconds", row.interval_ms > 0),
+            ("series", row.series > 0),
+            (
+                "cpus",
+                host.facts.as_ref().is_some_and(|facts| facts.cpus > 0),
+            ),
+            ("memoryBytes", row.memory_ratio.is_some()),
+        ] {
+            if !known {
+                unknown.push(key);
+            }
+        }
+        for key in unknown {
+            item.insert(key.to_owned(), Value::Null);
+        }
+        item.insert("bootTime".to_owned(), moment(host.boot_time_ms));
+    }
+    let mut lines = lines(&host, &row, measured, Tense::Then, view);
+    let at = units::rfc3339(view.now);
+    lines.push(Text::toned(Tone::Dim, "next: ").and(format!(
+        "muster events --host {0} --until {at} · muster plot node_load1 --host {0} --until {at}",
+        row.name
+    )));
+    Detail {
+        name: row.name.clone(),
+        item,
+        lines,
+        meta: host.meta.unwrap_or_default(),
+    }
+}
+
+/// Of which time an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tense {
+    Now,
+    Then,
+}
+
+/// What is known of it, before what only stands for now.
+fn lines(
+    host: &v1::HostDetail,
+    row: &v1::HostRow,
+    heard: bool,
+    tense: Tense,
+    view: &View,
+) -> Vec<Text> {
+    let mut lines = vec![head(host, row, view), about(host, row, view)];
     if heard {
-        lines.push(cpu(&host, &row));
-        lines.push(memory(&host, &row));
+        lines.push(cpu(host, row));
+        lines.push(memory(host, row));
     } else {
         if !host.silence_account.is_empty() {
             let words = Silence::words(row.silence_cause());
@@ -48,22 +131,30 @@ pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
         }
         lines.push(Text::toned(
             Tone::Dim,
-            "  not heard from: what it does now, services included, is not known",
+            match tense {
+                Tense::Now => "  not heard from: what it does now, services included, is not known",
+                Tense::Then => {
+                    "  not heard from: what it did then, services included, is not known"
+                }
+            },
         ));
     }
     if !host.filesystems.is_empty() {
-        lines.push(filesystems(&host));
+        lines.push(filesystems(host));
     }
     if !host.disks.is_empty() {
-        lines.push(disks(&host));
+        lines.push(disks(host));
     }
     if !host.interfaces.is_empty() {
-        lines.push(network(&host));
+        lines.push(network(host));
     }
     if heard {
-        lines.push(failing(&host, &row, view));
+        lines.push(failing(host, row, view));
         lines.extend(checks::of_host(host.checks, &host.failing_checks, view));
-        lines.push(unusual(&host, &row));
+        // Scores are not kept over time.
+        if tense == Tense::Now {
+            lines.push(unusual(host, row));
+        }
     }
     if let Some(past) = host.past_silence.filter(|_| heard) {
         lines.extend(past_silence(&past, &host.silence_account, view));
@@ -102,14 +193,7 @@ pub fn detail(host: v1::HostDetail, view: &View) -> Detail {
                 .and(format!("  {}", event::words(happened))),
         );
     }
-    lines.push(books(&host));
-    lines.push(Text::toned(Tone::Dim, "next: ").and(next(&host, &row)));
-    Detail {
-        name: row.name.clone(),
-        item: item(&host, &row),
-        lines,
-        meta: host.meta.unwrap_or_default(),
-    }
+    lines
 }
 
 /// How long an ended silence is worth a line.

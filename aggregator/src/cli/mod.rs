@@ -8,6 +8,7 @@
 pub mod ack;
 pub mod anomalies;
 pub mod args;
+pub mod at;
 pub mod audit;
 pub mod books;
 pub mod ca;
@@ -128,6 +129,20 @@ async fn run(cli: Cli) -> Result<ExitCode, Failure> {
 async fn run_in(session: Session, cli: Cli) -> Result<ExitCode, Failure> {
     let on_terminal = io::stdout().is_terminal();
     let mut redraw = cli.global.watch;
+    let past = match &cli.command {
+        None => cli.at.at.is_some(),
+        Some(command) => command.at().is_some_and(|at| at.at.is_some()),
+    };
+    if cli.at.at.is_some() && cli.command.is_some() {
+        return Err(Failure::new(Code::Usage, "--at stands behind the command")
+            .hint("muster hosts --at 2h", "as it was two hours ago"));
+    }
+    if past && redraw.is_some() {
+        return Err(Failure::new(
+            Code::Usage,
+            "--watch is for what changes, and --at is for what was",
+        ));
+    }
     if redraw.is_some()
         && cli
             .command
@@ -142,6 +157,7 @@ async fn run_in(session: Session, cli: Cli) -> Result<ExitCode, Failure> {
     if let Some(Command::Top(top)) = &cli.command
         && on_terminal
         && !top.once
+        && !past
         && cli.global.output.is_none()
     {
         redraw = redraw.or(Some(TOP_REDRAW));
@@ -154,6 +170,9 @@ async fn run_in(session: Session, cli: Cli) -> Result<ExitCode, Failure> {
             .map(|()| ExitCode::SUCCESS);
     }
     let Some(pause) = redraw else {
+        if let (None, Some(at)) = (&cli.command, cli.at.moment(&session)?) {
+            return print(&at::summary(&session, at).await?);
+        }
         return print(&answer(&session, cli.command.as_ref()).await?);
     };
     if !on_terminal {
@@ -244,19 +263,37 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                 return output::list(list, &session.options, &session.view(None));
             }
             let sort = hosts::sort(session.options.sort.as_deref().unwrap_or_default())?;
-            list_hosts(session, &hosts.selector, names, sort, session.limit).await
+            let at = hosts.at.moment(session)?;
+            list_hosts(session, at, &hosts.selector, names, sort, session.limit).await
         }
         Command::Top(top) => {
             let sort = format!("-{}", by_word(top.by));
             let limit = session.limit.or(Some(TOP_ROWS));
-            list_hosts(session, &top.selector, Vec::new(), sort, limit).await
+            let at = top.at.moment(session)?;
+            list_hosts(session, at, &top.selector, Vec::new(), sort, limit).await
         }
         Command::Host {
-            look, act: Some(_), ..
-        } if look.changes || look.recording.is_some() || look.books => Err(Failure::new(
-            Code::Usage,
-            "--changes, --recording and --books show a host, evict and ban remove it",
-        )),
+            look,
+            act: Some(_),
+            at,
+            ..
+        } if look.changes || look.recording.is_some() || look.books || at.at.is_some() => {
+            Err(Failure::new(
+                Code::Usage,
+                "--changes, --recording, --books and --at show a host, evict and ban remove it",
+            ))
+        }
+        Command::Host {
+            look,
+            at,
+            act: None,
+            ..
+        } if at.at.is_some() && (look.changes || look.recording.is_some() || look.books) => {
+            Err(Failure::new(
+                Code::Usage,
+                "--changes, --recording and --books tell their own times, --at is for the rest",
+            ))
+        }
         Command::Host {
             name,
             act: Some(act),
@@ -285,9 +322,15 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
         Command::Host {
             name,
             look,
+            at,
             act: None,
         } => {
             session::check_one(name)?;
+            if let Some(at) = at.moment(session)? {
+                return at::host(session, at, name)
+                    .await
+                    .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"));
+            }
             if look.changes {
                 return events::changes(session, name)
                     .await
@@ -325,6 +368,11 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                 failed_only: services.failed,
                 host: services.of.host.clone(),
             };
+            if let Some(at) = services.at.moment(session)? {
+                return at::services(session, at, request)
+                    .await
+                    .map_err(|failure| not_found(failure, "muster hosts", "the hosts there are"));
+            }
             let response = session
                 .ask(async move |mut client| client.list_services(request).await)
                 .await
@@ -364,6 +412,9 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
                 host: incidents.of.host.clone(),
                 limit: session.limit.unwrap_or(0),
             };
+            if let Some(at) = incidents.at.moment(session)? {
+                return at::incidents(session, at, request).await;
+            }
             let response = session
                 .ask(async move |mut client| client.list_incidents(request).await)
                 .await
@@ -504,6 +555,7 @@ async fn answer(session: &Session, command: Option<&Command>) -> Result<Rendered
 
 async fn list_hosts(
     session: &Session,
+    at: Option<i64>,
     selector: &str,
     names: Vec<String>,
     sort: String,
@@ -517,12 +569,20 @@ async fn list_hosts(
         sort,
         limit: limit.unwrap_or(0),
     };
-    let response = session
-        .ask(async move |mut client| client.list_hosts(request).await)
-        .await?;
-    let complete = response.meta.as_ref().is_none_or(|meta| meta.complete);
-    if response.hosts.is_empty() && !literal.is_empty() && complete {
-        let (what, names) = match response.unknown_names.as_slice() {
+    let (list, notes, unknown) = match at {
+        Some(at) => at::hosts(session, at, request).await?,
+        None => {
+            let response = session
+                .ask(async move |mut client| client.list_hosts(request).await)
+                .await?;
+            let unknown = response.unknown_names.clone();
+            (hosts::list(response, limit), Vec::new(), unknown)
+        }
+    };
+    // An answer without a word about itself is of an aggregator that knows no better.
+    let complete = list.meta.complete || list.meta == v1::AnswerMeta::default();
+    if list.rows.is_empty() && !literal.is_empty() && complete {
+        let (what, names) = match unknown.as_slice() {
             [] => ("no host that is selected is called", &literal[..]),
             unknown => ("no host is called", unknown),
         };
@@ -531,16 +591,16 @@ async fn list_hosts(
                 .hint("muster hosts", "the hosts there are"),
         );
     }
-    let unknown = response.unknown_names.clone();
-    let view = session.view(response.meta.as_ref());
+    let view = session.view(Some(&list.meta));
     // The aggregator has ordered and cut already.
     let options = output::Options {
         sort: None,
         limit: None,
         ..session.options.clone()
     };
-    let rendered = output::list(hosts::list(response, limit), &options, &view)?;
+    let rendered = output::list(list, &options, &view)?;
     Ok(Rendered {
+        notes,
         unknown,
         ..rendered
     })

@@ -270,6 +270,22 @@ impl Session {
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
+        self.ask_door_within(self.global.timeout, question).await
+    }
+
+    /// As [`Session::ask_door`], of a question whose answer may take this long; to be let in takes no longer than
+    /// ever.
+    ///
+    /// # Errors
+    /// As [`Session::ask_door`].
+    pub async fn ask_door_within<T, F>(
+        &self,
+        patience: Duration,
+        question: impl FnOnce(Channel) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
         let timeout = self.global.timeout;
         if let Ok(config) = self.read()
             && let Ok((_, context)) = self.choose(&config)
@@ -281,10 +297,10 @@ impl Session {
             .channel(timeout)
             .await
             .map_err(|error| target.unreachable(&error))?;
-        match tokio::time::timeout(timeout, question(channel)).await {
+        match tokio::time::timeout(patience, question(channel)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(target.refused(&status)),
-            Err(_) => Err(target.late(timeout)),
+            Err(_) => Err(target.late(patience)),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use muster_proto::v1;
+use muster_proto::{time::Timestamp, v1};
 use serde_json::{Value, json};
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     output::Detail,
     services::hosts,
     text::{Text, Tone},
-    units::{percent_plain, short},
+    units::{percent_plain, rfc3339, short},
 };
 use crate::selector::pattern::fold;
 
@@ -21,19 +21,54 @@ const SHOWN: usize = 4;
 /// The summary of an answer.
 #[must_use]
 pub fn detail(summary: v1::Summary) -> Detail {
-    let mut lines = vec![fleet_line(&summary), incident_line(&summary)];
-    if !summary.worst.is_empty() {
-        lines.push(worst_line(&summary.worst));
-    }
-    lines.push(service_line(&summary));
-    lines.extend(anomaly_line(&summary));
+    let item = item(&summary);
+    let mut lines = lines(&summary, Some(summary.frames_dropped));
     lines.push(Text::toned(Tone::Dim, "next: ").and(next(&summary).join(" · ")));
     Detail {
         name: summary.fleet_name.clone(),
-        item: item(&summary),
+        item,
         lines,
         meta: summary.meta.unwrap_or_default(),
     }
+}
+
+/// The summary of an answer about a time that is past.
+#[must_use]
+pub fn detail_then(summary: v1::Summary) -> Detail {
+    let mut item = item(&summary);
+    if let Value::Object(item) = &mut item {
+        for key in [
+            "framesDropped",
+            "mostDropped",
+            "anomaliesPerHostWeek",
+            "anomalyBudgetPerHostWeek",
+        ] {
+            item.insert(key.to_owned(), Value::Null);
+        }
+    }
+    let mut lines = lines(&summary, None);
+    let at = rfc3339(Timestamp::from_millis(
+        summary.meta.as_ref().map_or(0, |meta| meta.as_of_ms),
+    ));
+    let next = next(&summary).into_iter();
+    let next: Vec<String> = next.map(|next| format!("{next} --at {at}")).collect();
+    lines.push(Text::toned(Tone::Dim, "next: ").and(next.join(" · ")));
+    Detail {
+        name: summary.fleet_name.clone(),
+        item,
+        lines,
+        meta: summary.meta.unwrap_or_default(),
+    }
+}
+
+fn lines(summary: &v1::Summary, dropped: Option<u64>) -> Vec<Text> {
+    let mut lines = vec![fleet_line(summary), incident_line(summary, dropped)];
+    if !summary.worst.is_empty() {
+        lines.push(worst_line(&summary.worst));
+    }
+    lines.push(service_line(summary));
+    lines.extend(anomaly_line(summary));
+    lines
 }
 
 fn count(summary: &v1::Summary, state: v1::HostState) -> u32 {
@@ -78,7 +113,7 @@ fn fleet_line(summary: &v1::Summary) -> Text {
     line
 }
 
-fn incident_line(summary: &v1::Summary) -> Text {
+fn incident_line(summary: &v1::Summary, dropped: Option<u64>) -> Text {
     let counts = [
         (summary.incidents_critical, "critical", Tone::Bad),
         (summary.incidents_warning, "warning", Tone::Warn),
@@ -103,9 +138,10 @@ fn incident_line(summary: &v1::Summary) -> Text {
             format!("last sample {} ago", short(age))
         },
     );
-    let dropped = summary.frames_dropped;
+    let line = line.with(Tone::Dim, format!("           {age}"));
+    let Some(dropped) = dropped else { return line };
     let tone = if dropped > 0 { Tone::Warn } else { Tone::Dim };
-    line.with(Tone::Dim, format!("           {age}, "))
+    line.with(Tone::Dim, ", ")
         .with(tone, format!("{dropped} dropped"))
 }
 

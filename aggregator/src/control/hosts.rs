@@ -72,6 +72,30 @@ pub struct Host {
     pub removed: Option<Timestamp>,
 }
 
+impl Host {
+    /// What it is called, or was when it was removed: its name as kept says that it is removed, so that another may
+    /// have it.
+    #[must_use]
+    pub fn called(&self) -> &str {
+        match self.removed {
+            Some(_) => self
+                .name
+                .split_once(REMOVED)
+                .map_or(&self.name, |(name, _)| name),
+            None => &self.name,
+        }
+    }
+
+    /// Whether it was in the fleet at a moment.
+    #[must_use]
+    pub fn was_there(&self, at: Timestamp) -> bool {
+        self.created <= at && self.removed.is_none_or(|removed| removed > at)
+    }
+}
+
+/// Stands in the name of a host that is removed, before its id.
+pub(super) const REMOVED: &str = ".removed-";
+
 const COLUMNS: &str = "host_id, name, facts, labels, token_labels, created_ms, cert_serial, \
                        cert_not_after_ms, removed_ms";
 

@@ -200,6 +200,39 @@ impl Control {
         .await
     }
 
+    /// Incidents that were open at a moment, newest first, as they stood then: open, with the acknowledgement if it
+    /// had been given, and since when they held.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn incidents_at(&self, at: Timestamp) -> Result<Vec<Incident>, ControlError> {
+        self.read(move |connection| {
+            // One that has cleared and come back is the same: what counts is its last change before the moment.
+            let mut query = connection.prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM incidents
+                 WHERE opened_ms <= ?1 AND (resolved_ms IS NULL OR resolved_ms > ?1)
+                   AND (SELECT to_state FROM incident_transitions
+                        WHERE incident_id = id AND at_ms <= ?1 ORDER BY seq DESC LIMIT 1) = {OPEN}
+                 ORDER BY opened_ms DESC, number DESC"
+            ))?;
+            let mut rows = query.query([at.as_millis()])?;
+            let mut open = Vec::new();
+            while let Some(row) = rows.next()? {
+                let mut incident = incident(row)?;
+                incident.state = v1::IncidentState::Open;
+                incident.resolved = None;
+                incident.ack = incident.ack.filter(|ack| ack.at <= at);
+                // Of one that came back later, the first time is as near as is known.
+                if incident.since > at {
+                    incident.since = incident.opened;
+                }
+                open.push(incident);
+            }
+            Ok(open)
+        })
+        .await
+    }
+
     /// One incident with what happened to it, oldest first.
     ///
     /// # Errors

@@ -46,7 +46,7 @@ impl Control {
             };
             let id = host_id.to_string();
             if host.removed.is_none() {
-                let kept_as = format!("{}.removed-{id}", host.name);
+                let kept_as = format!("{}{}{id}", host.name, hosts::REMOVED);
                 connection.execute(
                     "UPDATE hosts SET removed_ms = ?2, name = ?3 WHERE host_id = ?1 AND epoch = ?4",
                     params![id, now.as_millis(), kept_as, epoch],

@@ -4,6 +4,8 @@
 //! rate at that tick, so neither a negative one nor a spike. What is not known stays unknown: `None` in
 //! [`Derived`], NaN in [`Signals`].
 
+use std::borrow::Cow;
+
 use muster_proto::series::{Family, Kind};
 use serde::{Deserialize, Serialize};
 
@@ -53,7 +55,7 @@ pub struct Derived {
     /// Share of CPU time that was neither idle nor waiting for I/O, all CPUs together.
     pub cpu_ratio: Option<f64>,
     /// Share of CPU time by node_exporter's modes.
-    pub cpu_modes: Vec<(String, f64)>,
+    pub cpu_modes: Vec<(Cow<'static, str>, f64)>,
     /// 1 - available / total. Without the kernel's estimate (before 3.14), free, buffers and cache count
     /// as available.
     pub memory_ratio: Option<f64>,
@@ -345,10 +347,10 @@ impl Gather {
 
         let total: f64 = self.cpu_total();
         let share = |rate: f64| Some(rate / total).filter(|share| share.is_finite());
-        let cpu_modes: Vec<(String, f64)> = CPU_MODES
+        let cpu_modes: Vec<(Cow<'static, str>, f64)> = CPU_MODES
             .iter()
             .filter_map(|&(mode, quantity)| {
-                Some((mode.to_owned(), share(self.get(quantity))?.clamp(0.0, 1.0)))
+                Some((mode.into(), share(self.get(quantity))?.clamp(0.0, 1.0)))
             })
             .collect();
         let fullest = fullest(&filesystems);

@@ -233,7 +233,9 @@ impl UnitState {
         }
     }
 
-    fn parse(word: &str) -> Option<Self> {
+    /// The state of systemd's word.
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == word)
     }
 }
@@ -909,6 +911,9 @@ impl HostState {
             // We did not listen in between: it is no gap of the host's.
             self.gap_from = None;
         }
+        if self.goes_on(now) {
+            return None;
+        }
         let voice = Voice {
             heard: self.heard,
             greeted: self.greeted,
@@ -955,6 +960,19 @@ impl HostState {
         }
         self.kept.liveness = Some(liveness);
         Some(liveness)
+    }
+
+    /// Whether it was live, which everybody knows, and was heard since as often as it should be: then it still is.
+    /// Asked of every host twice a second, so without all else that is looked at.
+    fn goes_on(&self, now: Instant) -> bool {
+        self.kept.liveness == Some(Liveness::Live)
+            && self.observed
+            && self.connected
+            && self.kept.goodbye.is_none()
+            && self.heard.is_some_and(|heard| {
+                let late_after = self.kept.gaps.late_after(self.interval());
+                now.saturating_duration_since(heard) <= late_after
+            })
     }
 
     /// The cause of the silence as far as it can be told now.

@@ -925,14 +925,19 @@ impl Shard {
     fn judge_all(&mut self, now: Instant) {
         let journal = self.journal.as_ref();
         self.held_up = journal.is_some_and(|journal| journal.health().problem().is_some());
+        let wall = self.clock.now();
         let ids: Vec<HostId> = self.hosts.keys().copied().collect();
         for id in ids {
-            self.judge_one(id, now);
+            self.judge_at(id, now, wall);
         }
     }
 
     fn judge_one(&mut self, id: HostId, now: Instant) {
         let wall = self.clock.now();
+        self.judge_at(id, now, wall);
+    }
+
+    fn judge_at(&mut self, id: HostId, now: Instant, wall: Timestamp) {
         let Some(host) = self.hosts.get_mut(&id) else {
             return;
         };

@@ -14,6 +14,7 @@ use muster_proto::{
     time::Clock,
 };
 use tokio::{
+    runtime::Handle,
     sync::mpsc,
     task::JoinSet,
     time::{self, MissedTickBehavior},
@@ -54,8 +55,8 @@ pub struct Parts {
     pub state_dir: PathBuf,
     /// Size at which the log's oldest segments go.
     pub log_max_bytes: u64,
-    /// Shards; one a processor is right.
-    pub shards: usize,
+    /// The thread of each shard; as many as processors are right.
+    pub threads: Vec<Handle>,
     /// Detectors.
     pub engine: Arc<Engine>,
     /// Takes what the detectors conclude.
@@ -160,7 +161,7 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
         neighbours: Arc::new(Neighbourhood::default()),
         events: parts.events.clone(),
     };
-    let mut shards: Vec<Shard> = (0..parts.shards.max(1))
+    let mut shards: Vec<Shard> = (0..parts.threads.len().max(1))
         .map(|index| Shard::new(index, parts.config.clone(), common.clone()))
         .collect();
     let count = shards.len();
@@ -212,9 +213,12 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
     let fleet = Fleet::new(senders, counters);
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    for (shard, inbox) in shards.into_iter().zip(inboxes) {
-        let (journal, stop) = (journal.clone(), stop.clone());
-        tasks.spawn(shard.run(inbox, journal, stop));
+    for (index, (shard, inbox)) in shards.into_iter().zip(inboxes).enumerate() {
+        let running = shard.run(inbox, journal.clone(), stop.clone());
+        match parts.threads.get(index) {
+            Some(thread) => tasks.spawn_on(running, thread),
+            None => tasks.spawn(running),
+        };
     }
     tasks.spawn(checkpoints(
         fleet.clone(),

@@ -25,6 +25,7 @@ pub mod merge;
 pub mod plain;
 pub mod rows;
 pub mod store;
+pub mod then;
 
 use std::{
     io,

@@ -94,6 +94,12 @@ pub const ACCESS: &[Rule] = &[
     rule("QueryHistory", OperatorRole::Viewer, 600),
     rule("GetHistoryStatus", OperatorRole::Viewer, 600),
     rule("ForgetHistory", OperatorRole::Admin, 60),
+    // The service Past: each reads history, within the same bounds.
+    rule("HostsAt", OperatorRole::Viewer, 120),
+    rule("HostAt", OperatorRole::Viewer, 600),
+    rule("SummaryAt", OperatorRole::Viewer, 120),
+    rule("ServicesAt", OperatorRole::Viewer, 120),
+    rule("IncidentsAt", OperatorRole::Viewer, 600),
 ];
 
 /// Oldest certificate with which what needs [`OperatorRole::Admin`] can be done (design/threats.md, T22): the program

@@ -5,6 +5,7 @@
 //! any more, or the answer is not taken; until then it has its place among those that are worked on.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::ControlFlow,
     sync::Arc,
@@ -30,10 +31,10 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{access::Access, rows::Asked};
+use super::{access::Access, rows::Asked, service::store_failed};
 use crate::{
     chain,
-    control::Control,
+    control::{Control, Host},
     fleet::{Fleet, start},
     history::{
         GiveUp, HistoryError, HostSeries, LabelMatch, ReadReport, SampleQuery, SampleStore, Tier,
@@ -41,7 +42,7 @@ use crate::{
         fold::{self, Fold},
     },
     journal::JournalHealth,
-    selector::{Selector, pattern::Pattern},
+    selector::{NumberField, Selector, Subject, TextField, pattern::Pattern},
 };
 
 /// Largest question: a few thousand names.
@@ -63,15 +64,18 @@ const STALL: Duration = Duration::from_secs(30);
 /// How far before the range a rate looks for the point before, at least.
 const LOOK_BACK_MS: i64 = 300_000;
 
+/// What is missing while history is behind the log.
+pub(super) const BEHIND: &str = "the newest samples, which are still being read from the log";
+
 /// Answers operators about the past.
 #[derive(Clone)]
 pub struct HistoryService {
-    fleet: Fleet,
+    pub(super) fleet: Fleet,
     history: Result<start::History, String>,
-    control: Control,
+    pub(super) control: Control,
     journal: Arc<JournalHealth>,
-    access: Access,
-    clock: Arc<dyn Clock>,
+    pub(super) access: Access,
+    pub(super) clock: Arc<dyn Clock>,
     work: Arc<Semaphore>,
 }
 
@@ -104,13 +108,37 @@ impl HistoryService {
             .max_encoding_message_size(MAX_OPERATOR_MESSAGE_BYTES)
     }
 
-    fn history(&self) -> Result<&start::History, Status> {
+    pub(super) fn history(&self) -> Result<&start::History, Status> {
         let history = self.history.as_ref();
         history.map_err(|why| Status::unavailable(format!("there is no history: {why}")))
     }
 
+    /// Whether the newest samples are still being read from the log.
+    pub(super) fn is_behind(&self, history: &start::History) -> bool {
+        let taken = &history.health.taken;
+        let taken = taken.load(std::sync::atomic::Ordering::Relaxed);
+        let durable = self.journal.durable();
+        durable > history.store.durable() && taken + 10_000 < durable
+    }
+
+    /// The one host that was called so and is removed.
+    async fn removed_once(&self, name: &str) -> Result<HostId, Status> {
+        let hosts = self.control.hosts().await;
+        let hosts = hosts.map_err(|error| store_failed(&error))?;
+        let mut removed = hosts
+            .iter()
+            .filter(|host| host.removed.is_some() && host.called() == name);
+        match (removed.next(), removed.next()) {
+            (Some(host), None) => Ok(host.host_id),
+            (Some(_), Some(_)) => Err(Status::failed_precondition(format!(
+                "several hosts that are removed were called {name}: name the id, which muster audit --action evict has"
+            ))),
+            (None, _) => Err(Status::not_found(format!("no host is called {name}"))),
+        }
+    }
+
     /// A place among the questions that are worked on.
-    async fn place(&self) -> Result<OwnedSemaphorePermit, Status> {
+    pub(super) async fn place(&self) -> Result<OwnedSemaphorePermit, Status> {
         let place = tokio::time::timeout(WAIT, Arc::clone(&self.work).acquire_owned()).await;
         let Ok(Ok(place)) = place else {
             return Err(Status::resource_exhausted(
@@ -140,6 +168,7 @@ impl HistoryService {
         let mut unknown: BTreeSet<String> = literals.map(ToOwned::to_owned).collect();
         let all = names.is_empty();
         let ids: Vec<HostId> = chosen.names.keys().copied().collect();
+        let selects = selector.clone();
         let answer = self
             .fleet
             .each(move |host, _| {
@@ -150,7 +179,7 @@ impl HistoryService {
                 let named = all
                     || ids.contains(&host.id())
                     || patterns.iter().any(|pattern| pattern.matches(host.name()));
-                let matches = named && selector.matches(&asked);
+                let matches = named && selects.matches(&asked);
                 matches.then(|| (host.id(), host.name().to_owned(), host.labels().clone()))
             })
             .await;
@@ -161,9 +190,49 @@ impl HistoryService {
         }
         chosen.missing = answer.missing;
         if chosen.missing.is_empty() {
+            self.removed(&mut unknown, &selector, &mut chosen).await?;
             chosen.unknown = unknown.into_iter().collect();
         }
         Ok(chosen)
+    }
+
+    /// Hosts that are removed, by the names that no host of the fleet has (those are then known), and by their ids.
+    async fn removed(
+        &self,
+        unknown: &mut BTreeSet<String>,
+        selector: &Selector,
+        chosen: &mut Chosen,
+    ) -> Result<(), Status> {
+        let by_id = |chosen: &Chosen| {
+            let mut named = chosen.names.keys();
+            named.any(|id| !chosen.labels.contains_key(id))
+        };
+        if unknown.is_empty() && !by_id(chosen) {
+            return Ok(());
+        }
+        let hosts = self.control.hosts().await;
+        let mut hosts = hosts.map_err(|error| store_failed(&error))?;
+        hosts.retain(|host| {
+            let named = unknown.contains(host.called()) || chosen.names.contains_key(&host.host_id);
+            host.removed.is_some() && named && selector.matches(&Labelled(host))
+        });
+        for host in &hosts {
+            let called = host.called();
+            unknown.remove(called);
+            let alike = hosts.iter().filter(|other| other.called() == called);
+            let name = match alike.count() {
+                1 => called.to_owned(),
+                _ => format!("{called} {}", host.host_id),
+            };
+            chosen.names.insert(host.host_id, name.clone());
+            chosen.labels.insert(host.host_id, host.labels.clone());
+            chosen.removed.push(v1::RemovedHost {
+                name,
+                host_id: host.host_id.as_bytes().to_vec(),
+                removed_ms: host.removed.map_or(0, Timestamp::as_millis),
+            });
+        }
+        Ok(())
     }
 }
 
@@ -173,6 +242,28 @@ struct Chosen {
     labels: HashMap<HostId, BTreeMap<String, String>>,
     unknown: Vec<String>,
     missing: Vec<String>,
+    removed: Vec<v1::RemovedHost>,
+}
+
+/// A host of which only its name and its labels are known.
+pub(super) struct Labelled<'a>(pub(super) &'a Host);
+
+impl Subject for Labelled<'_> {
+    fn name(&self) -> &str {
+        self.0.called()
+    }
+
+    fn label(&self, key: &str) -> Option<&str> {
+        self.0.labels.get(key).map(String::as_str)
+    }
+
+    fn text(&self, _: TextField) -> Option<Cow<'_, str>> {
+        None
+    }
+
+    fn number(&self, _: NumberField) -> Option<f64> {
+        None
+    }
 }
 
 fn fold_of(wire: v1::HistoryFold) -> Fold {
@@ -213,7 +304,7 @@ pub const fn kind_word(kind: Kind) -> &'static str {
     }
 }
 
-fn refused(error: &HistoryError) -> Status {
+pub(super) fn refused(error: &HistoryError) -> Status {
     match error {
         HistoryError::TooMuch { .. } | HistoryError::TooWide { .. } => {
             Status::out_of_range(error.to_string())
@@ -361,7 +452,7 @@ fn end_part(
     missing: Vec<String>,
     doubts: Vec<v1::HostDoubt>,
     points_read: u64,
-    unknown_names: Vec<String>,
+    (unknown_names, removed): (Vec<String>, Vec<v1::RemovedHost>),
 ) -> v1::ReadHistoryResponse {
     let meta = v1::AnswerMeta {
         complete: missing.is_empty(),
@@ -373,6 +464,7 @@ fn end_part(
             meta: Some(meta),
             points_read,
             unknown_names,
+            removed,
             doubts,
         })),
     }
@@ -527,19 +619,13 @@ impl History for HistoryService {
             step_ms: request.step_ms,
             from: request.from_ms,
         };
-        let behind = self.journal.durable() > history.store.durable()
-            && history
-                .health
-                .taken
-                .load(std::sync::atomic::Ordering::Relaxed)
-                + 10_000
-                < self.journal.durable();
-        let (clock, mut missing, unknown_names) =
-            (Arc::clone(&self.clock), chosen.missing, chosen.unknown);
+        let behind = self.is_behind(history);
+        let (clock, mut missing) = (Arc::clone(&self.clock), chosen.missing);
+        let names = (chosen.unknown, chosen.removed);
         let asked = (request.from_ms, request.to_ms);
         let doubts = self.doubts(&work.names, asked, &mut missing).await;
         if behind {
-            missing.push("the newest samples, which are still being read from the log".to_owned());
+            missing.push(BEHIND.to_owned());
         }
         tokio::task::spawn_blocking(move || {
             let Some(outcome) = work.run(&outlet) else {
@@ -547,7 +633,7 @@ impl History for HistoryService {
             };
             outlet.end(outcome.map(|report| {
                 missing.extend(report.missing);
-                end_part(&*clock, missing, doubts, report.points, unknown_names)
+                end_part(&*clock, missing, doubts, report.points, names)
             }));
         });
         Ok(Response::new(ReceiverStream::new(answers)))
@@ -577,7 +663,7 @@ impl History for HistoryService {
             .collect();
         let (outlet, answers) = Outlet::new(self.place().await?)?;
         let store = Arc::clone(&history.store);
-        let (clock, unknown_names) = (Arc::clone(&self.clock), chosen.unknown);
+        let (clock, names) = (Arc::clone(&self.clock), (chosen.unknown, chosen.removed));
         tokio::task::spawn_blocking(move || {
             let mut context = eval::Context {
                 store: &*store,
@@ -609,7 +695,7 @@ impl History for HistoryService {
                 }
             }
             missing.append(&mut context.missing);
-            let end = end_part(&*clock, missing, doubts, context.points, unknown_names);
+            let end = end_part(&*clock, missing, doubts, context.points, names);
             outlet.end(Ok(end));
         });
         Ok(Response::new(ReceiverStream::new(answers)))
@@ -671,7 +757,10 @@ impl History for HistoryService {
             Ok(id) => id,
             Err(_) => {
                 let found = self.fleet.host(&name, |host, _| host.id()).await;
-                found.ok_or_else(|| Status::not_found(format!("no host is called {name}")))?
+                match found {
+                    Some(id) => id,
+                    None => self.removed_once(&name).await?,
+                }
             }
         };
         if history.store.group_of(id).is_none() {

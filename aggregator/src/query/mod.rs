@@ -1,7 +1,7 @@
 //! What operators ask: the service behind the `muster` command line.
 //!
 //! [`access`] decides who may ask what, [`rows`] turns a host into messages, [`order`] sorts them, and
-//! [`service`], [`identity`], [`paging`] and the others answer. Everything is read from the fleet's shards and from the control store; nothing here
+//! [`service`], [`identity`], [`paging`], [`past`] and the others answer. Everything is read from the fleet's shards and from the control store; nothing here
 //! changes a host. Every list is ordered and says whether it is complete and as of when.
 
 pub mod access;
@@ -11,6 +11,7 @@ pub mod history;
 pub mod identity;
 pub mod order;
 pub mod paging;
+pub mod past;
 pub mod replay;
 mod rotation;
 pub mod rows;
@@ -24,5 +25,6 @@ pub use events::EventsService;
 pub use history::HistoryService;
 pub use identity::{IdentityParts, IdentityService};
 pub use paging::PagingService;
+pub use past::PastService;
 pub use replay::ReplayService;
 pub use service::{About, HttpDoor, OperatorService};

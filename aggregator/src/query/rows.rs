@@ -213,7 +213,7 @@ pub fn host_detail(host: &HostState) -> v1::HostDetail {
             }
         })
         .collect();
-    detail.cpu_modes = derived.cpu_modes.iter().cloned().collect();
+    detail.cpu_modes = cpu_modes(derived);
     detail.failing_collectors = host.failing_collectors();
     detail.failing_services = units(host)
         .unwrap_or_default()
@@ -225,7 +225,11 @@ pub fn host_detail(host: &HostState) -> v1::HostDetail {
         let signals = anomaly.causes.iter();
         signals.map(|cause| cause.signal.to_owned()).collect()
     });
-    devices(host, &mut detail);
+    let rated = host.series().filter_map(|series| {
+        let device = series.labels.first().map_or("", String::as_str);
+        Some((series.family.name.as_str(), device, series.rate?))
+    });
+    devices(rated, &mut detail);
     let checks = checks::of_host(host);
     detail.checks = count(checks.len());
     let failing = |check: &v1::CheckRow| check.status() != v1::CheckStatus::Ok;
@@ -233,7 +237,15 @@ pub fn host_detail(host: &HostState) -> v1::HostDetail {
     detail
 }
 
-fn filesystem(point: &FilesystemPoint) -> v1::Filesystem {
+/// Share of CPU time by mode.
+pub(super) fn cpu_modes(derived: &Derived) -> BTreeMap<String, f64> {
+    let modes = derived.cpu_modes.iter();
+    modes
+        .map(|(mode, share)| (mode.clone().into_owned(), *share))
+        .collect()
+}
+
+pub(super) fn filesystem(point: &FilesystemPoint) -> v1::Filesystem {
     v1::Filesystem {
         mountpoint: point.mountpoint.clone(),
         device: point.device.clone(),
@@ -257,7 +269,7 @@ fn forecast(forecast: Forecast) -> v1::FullIn {
     }
 }
 
-fn service(unit: &Unit) -> v1::ServiceRow {
+pub(super) fn service(unit: &Unit) -> v1::ServiceRow {
     v1::ServiceRow {
         name: unit.name.clone(),
         state: unit.word().to_owned(),
@@ -266,14 +278,14 @@ fn service(unit: &Unit) -> v1::ServiceRow {
     }
 }
 
-/// Disks, interfaces and pressure from the rates of their series.
-fn devices(host: &HostState, detail: &mut v1::HostDetail) {
+/// Disks, interfaces and pressure from the rates of series: (metric, device, rate).
+pub(super) fn devices<'a>(
+    rates: impl Iterator<Item = (&'a str, &'a str, f64)>,
+    detail: &mut v1::HostDetail,
+) {
     let mut disks: BTreeMap<&str, v1::Disk> = BTreeMap::new();
     let mut interfaces: BTreeMap<&str, v1::Interface> = BTreeMap::new();
-    for series in host.series() {
-        let Some(rate) = series.rate else { continue };
-        let name = series.family.name.as_str();
-        let device = series.labels.first().map_or("", String::as_str);
+    for (name, device, rate) in rates {
         if let Some(what) = pressure(name) {
             detail.pressure.insert(what.to_owned(), rate);
         } else if name.starts_with("node_disk_") {

@@ -26,7 +26,7 @@ use crate::{
     chain,
     control::{AuditFilter, Control, Incident, IncidentFilter, Removal, Removed},
     detect::peers::Shift,
-    fleet::{Answer, Fleet, HostState, Unit, UnitState},
+    fleet::{Answer, Derived, Fleet, HostState, Unit, UnitState},
     incident::Incidents,
     notify::{Told, teller::Standing},
     peers::PeerWatch,
@@ -315,8 +315,10 @@ impl OperatorService {
         Ok(v1::Summary {
             meta: Some(self.meta(missing)),
             fleet_name: self.about.fleet_name.clone(),
-            states: state_counts(&answer.items),
-            agent_versions: version_counts(&answer.items),
+            states: state_counts(answer.items.iter().map(|glance| glance.state)),
+            agent_versions: version_counts(
+                answer.items.iter().map(|glance| glance.version.as_str()),
+            ),
             incidents_critical: of(v1::Severity::Critical),
             incidents_warning: of(v1::Severity::Warning),
             incidents_info: of(v1::Severity::Info),
@@ -324,7 +326,13 @@ impl OperatorService {
             frames_dropped: answer.items.iter().map(|glance| glance.dropped).sum(),
             most_dropped_host: most.map_or_else(String::new, |glance| glance.failing.host.clone()),
             most_dropped: most.map_or(0, |glance| glance.dropped),
-            worst: worst(&answer.items),
+            worst: worst(
+                answer
+                    .items
+                    .iter()
+                    .filter_map(|glance| glance.worst.clone())
+                    .collect(),
+            ),
             failing_services: group_services(answer.items.into_iter().map(|glance| glance.failing)),
             hosts_without_services,
             budget_per_host_week: self.about.budget_per_host_week,
@@ -704,7 +712,9 @@ impl Glance {
             state: rows::state(host.liveness()).0,
             version: host.facts().agent_version.clone(),
             last_seen: host.last_seen(),
-            worst: worst_of(host),
+            worst: rows::is_current(host)
+                .then(|| worst_of(host.name(), host.derived()))
+                .flatten(),
             has_units: units.is_some(),
             dropped: books.rejected + books.lost,
             told: host.detection().told(),
@@ -717,17 +727,13 @@ impl Glance {
 }
 
 /// Units of one host.
-struct HostUnits {
-    host: String,
-    units: Vec<Unit>,
+pub(super) struct HostUnits {
+    pub(super) host: String,
+    pub(super) units: Vec<Unit>,
 }
 
 /// What most deserves a look on a host, if anything does.
-fn worst_of(host: &HostState) -> Option<v1::WorstEntry> {
-    if !rows::is_current(host) {
-        return None;
-    }
-    let derived = host.derived();
+pub(super) fn worst_of(host: &str, derived: &Derived) -> Option<v1::WorstEntry> {
     let values = [
         derived.cpu_ratio,
         derived.memory_ratio,
@@ -752,17 +758,14 @@ fn worst_of(host: &HostState) -> Option<v1::WorstEntry> {
         _ => "stalled".to_owned(),
     };
     Some(v1::WorstEntry {
-        host: host.name().to_owned(),
+        host: host.to_owned(),
         what,
         value,
     })
 }
 
-fn worst(glances: &[Glance]) -> Vec<v1::WorstEntry> {
-    let mut worst: Vec<v1::WorstEntry> = glances
-        .iter()
-        .filter_map(|glance| glance.worst.clone())
-        .collect();
+/// The worst of them, worst first.
+pub(super) fn worst(mut worst: Vec<v1::WorstEntry>) -> Vec<v1::WorstEntry> {
     worst.sort_by(|a, b| {
         b.value
             .total_cmp(&a.value)
@@ -772,7 +775,10 @@ fn worst(glances: &[Glance]) -> Vec<v1::WorstEntry> {
     worst
 }
 
-fn state_counts(glances: &[Glance]) -> Vec<v1::StateCount> {
+/// How many of these are in each state, every state present.
+pub(super) fn state_counts(
+    states: impl Iterator<Item = v1::HostState> + Clone,
+) -> Vec<v1::StateCount> {
     [
         v1::HostState::Joined,
         v1::HostState::Live,
@@ -782,20 +788,16 @@ fn state_counts(glances: &[Glance]) -> Vec<v1::StateCount> {
     .into_iter()
     .map(|state| v1::StateCount {
         state: state.into(),
-        hosts: count(
-            glances
-                .iter()
-                .filter(|glance| glance.state == state)
-                .count(),
-        ),
+        hosts: count(states.clone().filter(|one| *one == state).count()),
     })
     .collect()
 }
 
-fn version_counts(glances: &[Glance]) -> Vec<v1::VersionCount> {
+/// Hosts by version of their agent, the most frequent first.
+pub(super) fn version_counts<'a>(versions: impl Iterator<Item = &'a str>) -> Vec<v1::VersionCount> {
     let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
-    for glance in glances.iter().filter(|glance| !glance.version.is_empty()) {
-        *counts.entry(&glance.version).or_default() += 1;
+    for version in versions.filter(|version| !version.is_empty()) {
+        *counts.entry(version).or_default() += 1;
     }
     let mut versions: Vec<v1::VersionCount> = counts
         .into_iter()
@@ -809,7 +811,7 @@ fn version_counts(glances: &[Glance]) -> Vec<v1::VersionCount> {
 }
 
 /// Units of many hosts as one group for each name and state: failing first, then the most widespread.
-fn group_services(hosts: impl Iterator<Item = HostUnits>) -> Vec<v1::ServiceGroup> {
+pub(super) fn group_services(hosts: impl Iterator<Item = HostUnits>) -> Vec<v1::ServiceGroup> {
     let mut groups: BTreeMap<(u8, String), v1::ServiceGroup> = BTreeMap::new();
     for HostUnits { host, units } in hosts {
         for unit in units {
@@ -871,7 +873,12 @@ fn group_shift(shift: Shift) -> v1::GroupShift {
     }
 }
 
-fn incident_row(incident: Incident, host: &str, now: Timestamp, told: &Told) -> v1::IncidentRow {
+pub(super) fn incident_row(
+    incident: Incident,
+    host: &str,
+    now: Timestamp,
+    told: &Told,
+) -> v1::IncidentRow {
     let standing = match incident.state {
         v1::IncidentState::Open => told.standing_of(incident.number, now),
         _ => Standing::default(),
@@ -936,7 +943,7 @@ pub(super) fn count(number: usize) -> u32 {
 }
 
 /// 0 stands for no limit.
-fn limit(limit: u32) -> usize {
+pub(super) fn limit(limit: u32) -> usize {
     match limit {
         0 => usize::MAX,
         limit => usize::try_from(limit).unwrap_or(usize::MAX),

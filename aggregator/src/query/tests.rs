@@ -728,6 +728,7 @@ fn every_method_of_the_contract_has_a_row() {
         include_str!("../../../proto/muster/v1/paging.proto"),
         include_str!("../../../proto/muster/v1/replay.proto"),
         include_str!("../../../proto/muster/v1/history.proto"),
+        include_str!("../../../proto/muster/v1/past.proto"),
     ];
     let mut methods: Vec<&str> = contract
         .iter()

@@ -3,7 +3,7 @@
 //! Which series a rule looks at is found once, when a series' name is interned ([`uses_of`]); at each tick the
 //! fold hands over only those ([`Sample`]). Everything else here is a pure step.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use muster_proto::{
     catalog::{self, METRICS},
@@ -252,15 +252,54 @@ impl Grown {
 /// labels are, the divisor does not have them, and the subject is all.
 type Place<'a> = (&'a str, &'a [String]);
 
+/// A map in a list: most have one entry, and there are some dozens of them at each tick of each host.
+#[derive(Debug)]
+struct Sorted<K, V>(Vec<(K, V)>);
+
+impl<K, V> Default for Sorted<K, V> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<K: Ord, V> Sorted<K, V> {
+    fn find(&self, key: &K) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| known.cmp(key))
+    }
+
+    fn get(&self, key: &K) -> Option<&V> {
+        self.find(key).ok().map(|at| &self.0[at].1)
+    }
+
+    /// The value of the key, which is `value` if it had none.
+    fn or_insert(&mut self, key: K, value: V) -> &mut V {
+        let at = match self.find(&key) {
+            Ok(at) => at,
+            Err(at) => {
+                self.0.insert(at, (key, value));
+                at
+            }
+        };
+        &mut self.0[at].1
+    }
+
+    fn insert(&mut self, key: K, value: V) {
+        match self.find(&key) {
+            Ok(at) => self.0[at].1 = value,
+            Err(at) => self.0.insert(at, (key, value)),
+        }
+    }
+}
+
 /// The numbers of one rule at one tick.
 #[derive(Debug, Default)]
 struct Numbers<'a> {
-    values: BTreeMap<Place<'a>, f64>,
-    pers: BTreeMap<Place<'a>, f64>,
+    values: Sorted<Place<'a>, f64>,
+    pers: Sorted<Place<'a>, f64>,
     and: Option<f64>,
-    dones: BTreeMap<Place<'a>, f64>,
-    details: BTreeMap<&'a str, &'a str>,
-    unless: BTreeSet<&'a str>,
+    dones: Sorted<Place<'a>, f64>,
+    details: Sorted<&'a str, &'a str>,
+    unless: Sorted<&'a str, ()>,
     /// Whether the rule's collector worked, or had nothing to read; `None` where the host says nothing of it.
     read: Option<bool>,
     /// The host does not have what the rule's collector reads.
@@ -285,7 +324,7 @@ impl<'a> Numbers<'a> {
         match sample.used.part {
             Part::Value => {
                 if let Some(value) = read(definition, sample, subject, tick, grown) {
-                    let kept = self.values.entry((subject, labels)).or_insert(value);
+                    let kept = self.values.or_insert((subject, labels), value);
                     *kept = definition.worse(*kept, value);
                 }
             }
@@ -313,7 +352,7 @@ impl<'a> Numbers<'a> {
             }
             Part::Unless => {
                 if sample.value > 0.0 {
-                    self.unless.insert(subject);
+                    self.unless.insert(subject, ());
                 }
             }
             Part::Read => self.read = Some(self.read == Some(true) || sample.value > 0.0),
@@ -330,7 +369,7 @@ impl Numbers<'_> {
     /// Makes of what is promised for how long it has not been kept.
     fn settle(&mut self, definition: &Definition, tick: Timestamp, grown: &mut Grown) {
         let promised = std::mem::take(&mut self.values);
-        for (place @ (_, labels), done) in &self.dones {
+        for (place @ (_, labels), done) in &self.dones.0 {
             let key = held_as(&definition.name, labels);
             let next = promised.get(place).copied();
             if let Some(value) = grown.overdue(key, seconds(tick), next, *done) {
@@ -389,7 +428,7 @@ impl<'a> Watcher<'a> {
     pub(in crate::detect) fn knows(&self, at: usize) -> bool {
         self.numbers
             .get(at)
-            .is_some_and(|numbers| !numbers.values.is_empty())
+            .is_some_and(|numbers| !numbers.values.0.is_empty())
     }
 
     /// What the rule at this place of the pack says, with an operator's bounds.
@@ -401,9 +440,10 @@ impl<'a> Watcher<'a> {
         findings: &mut Findings<'_>,
     ) -> Coverage {
         let numbers = &self.numbers[at];
-        let mut worst: BTreeMap<&str, Option<f64>> = BTreeMap::new();
-        for (place @ (subject, _), value) in &numbers.values {
-            if numbers.unless.contains(subject) {
+        // Places are in the order of their subjects, so those of one stand together.
+        let mut worst: Vec<(&str, Option<f64>)> = Vec::new();
+        for (place @ (subject, _), value) in &numbers.values.0 {
+            if numbers.unless.get(subject).is_some() {
                 continue;
             }
             let value = match &definition.value.per {
@@ -411,15 +451,19 @@ impl<'a> Watcher<'a> {
                 None => Some(*value),
             };
             let value = value.filter(|value| value.is_finite());
-            let kept = worst.entry(subject).or_insert(value);
-            // One sensor that is not known does not hide that another is too hot.
-            *kept = match (*kept, value) {
-                (Some(kept), Some(value)) => Some(definition.worse(kept, value)),
-                (kept, value) => kept.or(value),
-            };
+            match worst.last_mut() {
+                // One sensor that is not known does not hide that another is too hot.
+                Some((last, kept)) if last == subject => {
+                    *kept = match (*kept, value) {
+                        (Some(kept), Some(value)) => Some(definition.worse(kept, value)),
+                        (kept, value) => kept.or(value),
+                    };
+                }
+                _ => worst.push((*subject, value)),
+            }
         }
         for (subject, value) in worst {
-            let detail = numbers.details.get(subject).copied();
+            let detail = numbers.details.get(&subject).copied();
             let verdict = verdict(definition, bounds, value, detail, numbers.and);
             findings.add(subject, verdict);
         }
@@ -436,7 +480,7 @@ impl Numbers<'_> {
     /// missing. Of a subject it is enough that the collector works; the host as a whole does not go, so for a rule about
     /// it the collector must say that the host has no such thing, or be switched off there.
     fn complete(&self, definition: &Definition, lists: bool) -> bool {
-        let named = !self.values.is_empty();
+        let named = !self.values.0.is_empty();
         let switched_off = definition.collector.is_some() && lists && self.read.is_none();
         match definition.subject {
             Some(_) => self.read.unwrap_or(named || switched_off),
