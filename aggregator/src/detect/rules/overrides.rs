@@ -207,6 +207,16 @@ impl Overrides {
         }
     }
 
+    /// How long a rule of the pack must hold on a host, of opening and of clearing the longer.
+    #[must_use]
+    pub fn held(&self, rule: &str, host: Option<&Enrolled>) -> Duration {
+        let at = pack().iter().position(|known| known.name == rule);
+        at.map_or(Duration::ZERO, |at| {
+            let (_, rule) = self.of(at, host);
+            rule.open_after.max(rule.clear_after)
+        })
+    }
+
     /// What holds of the rule at this place of the pack for a host.
     pub(in crate::detect) fn of(
         &self,
