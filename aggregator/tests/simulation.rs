@@ -10,10 +10,8 @@ fn whatever_happens_the_books_balance() {
     let stage = Stage::make().expect("a folder");
     let mut total = Seen::default();
     for seed in 1..=30 {
-        match run(&stage, seed) {
-            Ok(seen) => total.add(&seen),
-            Err(error) => panic!("{error:#}: bench/faults simulation --times 1 --seed {seed}"),
-        }
+        let seen = run(&stage, seed).map_err(|error| format!("{error:#}"));
+        total.add(&seen.expect("bench/faults simulation --times 1 --seed N shows it"));
     }
     // Something did happen.
     assert!(total.stored > 1_000 && total.agent_lives > 150, "{total:?}");
@@ -24,9 +22,8 @@ fn whatever_happens_the_books_balance() {
 fn after_a_partition_the_last_agent_is_fresh_within_half_a_minute() {
     let stage = Stage::make().expect("a folder");
     for seed in 1..=8 {
-        if let Err(error) = partition(&stage, seed) {
-            panic!("{error:#}");
-        }
+        let fresh = partition(&stage, seed).map_err(|error| format!("{error:#}"));
+        fresh.expect("fresh in time");
     }
 }
 

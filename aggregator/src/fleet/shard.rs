@@ -1336,7 +1336,7 @@ mod tests {
         shard.upsert(Enrolled {
             id,
             name: id.to_string(),
-            labels: std::collections::BTreeMap::new(),
+            labels: BTreeMap::new(),
             facts: v1::HostFacts::default(),
             certificate_not_after: None,
         });
