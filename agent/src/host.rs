@@ -9,12 +9,14 @@ use std::{
     fs::File,
     io,
     io::Read,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use muster_proto::{limits, v1};
 use ring::digest;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::{
     capture::Recorder,
@@ -26,6 +28,9 @@ const MAX_FILE_BYTES: usize = 8 * 1024 * 1024;
 
 /// First size of a kept file's buffer: one page holds most of what `/proc` prints.
 const FIRST_BUFFER_BYTES: usize = 4096;
+
+/// Buffers beyond this are worth giving back between reads that are seldom.
+const LARGE_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Precedes the machine id in the hash, as machine-id(5) asks applications to do.
 const MACHINE_ID_PREFIX: &[u8] = b"muster.v1 machine id\n";
@@ -240,6 +245,29 @@ impl KeptFile {
         }
     }
 
+    /// Whether the kernel does not say that the file is as it was at the last call: of tables of mounts it tells
+    /// (proc(5): `POLLPRI`) when something was mounted or unmounted. One that is not open has news.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        let Some(file) = &self.file else {
+            return true;
+        };
+        let mut asked = [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::PRI)];
+        match poll(&mut asked, Some(&Timespec::default())) {
+            Ok(_) => asked[0]
+                .revents()
+                .intersects(PollFlags::PRI | PollFlags::ERR),
+            Err(_) => true,
+        }
+    }
+
+    /// Gives back a buffer that had to grow far; the next read makes it anew.
+    pub fn let_go(&mut self) {
+        if self.buffer.len() > LARGE_BUFFER_BYTES {
+            self.buffer = Vec::new();
+        }
+    }
+
     fn fill(&mut self, host: &HostRoot) -> Result<usize, ReadError> {
         let failed = |source| ReadError::Io {
             path: host.join(&self.relative),
@@ -374,6 +402,23 @@ mod tests {
         assert_eq!(file.read(&host).expect("reads"), long.as_bytes());
         std::fs::write(folder.path().join("proc/long"), "short").expect("written");
         assert_eq!(file.read(&host).expect("reads"), b"short");
+    }
+
+    #[test]
+    fn a_buffer_that_grew_is_given_back_and_a_plain_file_has_no_news() {
+        let long = "x".repeat(LARGE_BUFFER_BYTES + 1);
+        let (_folder, host) = host_with(&[("long", &long), ("short", "y")]);
+        let mut file = KeptFile::new("long");
+        assert!(file.has_news(), "it is not open");
+        for _ in 0..2 {
+            assert_eq!(file.read(&host).expect("reads"), long.as_bytes());
+            file.let_go();
+            assert!(file.buffer.is_empty());
+        }
+        let mut short = KeptFile::new("short");
+        assert_eq!(short.read(&host).expect("reads"), b"y");
+        short.let_go();
+        assert!(!short.buffer.is_empty() && !short.has_news());
     }
 
     #[test]

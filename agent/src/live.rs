@@ -63,19 +63,19 @@ impl LiveHost {
         }
     }
 
-    /// Watches it for changes, in a thread of its own, and records every second if `records`.
+    /// Watches it for changes, in threads of their own, and records every second if `records`.
     #[must_use]
     pub fn watched(mut self, config: &WatchConfig, records: bool) -> Self {
         let version = env!("CARGO_PKG_VERSION");
         let life = Life::new(config.state_dir.as_deref(), &self.boot_id_text, version);
         let life = Arc::new(Mutex::new(life));
         self.life = Some(Arc::clone(&life));
-        self.watch = Watch::start(
+        self.watch = Some(Watch::new(
             self.collection.host().clone(),
             config,
             life,
             Arc::clone(&self.counters),
-        );
+        ));
         self.records = records;
         self
     }
@@ -83,7 +83,7 @@ impl LiveHost {
     /// What is done after every pass of the collectors.
     fn attend(&mut self, tick: Timestamp) {
         let killed = self.kills.since(self.collection.table());
-        if let Some(watch) = &self.watch {
+        if let Some(watch) = &mut self.watch {
             if killed > 0 {
                 watch.killed(killed);
             }

@@ -2,7 +2,8 @@
 //!
 //! It is bound only while a token could let somebody in, so most of the time there is nothing to attack. A caller
 //! has proved nothing but that it can reach the port: messages are small, connections short, and an address that
-//! fails five times within a minute is not listened to until the minute is over.
+//! fails five times within a minute is not listened to until the minute is over. Whoever shows the secret of a token is
+//! no stranger: what others do, from the same network or from ten thousand, does not keep him out.
 
 use std::{
     collections::HashMap,
@@ -34,8 +35,10 @@ use crate::{
 /// Failures of one address within [`WINDOW`] before it is refused unheard.
 const MAX_FAILURES: u32 = 5;
 const WINDOW: Duration = Duration::from_secs(60);
-/// Addresses remembered ([`listen::source`]); while there are as many, others are refused unheard.
+/// Addresses remembered ([`listen::source`]); while there are as many, other strangers are refused unheard.
 const MAX_ADDRESSES: usize = 10_000;
+/// How often a full list is searched for those whose time is over.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Hosts that are let in within a second once [`JOIN_BURST`] have been: each costs a signature and a write.
 const JOINS_PER_SECOND: f64 = 100.0;
@@ -211,28 +214,58 @@ struct Failures {
     count: u32,
 }
 
-/// Addresses that failed lately.
+/// Who asks: an address, and the token whose secret was shown, if one was.
+type Caller = (IpAddr, Option<String>);
+
+/// Whether a caller is heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Yes,
+    /// It failed too often.
+    Failed,
+    /// So many others failed that a stranger's failure could not be remembered.
+    Crowded,
+}
+
+/// Callers that failed lately.
 #[derive(Debug, Default)]
-struct Failed(HashMap<IpAddr, Failures>);
+struct Failed {
+    callers: HashMap<Caller, Failures>,
+    swept: Option<Timestamp>,
+}
 
 impl Failed {
-    /// Whether an address is not heard: it failed too often, or so many others did that it could not be remembered.
-    fn blocks(&mut self, address: IpAddr, now: Timestamp) -> bool {
-        if let Some(seen) = self.0.get(&address) {
-            return seen.count >= MAX_FAILURES && now.since(seen.since) < WINDOW;
+    fn hears(&mut self, caller: &Caller, now: Timestamp) -> Heard {
+        if let Some(seen) = self.callers.get(caller) {
+            let failed = seen.count >= MAX_FAILURES && now.since(seen.since) < WINDOW;
+            return if failed { Heard::Failed } else { Heard::Yes };
         }
-        if self.0.len() >= MAX_ADDRESSES {
-            self.0.retain(|_, seen| now.since(seen.since) < WINDOW);
+        if self.is_full(now) && caller.1.is_none() {
+            return Heard::Crowded;
         }
-        self.0.len() >= MAX_ADDRESSES
+        Heard::Yes
     }
 
-    fn note(&mut self, address: IpAddr, now: Timestamp) {
+    fn is_full(&mut self, now: Timestamp) -> bool {
+        let due =
+            |swept| Duration::from_millis(now.millis_since(swept).unsigned_abs()) >= SWEEP_EVERY;
+        if self.callers.len() >= MAX_ADDRESSES && self.swept.is_none_or(due) {
+            self.swept = Some(now);
+            self.callers
+                .retain(|_, seen| now.since(seen.since) < WINDOW);
+        }
+        self.callers.len() >= MAX_ADDRESSES
+    }
+
+    fn note(&mut self, caller: Caller, now: Timestamp) {
+        if !self.callers.contains_key(&caller) && self.is_full(now) {
+            return;
+        }
         let begin = Failures {
             since: now,
             count: 0,
         };
-        let seen = self.0.entry(address).or_insert(begin);
+        let seen = self.callers.entry(caller).or_insert(begin);
         if now.since(seen.since) >= WINDOW {
             *seen = begin;
         }
@@ -248,17 +281,12 @@ impl Service {
     async fn join(
         &self,
         request: v1::EnrolRequest,
+        known: bool,
         address: IpAddr,
         now: Timestamp,
     ) -> Result<v1::EnrolResponse, Status> {
-        let unrecorded = |error: ControlError| {
-            tracing::error!(error = crate::chain(&error), "a host could not join");
-            Status::unavailable("the aggregator cannot record new hosts now; its log says why")
-        };
         // Room is for who has a token: strangers must not be able to take it.
-        let (token_id, secret) = (&request.token_id, &request.token_secret);
-        let known = self.door.control.is_secret_of(token_id, secret).await;
-        let has_room = !known.map_err(unrecorded)?
+        let has_room = !known
             || self
                 .room
                 .lock()
@@ -319,6 +347,11 @@ impl Service {
     }
 }
 
+fn unrecorded(error: ControlError) -> Status {
+    tracing::error!(error = crate::chain(&error), "a host could not join");
+    Status::unavailable("the aggregator cannot record new hosts now; its log says why")
+}
+
 fn refused(refusal: EnrolRefusal, address: IpAddr) -> Status {
     tracing::warn!(%address, why = %refusal, "a host was refused");
     match refusal {
@@ -339,17 +372,27 @@ impl Enrolment for Service {
             .map(|peer| peer.addr.ip().to_canonical())
             .ok_or_else(|| Status::internal("the connection has no address"))?;
         let now = self.door.clock.now();
-        let source = listen::source(address);
-        if self.failures().blocks(source, now) {
-            return Err(Status::resource_exhausted(
-                "too many failed attempts from this address: wait a minute",
-            ));
+        let request = request.into_inner();
+        let (token_id, secret) = (&request.token_id, &request.token_secret);
+        let known = self.door.control.is_secret_of(token_id, secret).await;
+        let known = known.map_err(unrecorded)?;
+        let caller = (listen::source(address), known.then(|| token_id.clone()));
+        let heard = self.failures().hears(&caller, now);
+        let why = match heard {
+            Heard::Yes => None,
+            Heard::Failed => Some("too many failed attempts from this address: wait a minute"),
+            Heard::Crowded => Some(
+                "too many addresses failed here within a minute, so only who has a token is heard, and this is none of ours: is it whole, and of this aggregator?",
+            ),
+        };
+        if let Some(why) = why {
+            return Err(Status::resource_exhausted(why));
         }
-        let joined = self.join(request.into_inner(), address, now).await;
+        let joined = self.join(request, known, address, now).await;
         if let Err(status) = &joined
             && status.code() != tonic::Code::Unavailable
         {
-            self.failures().note(source, now);
+            self.failures().note(caller, now);
         }
         joined.map(Response::new)
     }
@@ -363,25 +406,44 @@ mod tests {
     fn who_fails_is_not_heard_and_others_are_not_forgotten_for_it() {
         let mut failed = Failed::default();
         let begin = Timestamp::from_millis(1_795_000_000_000);
-        let address = |number: u32| IpAddr::from(number.to_be_bytes());
-        let guilty = address(1);
+        let stranger = |number: u32| (IpAddr::from(number.to_be_bytes()), None);
+        let guilty = stranger(1);
+        let known = (guilty.0, Some("t1".to_owned()));
         for _ in 0..MAX_FAILURES {
-            assert!(!failed.blocks(guilty, begin));
-            failed.note(guilty, begin);
+            assert_eq!(failed.hears(&guilty, begin), Heard::Yes);
+            failed.note(guilty.clone(), begin);
         }
-        assert!(failed.blocks(guilty, begin));
+        assert_eq!(failed.hears(&guilty, begin), Heard::Failed);
+        assert_eq!(failed.hears(&known, begin), Heard::Yes, "it has a token");
         let mut number = 2;
-        while !failed.blocks(address(number), begin) {
-            failed.note(address(number), begin);
+        while failed.hears(&stranger(number), begin) == Heard::Yes {
+            failed.note(stranger(number), begin);
             number += 1;
         }
-        assert_eq!(failed.0.len(), MAX_ADDRESSES, "it is bounded");
-        assert!(!failed.blocks(address(2), begin), "who is known is heard");
-        assert!(failed.blocks(guilty, begin), "and is not forgotten");
+        assert_eq!(failed.hears(&stranger(number), begin), Heard::Crowded);
+        failed.note(stranger(number), begin);
+        failed.note(known.clone(), begin);
+        assert_eq!(failed.callers.len(), MAX_ADDRESSES, "it is bounded");
+        assert_eq!(
+            failed.hears(&stranger(2), begin),
+            Heard::Yes,
+            "who is in it is heard"
+        );
+        assert_eq!(
+            failed.hears(&guilty, begin),
+            Heard::Failed,
+            "and is not forgotten"
+        );
+        assert_eq!(failed.hears(&known, begin), Heard::Yes);
         let later = begin.plus(WINDOW);
-        assert!(!failed.blocks(address(number), later));
-        assert!(!failed.blocks(guilty, later));
-        assert_eq!(failed.0.len(), 0, "their time is over");
+        assert_eq!(failed.hears(&stranger(number), later), Heard::Yes);
+        assert_eq!(failed.hears(&guilty, later), Heard::Yes);
+        assert_eq!(failed.callers.len(), 0, "their time is over");
+        // A token that is good for nothing any more is not heard for ever either.
+        for _ in 0..MAX_FAILURES {
+            failed.note(known.clone(), later);
+        }
+        assert_eq!(failed.hears(&known, later), Heard::Failed);
     }
 
     #[test]

@@ -65,11 +65,13 @@ pub struct KeptTime {
     pub boot_id: String,
 }
 
-/// Machines without a clock of their own are told the time in the first minutes after boot: a step ahead is no jump then.
+/// Machines are told the time in the first minutes after boot: those without a clock of their own, and those whose clock
+/// is kept in local time, hours ahead or behind. A step is no jump then, unless it goes back behind the time that was
+/// kept before.
 const SETTLING: Duration = Duration::from_secs(600);
 
-fn is_settling(apart: i64, since_boot_ms: i64) -> bool {
-    apart > 0 && since_boot_ms < i64::try_from(SETTLING.as_millis()).unwrap_or(i64::MAX)
+fn is_settling(since_boot_ms: i64) -> bool {
+    since_boot_ms < i64::try_from(SETTLING.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Not in doubt.
@@ -81,6 +83,9 @@ pub struct GuardedClock {
     boot: Box<dyn BootClock>,
     /// Believed wall time minus time since boot, milliseconds.
     offset: AtomicI64,
+    /// The time that was kept by the program before, milliseconds; no step goes back behind it unasked. Where nothing
+    /// was kept, no step goes back.
+    floor: i64,
     /// Since when the clock is in doubt, in time since boot; [`NO_DOUBT`].
     doubt_since: AtomicI64,
     /// Wall time minus time since boot when the doubt began: as long as it stays there the new time is consistent.
@@ -108,6 +113,7 @@ impl GuardedClock {
             offset: AtomicI64::new(now - since_boot),
             doubt_since: AtomicI64::new(NO_DOUBT),
             doubted_offset: AtomicI64::new(0),
+            floor: kept.map_or(i64::MAX, |kept| kept.believed_ms),
             wall,
             boot,
         };
@@ -127,17 +133,16 @@ impl GuardedClock {
         guard
     }
 
-    /// Whether the clock is in doubt: nothing is issued then.
-    #[must_use]
-    pub fn in_doubt(&self) -> bool {
-        // A jump is not believed even before the next look at it.
-        self.doubt_since.load(Ordering::Relaxed) != NO_DOUBT || !self.is_near()
-    }
-
     fn is_near(&self) -> bool {
         let since_boot = self.boot.since_boot_ms();
-        let apart = self.wall.now().as_millis() - since_boot - self.offset.load(Ordering::Relaxed);
-        u128::from(apart.unsigned_abs()) <= JUMP.as_millis() || is_settling(apart, since_boot)
+        self.is_believable(self.wall.now().as_millis(), since_boot)
+    }
+
+    /// Whether a time is near to what is believed, or a step that a machine makes soon after boot.
+    fn is_believable(&self, wall: i64, since_boot: i64) -> bool {
+        let apart = wall - since_boot - self.offset.load(Ordering::Relaxed);
+        let settles = is_settling(since_boot) && (apart > 0 || wall >= self.floor);
+        u128::from(apart.unsigned_abs()) <= JUMP.as_millis() || settles
     }
 
     /// What to say to people while the clock is in doubt.
@@ -145,7 +150,7 @@ impl GuardedClock {
     pub fn problem(&self) -> Option<String> {
         self.in_doubt().then(|| {
             format!(
-                "the aggregator's clock jumped: it shows {}, {} was expected; no certificate is issued (set it right, or on its host: muster-aggregator clock confirm)",
+                "the aggregator's clock jumped: it shows {}, {} was expected; no certificate is issued, and samples later than expected are not taken but wait with the agents (set it right, or on its host: muster-aggregator clock confirm)",
                 self.wall.now(),
                 self.now()
             )
@@ -176,7 +181,7 @@ impl GuardedClock {
         let offset = self.wall.now().as_millis() - since_boot;
         let jump = i64::try_from(JUMP.as_millis()).unwrap_or(i64::MAX);
         let apart = offset - self.offset.load(Ordering::Relaxed);
-        if apart.abs() <= jump || is_settling(apart, since_boot) {
+        if self.is_believable(offset + since_boot, since_boot) {
             // What NTP corrects in small steps is followed.
             self.offset.store(offset, Ordering::Relaxed);
             let was = self.doubt_since.swap(NO_DOUBT, Ordering::Relaxed);
@@ -229,11 +234,14 @@ impl GuardedClock {
     }
 
     async fn exchange(&self, control: &Control, keep: bool) -> Result<(), ControlError> {
+        let mut confirmed = false;
         if self.in_doubt() && control.take_clock_confirmation(self.wall.now()).await? {
             self.confirm();
+            confirmed = true;
             tracing::warn!("an operator confirmed the clock");
         }
-        if keep {
+        // A time that may still be stepped back must not be what no step goes back behind.
+        if confirmed || (keep && !is_settling(self.boot.since_boot_ms())) {
             control.keep_time(self.keep()).await?;
         }
         Ok(())
@@ -247,6 +255,12 @@ impl Clock for GuardedClock {
             return self.wall.now();
         }
         Timestamp::from_millis(self.offset.load(Ordering::Relaxed) + self.boot.since_boot_ms())
+    }
+
+    /// Nothing is issued then, and nothing refused for good as from the future.
+    fn in_doubt(&self) -> bool {
+        // A jump is not believed even before the next look at it.
+        self.doubt_since.load(Ordering::Relaxed) != NO_DOUBT || !self.is_near()
     }
 }
 
@@ -358,6 +372,42 @@ mod tests {
         assert!(
             matches!(lab.guard.look(), Look::Jumped(_)),
             "but not that it is earlier"
+        );
+    }
+
+    #[test]
+    fn a_clock_in_local_time_that_is_set_right_after_boot_is_believed() {
+        let now = NOW.as_millis();
+        // Kept ten minutes before by the boot before; the machine begins two hours ahead.
+        for (kept_before, doubted) in [(HOUR / 6, false), (HOUR * 9_000, false), (-HOUR, true)] {
+            let kept = KeptTime {
+                believed_ms: now - HOUR * 2 - kept_before,
+                since_boot_ms: HOUR,
+                boot_id: "a".to_owned(),
+            };
+            let lab = lab(Some(&kept), "b", 30_000);
+            assert_eq!(lab.guard.look(), Look::Same);
+            lab.pass(60_000);
+            lab.set_by(-HOUR * 2);
+            assert_eq!(lab.guard.in_doubt(), doubted, "behind what was kept");
+            lab.guard.look();
+            assert_eq!(lab.guard.in_doubt(), doubted);
+            assert_eq!(lab.guard.now() == lab.wall.now(), !doubted);
+        }
+        let kept = KeptTime {
+            believed_ms: now - HOUR * 9,
+            since_boot_ms: HOUR,
+            boot_id: "a".to_owned(),
+        };
+        let lab = lab(Some(&kept), "b", 30_000);
+        lab.pass(HOUR);
+        lab.guard.look();
+        lab.set_by(-HOUR * 2);
+        assert!(lab.guard.in_doubt(), "later it is a jump");
+        let said = lab.guard.problem().expect("it is said");
+        assert!(
+            said.contains("samples") && said.contains("certificate"),
+            "{said}"
         );
     }
 

@@ -561,14 +561,60 @@ async fn impossible_numbers_are_violations_and_change_no_books() {
     assert_eq!(aggregator.host.gap(agent.incarnation, 1, u64::MAX), None);
     assert_eq!(aggregator.host.books().produced, 0);
     assert_eq!(aggregator.offer(&agent.frames[0]), Verdict::Store);
-    // One hole each: more than are kept track of ends it.
+}
+
+#[tokio::test]
+async fn more_holes_than_are_kept_track_of_cost_the_oldest_and_not_the_host() {
+    let (mut agent, mut aggregator) = (Agent::new(1), Aggregator::new());
+    aggregator.begin(agent.hello());
+    for _ in 0..1201 {
+        agent.sample(5, Some(1));
+    }
+    // Each a key frame that stands for itself, as what happened does; every second one only.
+    let mut holes = Vec::new();
+    for frame in agent.frames.iter().step_by(2) {
+        let mut frame = frame.clone();
+        (frame.payload, frame.lane) = (agent.frames[0].payload.clone(), Lane::Backfill);
+        frame.crc32c = agent.frames[0].crc32c;
+        assert_eq!(aggregator.offer(&frame), Verdict::Store, "{}", frame.seq);
+        aggregator.commit();
+        holes.extend(aggregator.host.bound_holes(agent.incarnation));
+        let books = aggregator.host.books();
+        assert!(books.produced >= books.stored + books.lost, "{books:?}");
+    }
+    let books = aggregator.host.books();
+    let lost: u64 = holes.iter().map(|(_, _, lost)| lost).sum();
+    assert!(holes.len() >= 5 && lost > 300, "{holes:?}");
+    assert_eq!(
+        (books.produced, books.stored, books.lost),
+        (1201, 601, lost)
+    );
+    // One that was given up comes after all: it is stored, and lost no more. A gap that joins all is taken.
+    let late = agent.frames[1].clone();
+    let mut late = FrameIn {
+        lane: Lane::Backfill,
+        ..late
+    };
+    (late.payload, late.crc32c) = (agent.frames[0].payload.clone(), agent.frames[0].crc32c);
+    assert_eq!(aggregator.offer(&late), Verdict::Store);
+    aggregator.commit();
+    let here = aggregator.host.books();
+    assert_eq!((here.stored, here.lost), (602, lost - 1));
+    assert!(aggregator.host.gap(agent.incarnation, 1, 1201).is_some());
+    let here = aggregator.host.books();
+    assert_eq!((here.produced, here.stored + here.lost), (1201, 1201));
+    // Gaps alone are no way round it.
     let floods = (0..1000).map(|at| {
-        aggregator
-            .host
-            .gap(agent.incarnation, 2 * at + 3, 2 * at + 3)
+        let first = 2 * at + 1300;
+        let taken = aggregator.host.gap(agent.incarnation, first, first);
+        (
+            taken,
+            aggregator.host.bound_holes(agent.incarnation).is_some(),
+        )
     });
-    let refused = floods.filter(Option::is_none).count();
-    assert!(refused > 700, "{refused}");
+    let (taken, bounds): (Vec<_>, Vec<_>) = floods.unzip();
+    assert!(taken.iter().all(|taken| *taken == Some(1)));
+    assert!(bounds.iter().filter(|bound| **bound).count() >= 10);
 }
 
 #[tokio::test]

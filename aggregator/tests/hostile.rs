@@ -173,6 +173,8 @@ fn a_flood_of_gaps_and_lives_does_not_grow_a_host() {
         // Every second number: as many holes as can be.
         for first in (1..4000).step_by(2) {
             host.gap(Incarnation(life), first, first);
+            // As the shard does after each.
+            host.bound_holes(Incarnation(life));
         }
         if life % 50 == 0 {
             let kept = host.write_checkpoint().expect("encodes");

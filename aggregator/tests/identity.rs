@@ -288,6 +288,29 @@ async fn a_lost_answer_can_be_asked_for_again_but_only_by_the_same_key() {
 }
 
 #[tokio::test]
+async fn who_has_a_token_is_heard_beside_strangers_that_fail() {
+    let installation = Installation::new();
+    let address = installation.enrolment().await;
+    let token = installation.token(1).await;
+    let wrong = Token::from_parts("zzzzzzzz", token.secret(), *token.pin()).expect("a token");
+    for attempt in 0..7 {
+        let state = folder();
+        match join(address, &wrong, "stranger", state.path()).await {
+            Err(EnrolError::Refused(_)) if attempt < 5 => {}
+            Err(EnrolError::NotNow(said)) if attempt >= 5 => {
+                assert!(said.contains("wait a minute"), "{said}");
+            }
+            other => unreachable!("{attempt}: {:?}", other.err()),
+        }
+    }
+    let state = folder();
+    let joined = join(address, &token, "web", state.path()).await;
+    let joined = joined.expect("it has a token");
+    let hosts = installation.control.hosts().await.expect("readable");
+    assert_eq!(hosts[0].host_id, joined.host_id);
+}
+
+#[tokio::test]
 async fn hosts_of_one_name_are_told_apart() {
     let installation = Installation::new();
     let address = installation.enrolment().await;

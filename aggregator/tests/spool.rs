@@ -10,13 +10,15 @@ use muster_agent::{
     Agent, AgentConfig, Credentials, Monitor, Source,
     buffer::{Books, BufferLimits, MIN_BUFFER_BYTES},
     simulate::SimulatedHost,
-    spool::{SpoolConfig, SpoolLimits},
+    spool::{MIN_SPOOL_BYTES, Spool, SpoolConfig, SpoolLimits, Spooled},
     telemetry::Own,
 };
 use muster_aggregator::fleet::{HostState, Liveness};
 use muster_proto::{
+    codec::Encoder,
     id::Incarnation,
     limits,
+    log::DiskStorage,
     series::{Family, Kind, Raw, Scale, Series, Table},
     time::{Clock as _, SystemClock, Timestamp},
     v1,
@@ -265,4 +267,86 @@ async fn an_outage_longer_than_memory_loses_nothing_and_news_does_not_wait_for_i
     assert_eq!(stored.duplicates, 0);
     let seqs = &stored.frames[&(host.host, incarnation)];
     assert!(seqs.iter().copied().eq(1..=last.produced), "{seqs:?}");
+}
+
+/// A life of the agent before, of which nobody heard: every second of its 600 frames has events, and its spool held less
+/// than half of the samples.
+fn leave_behind(host: &Enrolment, incarnation: u64) {
+    let folder = host.state.path().join("spool");
+    let storage = DiskStorage::open(&folder).expect("a folder");
+    let limits = SpoolLimits {
+        max_bytes: MIN_SPOOL_BYTES,
+        min_free_bytes: 0,
+        ..SpoolLimits::default()
+    };
+    let life = Incarnation(incarnation);
+    let mut spool = Spool::open(storage, life, limits).expect("opens");
+    let mut heavy = Heavy::new();
+    heavy.table.series.truncate(900);
+    heavy.table.raw.truncate(900);
+    heavy.table.present.truncate(900);
+    let mut encoder = Encoder::new();
+    let start = SystemClock.now().minus(Duration::from_secs(7_000));
+    for seq in 1..=600 {
+        let tick = start.plus(Duration::from_secs(10 * seq));
+        let events = vec![v1::Event {
+            kind: v1::EventKind::UnitStateChanged.into(),
+            subject: format!("unit-{seq}.service"),
+            at_ms: tick.as_millis(),
+            fields: Vec::new(),
+        }];
+        for raw in &mut heavy.table.raw {
+            *raw = Raw::int(heavy.random.i64(..));
+        }
+        let mut payload = Vec::new();
+        let key = seq % 5 == 1;
+        encoder.encode(&heavy.table, &[], key, &mut payload);
+        let frame = Spooled {
+            seq,
+            tick,
+            boottime_ms: 10_000 * seq.cast_signed(),
+            samples: 900,
+            crc32c: crc32c::crc32c(&payload),
+            key,
+            payload: payload.into(),
+        };
+        spool.append(&frame);
+        if seq % 2 == 0 {
+            spool.keep(frame.outline(&events).expect("something happened"));
+        }
+    }
+    spool.commit();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hundreds_of_outlines_of_a_life_nobody_heard_of_do_not_lock_the_host_out() {
+    let mut site = Site::new();
+    site.config.series_per_host = limits::MAX_SERIES;
+    let aggregator = site.start().await;
+    let host = site.enrol(&aggregator, simulated().facts()).await;
+    leave_behind(&host, 1);
+    let agent = Spooling::start(&host, simulated(), BufferLimits::default(), 2);
+    until("the host is as of now", async || {
+        (agent.monitor.books().durable >= 1).then_some(())
+    })
+    .await;
+    // The folder may be read only after the first Hello, which then names no earlier life; the next one does.
+    aggregator.stop().await;
+    let aggregator = site.start().await;
+    let earlier = until("the books of the earlier life are closed", async || {
+        let lives = look(&aggregator, host.host, HostState::lives).await?;
+        let earlier = lives.into_iter().find(|life| life.incarnation == 1)?;
+        let closed = earlier.produced == earlier.stored + earlier.rejected + earlier.lost;
+        (closed && earlier.produced == 600 && earlier.stored > 160).then_some(earlier)
+    })
+    .await;
+    // All that happened is there, and of the samples what the spool held.
+    assert_eq!(earlier.rejected, 0);
+    assert!(earlier.stored > 300 && earlier.lost > 100, "{earlier:?}");
+    agent.stop().await;
+    aggregator.stop().await;
+    let stored = site.stored();
+    let seqs = &stored.frames[&(host.host, Incarnation(1))];
+    assert!((2..=600).step_by(2).all(|seq| seqs.contains(&seq)));
+    assert_eq!(stored.duplicates, 0);
 }

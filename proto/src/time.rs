@@ -111,6 +111,11 @@ impl fmt::Debug for Timestamp {
 pub trait Clock: Send + Sync {
     /// The wall clock.
     fn now(&self) -> Timestamp;
+
+    /// Whether that is doubted for now: then nothing that cannot be taken back follows from it.
+    fn in_doubt(&self) -> bool {
+        false
+    }
 }
 
 /// The machine's wall clock.

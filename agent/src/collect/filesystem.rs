@@ -12,6 +12,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
+    hash::{DefaultHasher, Hasher as _},
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -82,6 +83,8 @@ pub struct Filesystem {
     asked: Option<Instant>,
     first_patience: Duration,
     shown: Vec<Shown>,
+    /// What the table of mounts looked like when these were made of it.
+    table: Option<u64>,
     /// Mount points that hang, and since when.
     hung: HashMap<Vec<u8>, Instant>,
     /// Mount points for which the event was sent.
@@ -102,6 +105,9 @@ struct Probers {
     local: Prober,
     remote: Prober,
 }
+
+/// A mount, and whether the agent sees another filesystem there, or none.
+type Seen = (Mount, bool);
 
 /// A mount that is shown.
 struct Shown {
@@ -128,6 +134,7 @@ impl Filesystem {
             asked: None,
             first_patience: FIRST_PATIENCE,
             shown: Vec::new(),
+            table: None,
             hung: HashMap::new(),
             reported: BTreeSet::new(),
             changed: true,
@@ -150,9 +157,15 @@ impl Filesystem {
         }
     }
 
-    /// Reads the mounts anew; answers are kept for those that stay.
+    /// Reads the mounts anew; answers are kept for those that stay. A table that says what it said before is not
+    /// parsed again.
     fn list(&mut self, host: &HostRoot, now: Instant) -> Result<(), CollectError> {
-        let listed = self.read_mounts(host)?;
+        let before = self.table.take();
+        let (listed, table) = self.read_mounts(host, before)?;
+        self.table = Some(table);
+        let Some(listed) = listed else {
+            return Ok(());
+        };
         let mut before: HashMap<Vec<u8>, Shown> = self
             .shown
             .drain(..)
@@ -184,19 +197,35 @@ impl Filesystem {
         Ok(())
     }
 
-    /// The mounts to show, each with whether it is hidden from the agent.
-    fn read_mounts(&mut self, host: &HostRoot) -> Result<Vec<(Mount, bool)>, CollectError> {
+    /// The mounts to show, each with whether it is hidden from the agent, and what their table looks like; no mounts
+    /// if that is as it was `before`.
+    fn read_mounts(
+        &mut self,
+        host: &HostRoot,
+        before: Option<u64>,
+    ) -> Result<(Option<Vec<Seen>>, u64), CollectError> {
         let malformed = |path| CollectError::Malformed {
             path,
             what: "a line of a mount",
         };
+        // The kernel tells what was mounted in the agent's own view. Not when a filesystem turns read-only: the table
+        // of which that is shown is read each time.
+        let own_as_before = !host.is_live() || !self.own.has_news();
         let own = |file: &mut KeptFile| {
-            let bytes = file.read(host)?;
-            mounts::parse(bytes).ok_or(malformed(SELF_PATH))
+            let all = mounts::parse(file.read(host)?).ok_or(malformed(SELF_PATH));
+            file.let_go();
+            all
         };
+        let table;
         let (mut all, seen) = match self.pid1.read(host) {
             Ok(bytes) => {
+                table = looks(bytes);
+                if before == Some(table) && own_as_before {
+                    self.pid1.let_go();
+                    return Ok((None, table));
+                }
                 let all = mounts::parse(bytes).ok_or(malformed(PID1_PATH))?;
+                self.pid1.let_go();
                 let seen = if host.is_live() {
                     Some(own(&mut self.own)?)
                 } else {
@@ -204,7 +233,14 @@ impl Filesystem {
                 };
                 (all, seen)
             }
-            Err(_) => (without_own_binds(own(&mut self.own)?), None),
+            Err(_) => {
+                table = looks(self.own.read(host)?);
+                if before == Some(table) {
+                    self.own.let_go();
+                    return Ok((None, table));
+                }
+                (without_own_binds(own(&mut self.own)?), None)
+            }
         };
         all.retain(|mount| !self.is_excluded(mount));
         let seen: Option<HashSet<(Vec<u8>, Vec<u8>)>> = seen.map(|seen| {
@@ -215,13 +251,11 @@ impl Filesystem {
             let key = (mount.point.clone(), mount.device_number.clone());
             seen.as_ref().is_some_and(|seen| !seen.contains(&key))
         };
-        Ok(all
-            .into_iter()
-            .map(|mount| {
-                let hidden = hidden(&mount);
-                (mount, hidden)
-            })
-            .collect())
+        let with_hidden = all.into_iter().map(|mount| {
+            let hidden = hidden(&mount);
+            (mount, hidden)
+        });
+        Ok((Some(with_hidden.collect()), table))
     }
 
     fn is_excluded(&self, mount: &Mount) -> bool {
@@ -365,6 +399,13 @@ impl Collector for Filesystem {
         self.put(out);
         Ok(Outcome::Read)
     }
+}
+
+/// What tells one table from another: a megabyte of it is not worth keeping.
+fn looks(table: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(table);
+    hasher.finish()
 }
 
 /// In its own view a hardened unit finds parts of filesystems mounted upon themselves, read-only or

@@ -17,6 +17,7 @@ pub mod conntrack;
 pub mod cpu;
 pub mod cpufreq;
 pub mod cpuinfo;
+pub mod diag;
 pub mod diskinfo;
 pub mod diskstats;
 pub mod dmi;

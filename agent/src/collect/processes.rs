@@ -169,8 +169,9 @@ impl Collector for Processes {
     }
 }
 
-/// Until the next walk, after one that took so much.
-fn pause(took: Duration) -> Duration {
+/// Until the next walk of something without bound, after one that took so much of a CPU's time.
+#[must_use]
+pub fn pause(took: Duration) -> Duration {
     took.saturating_mul(SHARE_OF_TIME).min(SELDOM)
 }
 

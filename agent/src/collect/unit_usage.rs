@@ -5,14 +5,15 @@
 //! (hybrid), `memory.usage_in_bytes` and `cpuacct.usage` of the controllers' own trees, which have a unit only if
 //! its accounting is on. Both numbers include all that runs below a unit, as `systemctl status` has it.
 //! What a user's own manager runs counts for `user@….service`. Which services are told is what the configuration
-//! says of units.
+//! says of units. With a thousand of them they are asked less often.
 
 use std::time::Duration;
 
-use muster_proto::catalog;
+use muster_proto::{catalog, time::Timestamp};
 
 use super::{
     About, CollectError, Collector, Outcome, Readings, SystemdConfig, glob,
+    processes::{pause, thread_cpu},
     sysfs::{Files, Names},
     text,
 };
@@ -56,6 +57,8 @@ pub struct UnitUsage {
     slices: Vec<(Vec<u8>, usize)>,
     /// Services by their paths below the tree, each beginning with a slash.
     services: Vec<Vec<u8>>,
+    /// When they were asked last, if that went well, and how much of a CPU's time it took.
+    asked: Option<(Timestamp, Duration)>,
 }
 
 /// Which kind of tree there is.
@@ -75,6 +78,7 @@ impl UnitUsage {
             files: Files::default(),
             slices: Vec::new(),
             services: Vec::new(),
+            asked: None,
         }
     }
 
@@ -158,9 +162,16 @@ impl Collector for UnitUsage {
         if host.recorder().is_some() {
             return Ok(Outcome::NoData);
         }
+        if let Some((at, took)) = self.asked
+            && !super::is_due(Some(at), pause(took), out.tick())
+        {
+            return Ok(Outcome::Unchanged);
+        }
+        self.asked = None;
         let Some(version) = self.version(host) else {
             return Ok(Outcome::NoData);
         };
+        let began = thread_cpu();
         let tree = match version {
             Version::Two => UNIFIED,
             Version::One => NAMED,
@@ -184,7 +195,11 @@ impl Collector for UnitUsage {
                 out.unsigned(catalog::SYSTEMD_UNIT_CPU, &[&name], micros);
             }
         }
-        Ok(if any { Outcome::Read } else { Outcome::NoData })
+        if !any {
+            return Ok(Outcome::NoData);
+        }
+        self.asked = Some((out.tick(), thread_cpu().saturating_sub(began)));
+        Ok(Outcome::Read)
     }
 }
 
@@ -292,6 +307,24 @@ mod tests {
         }));
         assert_eq!(values.len(), 2 * SERIES);
         assert!(!values.contains_key(&memory("not-this.service")));
+    }
+
+    #[test]
+    fn when_it_took_long_it_is_asked_less_often() {
+        let mut host = testing::Host::new();
+        let mut usage = usage(SystemdConfig::default());
+        host.write("sys/fs/cgroup/cgroup.controllers", "");
+        unified(&mut host, "system.slice/a.service", "1", 1);
+        host.set_tick(1_000);
+        host.collect(&mut usage);
+        let (at, _) = usage.asked.expect("it went well");
+        usage.asked = Some((at, Duration::from_millis(30)));
+        unified(&mut host, "system.slice/a.service", "2", 1);
+        for (second, bytes) in [(1_030, 1.0), (1_061, 2.0)] {
+            host.set_tick(second);
+            let _ = host.run(&mut usage);
+            assert_eq!(host.values()[&memory("a.service")], bytes, "{second}");
+        }
     }
 
     #[test]

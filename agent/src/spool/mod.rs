@@ -23,7 +23,11 @@ mod shelf;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::VecDeque, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+    time::Duration,
+};
 
 use muster_proto::{
     id::Incarnation,
@@ -45,6 +49,9 @@ use shelf::Shelf;
 const COMMIT_BYTES: usize = 256 * 1024;
 /// Failures in a row after which the disk is left alone.
 const MAX_FAILURES: u32 = 3;
+/// Most ranges of one earlier incarnation that are named as missing one by one; beyond it the two oldest become one with
+/// all between them, outlines that are still to come among it: those count as stored when they come.
+const MAX_GAPS: usize = 32;
 /// Most incarnations a Hello names (design/delivery.md §2: 64 for an agent, its own included).
 const MAX_NAMED: usize = 60;
 
@@ -183,6 +190,8 @@ pub struct Spool<S: Storage> {
     ledger: Ledger<S>,
     /// Incarnations of which the aggregator has said in this session what it has.
     named: Vec<Incarnation>,
+    /// Earlier incarnations of which it was told in this session from where on there still is something.
+    begun: Vec<Incarnation>,
     /// Frames of this incarnation from this number on are in memory.
     own_below: u64,
     missing: Vec<Missing>,
@@ -240,6 +249,7 @@ impl<S: Storage> Spool<S> {
             older: older.into(),
             ledger,
             named: Vec::new(),
+            begun: Vec::new(),
             own_below: 0,
             missing: Vec::new(),
             events: Vec::new(),
@@ -343,6 +353,7 @@ impl<S: Storage> Spool<S> {
                     last: seq,
                     samples: 0,
                     reason: v1::GapReason::Full,
+                    merged: None,
                 }]);
             }
         }
@@ -505,6 +516,7 @@ impl<S: Storage> Spool<S> {
     pub fn rewind(&mut self, named: Vec<Incarnation>) {
         self.clock_confirmed = true;
         self.named = named;
+        self.begun.clear();
         self.ledger.rewind();
         for shelf in self.older.iter_mut().chain([&mut self.own]) {
             shelf.rewind();
@@ -539,6 +551,7 @@ impl<S: Storage> Spool<S> {
             self.count(&gone);
             batch.gaps.push(gone.to_wire());
         }
+        batch.gaps.extend(self.beginning(&batch));
         self.clear_done();
         batch.ends = self.due_ends();
         for end in &batch.ends {
@@ -571,6 +584,32 @@ impl<S: Storage> Spool<S> {
             batch.incarnation = incarnation;
             batch.frames.push(frame);
         }
+    }
+
+    /// What is gone of an earlier incarnation before all that is left of its samples, to be told before the first of its
+    /// outlines. The incarnation itself knew of it, but may not have come to say so; told as one, the outlines
+    /// leave no holes between them.
+    fn beginning(&mut self, batch: &Batch) -> Option<v1::Gap> {
+        let incarnation = batch.incarnation;
+        if batch.frames.is_empty()
+            || incarnation == self.own.incarnation()
+            || !self.named.contains(&incarnation)
+            || self.begun.contains(&incarnation)
+        {
+            return None;
+        }
+        let outlined = self.ledger.outlined(incarnation);
+        let outlines_to = outlined.last().copied()?;
+        self.begun.push(incarnation);
+        let kept = self.shelf(incarnation).and_then(|shelf| shelf.first());
+        let last = kept.map_or(outlines_to, |first| first - 1);
+        (last > 0).then(|| v1::Gap {
+            incarnation: incarnation.0,
+            first: 1,
+            last,
+            reason: v1::GapReason::Full.into(),
+            samples: 0,
+        })
     }
 
     /// Whether the outline of a frame is to be sent: the frame itself is nowhere any more, and the aggregator has said
@@ -621,13 +660,35 @@ impl<S: Storage> Spool<S> {
                 }
             }
         }
+        self.merge_missing();
+    }
+
+    /// Keeps at most [`MAX_GAPS`] ranges of each earlier incarnation to be told.
+    fn merge_missing(&mut self) {
+        if self.missing.len() <= MAX_GAPS {
+            return;
+        }
+        let mut by_life: BTreeMap<Incarnation, Vec<Missing>> = BTreeMap::new();
+        for gone in self.missing.drain(..) {
+            by_life.entry(gone.incarnation).or_default().push(gone);
+        }
+        for (_, mut gaps) in by_life {
+            gaps.sort_by_key(|gone| gone.first);
+            let more = gaps.len().saturating_sub(MAX_GAPS);
+            let oldest = gaps.drain(..=more).reduce(Missing::with);
+            self.missing.extend(oldest.into_iter().chain(gaps));
+        }
     }
 
     fn count(&mut self, gone: &Missing) {
         let settled = self
             .shelf(gone.incarnation)
             .map_or(0, |shelf| shelf.settled_in(gone.first, gone.last));
-        let frames = gone.frames() - settled;
+        // Of merged ones only those that are lost were counted to begin with.
+        let frames = match gone.merged {
+            Some(frames) => frames,
+            None => gone.frames() - settled,
+        };
         match gone.reason {
             v1::GapReason::Age => self.status.dropped_age += frames,
             v1::GapReason::Corrupt => self.status.dropped_corrupt += frames,

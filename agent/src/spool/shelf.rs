@@ -42,12 +42,14 @@ pub struct Missing {
     pub samples: u64,
     /// Why.
     pub reason: v1::GapReason,
+    /// Where several became one: how many frames they were, without those between them.
+    pub merged: Option<u64>,
 }
 
 impl Missing {
     /// How many frames.
     pub(super) fn frames(&self) -> u64 {
-        self.last - self.first + 1
+        self.merged.unwrap_or(self.last - self.first + 1)
     }
 
     /// What is left of it without these numbers, which ascend. All samples are counted with the first part.
@@ -70,6 +72,17 @@ impl Missing {
             first = seq + 1;
         }
         parts
+    }
+
+    /// Both as one, with all between them.
+    pub(super) fn with(self, other: Self) -> Self {
+        Self {
+            first: self.first.min(other.first),
+            last: self.last.max(other.last),
+            samples: self.samples + other.samples,
+            merged: Some(self.frames() + other.frames()),
+            ..self
+        }
     }
 
     /// Appends it, as one with the last where it continues that.
@@ -148,6 +161,7 @@ impl<S: Storage> Shelf<S> {
                 last,
                 samples,
                 reason: v1::GapReason::Corrupt,
+                merged: None,
             };
             gone.join(missing);
         };
@@ -211,6 +225,11 @@ impl<S: Storage> Shelf<S> {
     pub(super) fn is_mid_chain(&self) -> bool {
         let within = |chain: &Chain| chain.record < self.cursor && self.cursor < chain.record_end;
         self.chains.iter().any(within)
+    }
+
+    /// The first frame that is here.
+    pub(super) fn first(&self) -> Option<u64> {
+        self.chains.front().map(|chain| chain.first)
     }
 
     /// The tick of the oldest chain.
@@ -373,6 +392,7 @@ impl<S: Storage> Shelf<S> {
                 last: chain.last,
                 samples: chain.samples,
                 reason,
+                merged: None,
             };
             gone.join(missing);
         }
@@ -429,6 +449,7 @@ impl<S: Storage> Shelf<S> {
                     last: chain.last,
                     samples: 0,
                     reason: v1::GapReason::Corrupt,
+                    merged: None,
                 };
                 gone.join(missing);
                 self.settled.insert_range(first, chain.last);

@@ -218,6 +218,61 @@ fn what_happened_outlives_the_samples_and_a_restart() {
     assert_eq!(drain_all(&mut spool).ends, [(1, 60)]);
 }
 
+/// What an aggregator keeps of the books of one life, and into how many ranges they fell at the worst.
+fn told(drained: &Drained, incarnation: u64) -> (RangeSet, usize) {
+    let (mut settled, mut worst) = (RangeSet::new(), 0);
+    for gap in drained
+        .gaps
+        .iter()
+        .filter(|gap| gap.incarnation == incarnation)
+    {
+        settled.insert_range(gap.first, gap.last);
+        worst = worst.max(settled.len());
+    }
+    for (whose, seq, _) in &drained.sent {
+        if *whose == incarnation {
+            settled.insert(*seq);
+            worst = worst.max(settled.len());
+        }
+    }
+    (settled, worst)
+}
+
+#[test]
+fn many_outlines_of_an_earlier_life_leave_no_holes_between_them() {
+    let small = SpoolLimits {
+        max_bytes: MIN_SPOOL_BYTES,
+        ..SpoolLimits::default()
+    };
+    let large = SpoolLimits::default();
+    // The samples go while that life runs, whose memory of it dies with it; or at the start of the next; or in part.
+    for (first_limits, second_limits) in [(small, small), (large, small), (large, large)] {
+        let storage = FaultyStorage::new();
+        let mut spool = open(&storage, 1, first_limits);
+        for seq in 1..=600 {
+            let (frame, outline) = eventful(1, seq, seq % 5 == 1, 8_000);
+            spool.append(&frame);
+            if seq % 2 == 0 {
+                spool.keep(outline);
+            }
+        }
+        spool.commit();
+        drop(spool);
+        let mut spool = open(&storage, 2, second_limits);
+        let drained = drain_all(&mut spool);
+        let (settled, worst) = told(&drained, 1);
+        assert!(worst <= MAX_GAPS + 1, "{worst} ranges");
+        assert_eq!(settled.iter().collect::<Vec<_>>(), [(1, 600)]);
+        assert!(drained.gaps.len() <= MAX_GAPS + 1);
+        let dropped = second_limits == small;
+        assert_eq!(drained.outlines.len() > 150, dropped);
+        // Told in the order in which it holds: each number was named as lost or sent, and no sample that is here as lost.
+        let from_samples = drained.sent.len() - drained.outlines.len();
+        let kept_from = 600 - from_samples as u64;
+        assert!(drained.gaps.iter().all(|gap| gap.last <= kept_from));
+    }
+}
+
 #[test]
 fn with_too_much_that_happened_the_oldest_goes_and_is_named() {
     let storage = FaultyStorage::new();

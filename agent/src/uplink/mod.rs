@@ -57,6 +57,8 @@ const SWITCH_SPREAD: Duration = Duration::from_secs(2);
 /// Who is at another server than the first looks for that after this time, and so much more as is drawn.
 const HOME_FROM: Duration = Duration::from_secs(300);
 const HOME_SPREAD_MS: u64 = 300_000;
+/// So many sessions in a row that ended with a Throttle and took nothing count as a failure of that server.
+const MAX_THROTTLED: u32 = 3;
 /// Tells the draws for that from the others.
 const HOME_SEED: u64 = 0x686f_6d65_7761_7264;
 /// Tells the draws for renewals from those for connections.
@@ -269,6 +271,8 @@ pub(crate) struct Uplink {
     random: fastrand::Rng,
     last_cause: Option<String>,
     repeats: u64,
+    /// Sessions in a row that ended with a Throttle before anything was acknowledged.
+    throttled: u32,
 }
 
 impl Uplink {
@@ -288,6 +292,7 @@ impl Uplink {
             renewing: Renewing::new(seed ^ RENEWAL_SEED),
             last_cause: None,
             repeats: 0,
+            throttled: 0,
         }
     }
 
@@ -296,12 +301,16 @@ impl Uplink {
         while !stop.is_cancelled() {
             let (end, worked) = self.attempt(&stop).await;
             self.common.link().connected_since = None;
+            self.throttled = match end {
+                End::Throttled(_) if !worked => self.throttled.saturating_add(1),
+                _ => 0,
+            };
             let ended = match end {
                 End::Stopped => return,
                 End::Drained(spread) => Ended::Drained(spread),
                 End::Throttled(after) => {
                     tracing::info!(after_ms = after.as_millis(), "aggregator is busy");
-                    Ended::Throttled(after)
+                    self.throttled_away(after)
                 }
                 End::Fault(fault) => {
                     self.report(&fault);
@@ -328,6 +337,25 @@ impl Uplink {
                 () = stop.cancelled() => return,
             }
         }
+    }
+
+    /// An aggregator that takes nothing, time after time, is of no use, whatever it says (its disk may be full): another
+    /// server may take us. With one server only its word counts.
+    fn throttled_away(&mut self, after: Duration) -> Ended {
+        if self.throttled < MAX_THROTTLED {
+            return Ended::Throttled(after);
+        }
+        self.throttled = 0;
+        let from = self.common.server();
+        if self.common.servers().failed() {
+            return Ended::Throttled(after);
+        }
+        tracing::warn!(
+            address = from,
+            next = self.common.server(),
+            "the aggregator has taken nothing for {MAX_THROTTLED} connections; trying the next server"
+        );
+        Ended::Lost
     }
 
     /// One connection and its session; true if it came to acknowledgements.

@@ -1,9 +1,10 @@
 //! What changes on a host seldom, seen by looking now and then: the change journal, and what no counter tells.
 //!
-//! One thread with low priority in mind: it looks every `QUICK` at what costs microseconds (mounts, links,
-//! the clock) and every `SLOW` at what may cost milliseconds (packages, unit files, ports, settings), and at
-//! the processes that use most (`busiest`). Whatever hangs or is slow there delays no sample. What it finds
-//! waits, bounded, for the next round.
+//! A look is taken every `QUICK` (where rounds are rarer, with each) at what costs microseconds (mounts, links, the
+//! clock) and every `SLOW` at what may cost milliseconds (packages, unit files, ports, settings), and at the processes
+//! that use most (`busiest`). Each look has a thread of its own, which ends with it: whatever hangs or is slow there
+//! delays no sample, is not started again before it returns, and a host where nothing hangs has a thread less. What a
+//! look finds waits, bounded, for the next round.
 //!
 //! What is known is kept on disk, so that a change while the agent was down is told once, when it starts again
 //! ([`journal`]). The first look of all tells nothing: it only learns how things are.
@@ -25,7 +26,6 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -56,6 +56,9 @@ use crate::{
 
 /// Between looks at mounts, links and the clock.
 const QUICK: Duration = Duration::from_secs(5);
+
+/// Rounds may come a little early: that must not cost a whole one.
+const SLACK: Duration = Duration::from_millis(250);
 
 /// Between looks at packages, unit files, ports and settings.
 const SLOW: Duration = Duration::from_secs(60);
@@ -153,11 +156,14 @@ pub fn left_out_event(at: Timestamp, count: u64) -> v1::Event {
     }
 }
 
-/// Handle to the thread; it ends with the handle.
+/// What looks, and what it has found.
 pub struct Watch {
     shared: Arc<Shared>,
-    /// Dropped to end the thread.
-    _alive: SyncSender<()>,
+    /// The one that looks, while it does not.
+    watcher: Arc<Mutex<Option<Watcher>>>,
+    /// When it is to look again.
+    due: Instant,
+    complained: bool,
 }
 
 #[derive(Default)]
@@ -169,45 +175,68 @@ struct Shared {
 }
 
 impl Watch {
-    /// Starts to watch the host; `None` (and said) if there can be no thread.
+    /// Watches the host from the first [`Watch::take`] on. Nothing is looked at yet.
     #[must_use]
-    pub fn start(
+    pub fn new(
         host: HostRoot,
         config: &WatchConfig,
         life: Arc<Mutex<Life>>,
         counters: Arc<AgentCounters>,
-    ) -> Option<Self> {
+    ) -> Self {
         let shared = Arc::new(Shared::default());
-        let (alive, told) = sync_channel(0);
+        let now = Instant::now();
         let watcher = Watcher {
             looks: Looks::new(host, config),
             shared: Arc::clone(&shared),
             life,
             counters,
+            slow_at: now + SETTLE,
+            busiest_at: now,
             complained: false,
         };
-        let started = thread::Builder::new()
-            .name("watch".into())
-            .spawn(move || watcher.run(&told));
-        if let Err(error) = started {
-            tracing::warn!(%error, "changes of this host are not watched: there can be no thread");
-            return None;
-        }
-        Some(Self {
+        Self {
             shared,
-            _alive: alive,
-        })
+            watcher: Arc::new(Mutex::new(Some(watcher))),
+            due: now,
+            complained: false,
+        }
     }
 
-    /// What was found since the last call, in order.
+    /// What was found since the last call, in order. Starts a look when one is due and none is under way.
     #[must_use]
-    pub fn take(&self, at: Timestamp) -> Vec<v1::Event> {
+    pub fn take(&mut self, at: Timestamp) -> Vec<v1::Event> {
+        let now = Instant::now();
+        if now >= self.due {
+            self.due = now + QUICK - SLACK;
+            self.look();
+        }
         lock(&self.shared.found).take(at)
     }
 
-    /// Processes were killed for want of memory: which unit's, the next look finds out.
-    pub fn killed(&self, count: u64) {
+    fn look(&mut self) {
+        if lock(&self.watcher).is_none() {
+            return;
+        }
+        let ours = Arc::clone(&self.watcher);
+        let look = move || {
+            // Where two threads were started, one finds nothing to do.
+            let taken = lock(&ours).take();
+            if let Some(mut watcher) = taken {
+                watcher.look();
+                *lock(&ours) = Some(watcher);
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("watch".into()).spawn(look)
+            && !std::mem::replace(&mut self.complained, true)
+        {
+            tracing::warn!(%error, "changes of this host are not watched: there can be no thread");
+        }
+    }
+
+    /// Processes were killed for want of memory: which unit's, the next look finds out, and that is soon.
+    pub fn killed(&mut self, count: u64) {
         self.shared.killed.fetch_add(count, Ordering::Relaxed);
+        self.due = Instant::now();
     }
 
     /// Who used most lately, oldest first.
@@ -226,45 +255,39 @@ struct Watcher {
     shared: Arc<Shared>,
     life: Arc<Mutex<Life>>,
     counters: Arc<AgentCounters>,
+    slow_at: Instant,
+    busiest_at: Instant,
     complained: bool,
 }
 
 impl Watcher {
-    fn run(mut self, alive: &Receiver<()>) {
-        let began = Instant::now();
-        let mut slow_at = began + SETTLE;
-        let mut busiest_at = began;
-        loop {
-            let now = Instant::now();
-            let mut found = Found::default();
-            let at = SystemClock.now();
-            self.give_sign(at);
-            self.looks.quick(
-                &SystemClock,
-                self.shared.killed.swap(0, Ordering::Relaxed),
-                &mut found,
-            );
-            if now >= slow_at {
-                slow_at = now + SLOW;
-                self.looks.slow(at, &mut found);
+    fn look(&mut self) {
+        let now = Instant::now();
+        let mut found = Found::default();
+        let at = SystemClock.now();
+        self.give_sign(at);
+        self.looks.quick(
+            &SystemClock,
+            self.shared.killed.swap(0, Ordering::Relaxed),
+            &mut found,
+        );
+        if now >= self.slow_at {
+            self.slow_at = now + SLOW;
+            self.looks.slow(at, &mut found);
+        }
+        if now >= self.busiest_at {
+            let began = thread_cpu();
+            let (scan, census) = self.looks.busiest(at);
+            let pause = busiest::pause(thread_cpu().saturating_sub(began));
+            self.busiest_at = now + pause - SLACK;
+            if let Some(scan) = scan {
+                lock(&self.shared.busiest).push(scan);
             }
-            if now >= busiest_at {
-                let began = thread_cpu();
-                let (scan, census) = self.looks.busiest(at);
-                busiest_at = now + busiest::pause(thread_cpu().saturating_sub(began));
-                if let Some(scan) = scan {
-                    lock(&self.shared.busiest).push(scan);
-                }
-                if let Some(census) = census {
-                    self.counters.set_census(census);
-                }
-            }
-            self.put(found);
-            match alive.recv_timeout(QUICK) {
-                Err(RecvTimeoutError::Timeout) | Ok(()) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+            if let Some(census) = census {
+                self.counters.set_census(census);
             }
         }
+        self.put(found);
     }
 
     fn give_sign(&mut self, at: Timestamp) {
@@ -397,6 +420,35 @@ mod testing {
 #[cfg(test)]
 mod tests {
     use super::{testing::Tree, *};
+
+    #[test]
+    fn looks_have_a_thread_each_and_never_two_at_once() {
+        let tree = Tree::new(&[("proc/7/stat", "7 (x) S 1\n")]);
+        let life = Arc::new(Mutex::new(Life::new(None, "", "1")));
+        let config = WatchConfig::default();
+        let mut watch = Watch::new(tree.host(), &config, life, Arc::default());
+        // As while one hangs: its place is empty, and nothing is started.
+        let hangs = lock(&watch.watcher).take();
+        watch.due = Instant::now();
+        assert!(watch.take(testing::at(0)).is_empty());
+        assert!(
+            watch.due > Instant::now(),
+            "asked again when it is due again"
+        );
+        *lock(&watch.watcher) = hangs;
+        // Started at once, though the last look was just now.
+        watch.killed(2);
+        let mut events = Vec::new();
+        while events.is_empty() {
+            events = watch.take(testing::at(1));
+            thread::yield_now();
+        }
+        let words: Vec<String> = events.iter().map(event::words).collect();
+        assert_eq!(words, ["out of memory: 2 killed"]);
+        while lock(&watch.watcher).is_none() {
+            thread::yield_now();
+        }
+    }
 
     #[test]
     fn what_has_no_room_is_counted_and_told() {

@@ -1,9 +1,10 @@
-//! Ports on which the host listens: `/proc/net/{tcp,tcp6,udp,udp6}`.
+//! Ports on which the host listens: `/proc/net/{tcp,tcp6,udp,udp6}`, and of this machine for TCP what the kernel tells
+//! over netlink, which does not go through all its connections for those that listen.
 //!
 //! A port is told when two looks in a row agree: what is open for a moment is no change of the host. UDP has no
 //! listening; a socket without a peer on a port below the ephemeral range is taken for a server's.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use muster_proto::{
     event,
@@ -13,7 +14,10 @@ use muster_proto::{
 use serde::{Deserialize, Serialize};
 
 use super::{Found, MAX_EACH, left_out_event};
-use crate::{collect::text, host::HostRoot};
+use crate::{
+    collect::{diag, text},
+    host::HostRoot,
+};
 
 const FILES: [(&str, &str); 4] = [
     ("tcp", "proc/net/tcp"),
@@ -84,8 +88,12 @@ fn read(host: &HostRoot) -> Option<BTreeSet<String>> {
     let ephemeral = range
         .and_then(|range| range.split_ascii_whitespace().next()?.parse().ok())
         .unwrap_or(EPHEMERAL);
-    let mut ports = None;
+    let mut ports = asked(host);
+    let has_tcp = ports.is_some();
     for (protocol, path) in FILES {
+        if has_tcp && protocol == "tcp" {
+            continue;
+        }
         let Ok(table) = host.read(path) else {
             continue;
         };
@@ -100,6 +108,29 @@ fn read(host: &HostRoot) -> Option<BTreeSet<String>> {
     ports
 }
 
+/// TCP's as the kernel of this machine tells them; `None` if it does not, or this is another host.
+fn asked(host: &HostRoot) -> Option<BTreeSet<String>> {
+    if !host.is_live() || host.recorder().is_some() {
+        return None;
+    }
+    let mut ports = BTreeSet::new();
+    let mut each = |socket: diag::Socket| {
+        if socket.port != 0 && ports.len() < MAX_PORTS {
+            ports.insert(name("tcp", socket.address, socket.port));
+        }
+        Ok(())
+    };
+    diag::ask(diag::LISTENING, &mut Vec::new(), &mut each).ok()?;
+    Some(ports)
+}
+
+fn name(protocol: &str, address: IpAddr, port: u16) -> String {
+    match address {
+        IpAddr::V4(address) => format!("{protocol} {address}:{port}"),
+        IpAddr::V6(address) => format!("{protocol} [{address}]:{port}"),
+    }
+}
+
 /// `0: 0100007F:0277 00000000:0000 0A …`
 fn listening(protocol: &str, line: &[u8], ephemeral: u16) -> Option<String> {
     let mut fields = text::fields(line).skip(1);
@@ -109,14 +140,11 @@ fn listening(protocol: &str, line: &[u8], ephemeral: u16) -> Option<String> {
         "tcp" => state == TCP_LISTENS,
         _ => state == UDP_WAITS && endpoint(remote)?.1 == 0 && port < ephemeral,
     };
-    (open && port != 0).then(|| match address {
-        std::net::IpAddr::V4(address) => format!("{protocol} {address}:{port}"),
-        std::net::IpAddr::V6(address) => format!("{protocol} [{address}]:{port}"),
-    })
+    (open && port != 0).then(|| name(protocol, address, port))
 }
 
 /// `0100007F:0277`: the address as 32-bit words in the byte order of the machine, the port as a number.
-fn endpoint(field: &[u8]) -> Option<(std::net::IpAddr, u16)> {
+fn endpoint(field: &[u8]) -> Option<(IpAddr, u16)> {
     let (address, port) = std::str::from_utf8(field).ok()?.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
     let word = |digits: &str| u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes);
@@ -166,6 +194,19 @@ mod tests {
         assert_eq!(look(&[SSH, WEB]), ["port tcp 127.0.0.1:8080 open"]);
         assert!(look(&[WEB]).is_empty(), "perhaps it restarts");
         assert_eq!(look(&[WEB]), ["port tcp 0.0.0.0:22 closed"]);
+    }
+
+    #[test]
+    fn this_machine_tells_what_its_files_tell() {
+        let four = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let own = four.local_addr().expect("an address").to_string();
+        let live = HostRoot::at("/");
+        let asked = asked(&live).expect("answered");
+        assert!(asked.contains(&format!("tcp {own}")), "{asked:?}");
+        let table = live.read("proc/net/tcp").expect("reads");
+        let lines = text::lines(&table).filter_map(|line| listening("tcp", line, EPHEMERAL));
+        let of_file: Vec<String> = lines.filter(|port| port.ends_with(&own)).collect();
+        assert_eq!(of_file, [format!("tcp {own}")], "the same words");
     }
 
     #[test]

@@ -463,6 +463,48 @@ async fn a_server_that_is_away_gives_way_to_the_next_until_it_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_takes_nothing_gives_way_to_the_next() {
+    let (mut first, mut second, monitor, _stop) = two();
+    let throttle = || {
+        Down::Throttle(v1::Throttle {
+            retry_after_ms: 5_000,
+        })
+    };
+    // Whatever came between them: what was taken makes the next ones count anew.
+    for round in 0..3 {
+        let mut session = first.session().await;
+        let hello = greet(&mut session).await;
+        if round == 1 {
+            let frame = session.frame().await;
+            session
+                .ack(hello.incarnation, frame.seq, &[(1, frame.seq)])
+                .await;
+            session.frame().await;
+        }
+        session.say(throttle()).await;
+    }
+    for _ in 0..2 {
+        assert_eq!(monitor.server(), "a:1");
+        let mut session = first.session().await;
+        greet(&mut session).await;
+        session.say(throttle()).await;
+    }
+    let began = Instant::now();
+    let mut session = time::timeout(seconds(60), second.session())
+        .await
+        .expect("the next server is tried");
+    assert!(began.elapsed() < seconds(4), "{:?}", began.elapsed());
+    greet(&mut session).await;
+    assert_eq!(monitor.server(), "b:1");
+    let frame = session.frame().await;
+    session
+        .ack(frame.incarnation, frame.seq, &[(1, frame.seq)])
+        .await;
+    session.frame().await;
+    assert_eq!(monitor.books().lost, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_redirect_within_the_list_is_followed_once_and_for_an_hour() {
     let (mut first, mut second, monitor, _stop) = two();
     let mut session = first.session().await;

@@ -6,10 +6,7 @@ use muster_proto::{id::HostId, time::Timestamp, v1};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{Ack, Control, ControlError, db::uuid_v7, pages::leave_news};
-use crate::incident::{
-    flap::Flap,
-    pages::{HOLD, Turn},
-};
+use crate::incident::{flap::Flap, machine, pages::Turn};
 
 const OPEN: i32 = v1::IncidentState::Open as i32;
 const RESOLVED: i32 = v1::IncidentState::Resolved as i32;
@@ -131,7 +128,7 @@ pub struct IncidentFilter {
 }
 
 /// How long a resolved incident is kept: a year and a month, so that a year can be compared with the last.
-const KEPT_FOR: Duration = Duration::from_secs(400 * 86_400);
+pub const KEPT_FOR: Duration = Duration::from_secs(400 * 86_400);
 
 /// Most resolved incidents that are kept: about 60 MiB with their transitions. A fleet of a thousand hosts
 /// with one incident a week each makes half of that in a year.
@@ -438,8 +435,9 @@ impl Last {
     /// Whether a new failure is the same incident again: it was clear for a moment only, or it flaps. What somebody
     /// had seen to is over with its clearing, and what is graver is another one.
     fn goes_on(&self, new: &NewIncident) -> bool {
-        let lately = new.at.since(self.resolved) <= HOLD;
-        self.severity == new.severity as i32 && !self.acknowledged && (lately || self.flap.flapping)
+        self.severity == new.severity as i32
+            && !self.acknowledged
+            && machine::goes_on(self.resolved, &self.flap, new.at)
     }
 }
 
@@ -696,6 +694,65 @@ mod tests {
         assert!(control.incident(2).await.expect("readable").is_none());
         happen(&control, 6, None).await;
         assert_eq!(look(&control, later, 3).await, (0, vec![1, 5, 6]));
+    }
+
+    /// What came back is the same incident, and was not open in between.
+    #[tokio::test]
+    async fn what_was_open_at_a_moment() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let control = Control::open(folder.path()).expect("a new store");
+        let step = |at: u64, opens: bool| {
+            let (host_id, rule) = (HostId::from_bytes([1; 16]), "unit_failed".to_owned());
+            let control = control.clone();
+            async move {
+                if opens {
+                    let new = NewIncident {
+                        op_id: format!("open {at}"),
+                        host_id,
+                        rule,
+                        subject: String::new(),
+                        severity: v1::Severity::Warning,
+                        summary: String::new(),
+                        evidence: String::new(),
+                        since: after(at - 5),
+                        at: after(at),
+                    };
+                    let opened = control.open_incident(new).await.expect("written");
+                    assert_eq!(opened.number, 1, "one incident");
+                } else {
+                    let end = Resolution {
+                        op_id: format!("resolve {at}"),
+                        host_id,
+                        rule,
+                        subject: String::new(),
+                        evidence: String::new(),
+                        at: after(at),
+                    };
+                    control.resolve_incident(end).await.expect("written");
+                }
+            }
+        };
+        for (at, opens) in [(100, true), (200, false), (250, true), (400, false)] {
+            step(at, opens).await;
+        }
+        for (at, open) in [
+            (99, false),
+            (100, true),
+            (199, true),
+            (200, false),
+            (249, false),
+            (250, true),
+            (399, true),
+            (400, false),
+        ] {
+            let found = control.incidents_at(after(at)).await.expect("readable");
+            assert_eq!(found.len(), usize::from(open), "at {at}");
+            for incident in found {
+                assert_eq!(incident.state, v1::IncidentState::Open, "at {at}");
+                assert_eq!(incident.resolved, None, "at {at}");
+                assert!(incident.since <= after(at), "at {at}");
+            }
+        }
     }
 
     #[tokio::test]

@@ -36,7 +36,10 @@ pub use db::Control;
 pub use deliveries::{ChannelBooks, Delivery, Fate};
 pub use generations::Holder;
 pub use hosts::{Facts, Host, Labels};
-pub use incidents::{Incident, IncidentFilter, NewIncident, Opened, Resolution, Transition};
+pub use incidents::{
+    Incident, IncidentFilter, KEPT_FOR as INCIDENTS_KEPT_FOR, NewIncident, Opened, Resolution,
+    Transition,
+};
 pub use network::{Network, NetworkError};
 pub use noise::NoiseRow;
 pub use operators::{

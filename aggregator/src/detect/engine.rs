@@ -13,6 +13,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -49,7 +50,7 @@ pub struct Engine {
     memory_leak: MemoryLeak,
     unit_failed: UnitFailed,
     host_score: HostScore,
-    overrides: Overrides,
+    overrides: Arc<Overrides>,
 }
 
 /// What the engine and its detectors remember about one host.
@@ -118,7 +119,16 @@ impl Engine {
             unit_failed: UnitFailed,
             host_score: HostScore::new(config),
             // The configuration was checked when it was read; entries that are not acceptable change nothing.
-            overrides: Overrides::new(&config.rules).unwrap_or_default(),
+            overrides: Arc::new(Overrides::new(&config.rules).unwrap_or_default()),
+        }
+    }
+
+    /// An engine with these changes of the rules, and all other bounds as they are by default.
+    #[must_use]
+    pub fn of_rules(overrides: Arc<Overrides>) -> Self {
+        Self {
+            overrides,
+            ..Self::default()
         }
     }
 
@@ -130,22 +140,22 @@ impl Engine {
         seen: &Observation<'_>,
         out: &mut Vec<Transition>,
     ) {
-        if let Some(last) = state.last_tick {
-            if seen.tick <= last {
-                return;
-            }
-            let longest = seen.interval.saturating_mul(3) / 2;
-            if seen.tick.since(last) > longest.max(PAUSE_FLOOR) {
-                state.interrupt();
-            }
+        if let Some(step) = state.advance(seen) {
+            self.judge(state, step, out);
         }
-        state.last_tick = Some(seen.tick);
-        let step = Step {
-            evidence: Evidence::Tick(seen),
-            at: seen.tick,
-            live: seen.live,
-        };
-        self.judge(state, step, out);
+    }
+
+    /// The same for the rules of the pack alone, whatever else the observation holds.
+    pub fn step_rules(
+        &self,
+        state: &mut HostDetection,
+        seen: &Observation<'_>,
+        out: &mut Vec<Transition>,
+    ) {
+        if let Some(step) = state.advance(seen) {
+            let HostDetection { grown, tracks, .. } = state;
+            self.judge_pack(grown, tracks, seen, step, out);
+        }
     }
 
     /// Takes in how the host stands at the aggregator's time `at`.
@@ -345,6 +355,25 @@ impl HostDetection {
             track.undated = track.open.is_some();
         }
         self.forget_settled();
+    }
+
+    /// Comes to the tick of an observation; `None` if it was there before.
+    fn advance<'a>(&mut self, seen: &'a Observation<'a>) -> Option<Step<'a>> {
+        if let Some(last) = self.last_tick {
+            if seen.tick <= last {
+                return None;
+            }
+            let longest = seen.interval.saturating_mul(3) / 2;
+            if seen.tick.since(last) > longest.max(PAUSE_FLOOR) {
+                self.interrupt();
+            }
+        }
+        self.last_tick = Some(seen.tick);
+        Some(Step {
+            evidence: Evidence::Tick(seen),
+            at: seen.tick,
+            live: seen.live,
+        })
     }
 
     /// Something was not observed.

@@ -63,7 +63,7 @@ const CLOCK_SAMPLES: usize = 8;
 const RECENT_CHECKSUMS: usize = 16;
 
 /// A longer pause between two ticks gives no rate: it would be the mean of a time nobody saw.
-const MAX_RATE_SPAN: Duration = Duration::from_secs(3600);
+pub(crate) const MAX_RATE_SPAN: Duration = Duration::from_secs(3600);
 
 /// A frame as a host sent it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -117,7 +117,7 @@ pub enum Verdict {
     Duplicate,
     /// Never to be sent again.
     Rejected(v1::RejectReason),
-    /// Not to be answered: the host leaves more holes than are kept track of.
+    /// Not to be answered: the number is none that an agent gives.
     Violation,
 }
 
@@ -710,12 +710,27 @@ impl HostState {
         }
     }
 
-    /// What is on disk of an incarnation, at most as many ranges as an Ack may carry.
+    /// What is on disk of an incarnation, at most as many ranges as an Ack may carry: the highest.
     #[must_use]
     pub fn durable(&self, incarnation: Incarnation) -> Vec<v1::Range> {
         self.ledger(incarnation).map_or_else(Vec::new, |ledger| {
             ledger.durable.to_wire(limits::MAX_ACK_RANGES)
         })
+    }
+
+    /// What is on disk of these frames of an incarnation, lowest first.
+    pub fn durable_within(
+        &self,
+        incarnation: Incarnation,
+        first: u64,
+        last: u64,
+    ) -> impl Iterator<Item = v1::Range> {
+        let durable = self.ledger(incarnation).map(|ledger| ledger.durable.iter());
+        durable
+            .into_iter()
+            .flatten()
+            .filter(move |&(low, high)| high >= first && low <= last)
+            .map(|(first, last)| v1::Range { first, last })
     }
 
     /// Judges a frame and, if it is new, takes it into the latest values.
@@ -757,14 +772,15 @@ impl HostState {
             self.prime(frame, context);
             return Verdict::Duplicate;
         }
-        if ledger.settled.len() > MAX_HOLES {
-            return Verdict::Violation;
-        }
         if !context.replayed {
             let refused = ledger.rejected.contains(frame.seq);
             if refused && !self.decodes_next(frame) {
                 // The answer was lost; it is the same now.
                 return Verdict::Rejected(v1::RejectReason::Unspecified);
+            }
+            if !refused && self.ledger_mut(frame.incarnation).is_shattered(frame.seq) {
+                // Not noted either: that is what there is no room for.
+                return Verdict::Rejected(v1::RejectReason::Quota);
             }
             if crc32c::crc32c(&frame.payload) != frame.crc32c {
                 return self.reject(frame, v1::RejectReason::Checksum);
@@ -808,7 +824,7 @@ impl HostState {
     pub fn rejected(&mut self, incarnation: Incarnation, seq: u64) {
         let ledger = self.ledger_mut(incarnation);
         ledger.produced = ledger.produced.max(seq);
-        if ledger.settled.insert(seq) {
+        if !ledger.is_shattered(seq) && ledger.settled.insert(seq) {
             ledger.rejected.insert(seq);
         }
     }
@@ -829,14 +845,21 @@ impl HostState {
         self.ledger_mut(incarnation).in_flight.remove(seq);
     }
 
+    /// Whether it is believed that an incarnation gave this number: not far beyond those that were heard of.
+    #[must_use]
+    pub fn knows_up_to(&self, incarnation: Incarnation, seq: u64) -> bool {
+        let unknown = Ledger::default();
+        seq <= self.ledger(incarnation).unwrap_or(&unknown).plausible()
+    }
+
     /// Notes that frames will never come. Only numbers that did not come count.
     ///
-    /// Gives how many, or `None` for a claim that cannot be true: numbers far beyond those that were given,
-    /// or more holes than are kept track of.
+    /// Gives how many, or `None` for a claim that is not believed: no range, or numbers far beyond those that were
+    /// heard of. It may still be true, where this aggregator does not know the host well: it has begun from a backup, or
+    /// stands in for another.
     pub fn gap(&mut self, incarnation: Incarnation, first: u64, last: u64) -> Option<u64> {
         let ledger = self.ledger_mut(incarnation);
-        let plausible = ledger.produced.saturating_add(MAX_GAP_AHEAD).min(MAX_SEQ);
-        if first == 0 || first > last || last > plausible || ledger.settled.len() > MAX_HOLES {
+        if first == 0 || first > last || last > ledger.plausible() {
             return None;
         }
         let mut named = 0;
@@ -853,11 +876,24 @@ impl HostState {
         Some(named)
     }
 
+    /// When the books of an incarnation fall into more ranges than are kept track of: counts the oldest holes as lost,
+    /// which leaves three quarters of the ranges, and gives from where to where they lay and how many numbers that
+    /// were, to be written down as a gap. What comes of them after all counts as stored. What lies before all that is
+    /// known is not touched.
+    pub fn bound_holes(&mut self, incarnation: Incarnation) -> Option<(u64, u64, u64)> {
+        let settled = &self.ledger(incarnation)?.settled;
+        let more = settled.len().checked_sub(MAX_HOLES + 1)?;
+        let (_, known) = settled.iter().next()?;
+        let (kept, _) = settled.iter().nth(more + MAX_HOLES / 4)?;
+        let (first, last) = (known + 1, kept - 1);
+        let lost = self.gap(incarnation, first, last)?;
+        Some((first, last, lost))
+    }
+
     /// The clean end of an incarnation.
     pub fn fin(&mut self, incarnation: Incarnation, last_seq: u64, reason: v1::FinReason) {
         let ledger = self.ledger_mut(incarnation);
-        let plausible = ledger.produced.saturating_add(MAX_GAP_AHEAD).min(MAX_SEQ);
-        if last_seq <= plausible {
+        if last_seq <= ledger.plausible() {
             ledger.produced = ledger.produced.max(last_seq);
         }
         if self.is_newest(incarnation) {
@@ -869,16 +905,21 @@ impl HostState {
     }
 
     /// What is missing of an earlier incarnation of which nothing more will come: numbers up to the last it gave, as it
-    /// says or as was heard of it, whichever is more. `None` for an end that cannot be true.
+    /// says or as was heard of it, whichever is more. A last number that is not believed, see [`HostState::gap`], counts
+    /// for nothing. `None` for the incarnation that speaks: it cannot be over.
     #[must_use]
     pub fn missing(&self, incarnation: Incarnation, last_seq: u64) -> Option<Vec<(u64, u64)>> {
-        let unknown = Ledger::default();
-        let ledger = self.ledger(incarnation).unwrap_or(&unknown);
-        let plausible = ledger.produced.saturating_add(MAX_GAP_AHEAD).min(MAX_SEQ);
-        if last_seq > plausible || self.is_newest(incarnation) {
+        if self.is_newest(incarnation) {
             return None;
         }
-        let last = ledger.produced.max(last_seq);
+        let unknown = Ledger::default();
+        let ledger = self.ledger(incarnation).unwrap_or(&unknown);
+        let believed = if last_seq <= ledger.plausible() {
+            last_seq
+        } else {
+            0
+        };
+        let last = ledger.produced.max(believed);
         let mut missing = Vec::new();
         let mut from = ledger.settled.first_missing(1);
         while from <= last {
@@ -1203,7 +1244,11 @@ impl HostState {
         }
         self.kept.last_tick = Some(frame.tick);
         self.kept.trace.strain = strain(&signals);
-        let samples = rule_samples(self.decoder.slots(), &self.rates, span);
+        let slots = self.decoder.slots().iter().zip(&self.rates);
+        let shown = slots
+            .filter(|(slot, _)| slot.present && !slot.key.rules.is_empty())
+            .map(|(slot, rate)| (&*slot.key, slot.scale.value(slot.raw), *rate));
+        let samples = rule_samples(shown, span);
         let seen = Observation {
             tick: frame.tick,
             interval: self.interval(),
@@ -1485,24 +1530,21 @@ impl HostState {
     }
 }
 
-/// The series that rules of the pack look at; `span` is the time since the tick before.
-fn rule_samples<'a>(
-    slots: &'a [codec::Slot<Arc<SeriesKey>>],
-    rates: &[f32],
+/// What rules of the pack look at, of series with their values and rates (NaN: none); `span` is the time since the tick
+/// before.
+pub(crate) fn rule_samples<'a>(
+    series: impl Iterator<Item = (&'a SeriesKey, f64, f32)>,
     span: Option<Duration>,
 ) -> Vec<Sample<'a>> {
     let mut samples = Vec::new();
-    for (slot, rate) in slots.iter().zip(rates) {
-        if !slot.present || slot.key.rules.is_empty() {
-            continue;
-        }
-        let rate = Some(f64::from(*rate)).filter(|rate| rate.is_finite());
+    for (key, value, rate) in series {
+        let rate = Some(f64::from(rate)).filter(|rate| rate.is_finite());
         let grown = rate.zip(span).map(|(rate, span)| rate * span.as_secs_f64());
-        samples.extend(slot.key.rules.iter().map(|&used| Sample {
+        samples.extend(key.rules.iter().map(|&used| Sample {
             used,
-            family: &slot.key.family,
-            labels: &slot.key.labels,
-            value: slot.scale.value(slot.raw),
+            family: &key.family,
+            labels: &key.labels,
+            value,
             rate,
             grown,
         }));
@@ -1524,9 +1566,13 @@ fn strain(signals: &Signals) -> Strain {
     }
 }
 
-/// Ranges an incarnation's books may fall into. An agent that leaves more holes than this without naming
-/// them is not one of ours.
+/// Ranges an incarnation's books may fall into. An agent of ours leaves so many only when a bad line cuts it off again
+/// and again; then its oldest holes are given up, never the host.
 const MAX_HOLES: usize = 256;
+
+/// Pieces that what came of an incarnation may lie in, between numbers that are lost: events whose samples are gone, of
+/// which an agent keeps some 2,000 at a time. More is for nobody's good, and refused.
+const MAX_PIECES: usize = 8192;
 
 #[expect(
     clippy::cast_possible_truncation,
@@ -1548,6 +1594,23 @@ fn refusal(error: &DecodeError) -> v1::RejectReason {
         DecodeError::NoKeyFrame { .. } => v1::RejectReason::NoKeyFrame,
         DecodeError::TooMany("series") => v1::RejectReason::Quota,
         _ => v1::RejectReason::Malformed,
+    }
+}
+
+impl Ledger {
+    /// Highest number of which it is believed that it was given.
+    fn plausible(&self) -> u64 {
+        self.produced.saturating_add(MAX_GAP_AHEAD).min(MAX_SEQ)
+    }
+
+    /// Whether what came is in so many pieces that one more, with this number alone, is not kept track of.
+    fn is_shattered(&self, seq: u64) -> bool {
+        let pieces = [&self.durable, &self.rejected, &self.in_flight];
+        let beside = |set: &&RangeSet| {
+            set.contains(seq.saturating_sub(1)) || set.contains(seq.saturating_add(1))
+        };
+        pieces.iter().map(|set| set.len()).sum::<usize>() >= MAX_PIECES
+            && !pieces.iter().any(beside)
     }
 }
 

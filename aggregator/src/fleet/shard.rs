@@ -166,6 +166,8 @@ struct Stream {
     received: u64,
     /// Frames of it that were refused.
     refused: u64,
+    /// What is on disk and could not be said yet, because there was no room.
+    unsaid: Vec<Answer>,
     to_agent: ToAgent,
     close: CancellationToken,
 }
@@ -409,6 +411,7 @@ impl Shard {
                     incarnation: session.incarnation,
                     received: 0,
                     refused: 0,
+                    unsaid: Vec::new(),
                     to_agent,
                     close,
                 };
@@ -633,6 +636,11 @@ impl Shard {
         if stream.connection != connection {
             return;
         }
+        if frame.tick > frame.received.plus(limits::MAX_FUTURE) && self.clock.in_doubt() {
+            // It may be our clock that stood still. A refusal is for good, and would cost all that agents keep.
+            self.throttle(id);
+            return;
+        }
         if frame.incarnation == stream.incarnation {
             stream.received = stream.received.max(frame.seq);
         }
@@ -648,6 +656,7 @@ impl Shard {
         };
         let verdict = host.receive(&frame, &mut context, &mut self.transitions);
         self.counters.series_changed(held, host.series_held());
+        let (incarnation, seq) = (frame.incarnation, frame.seq);
         self.counters
             .frames_received
             .fetch_add(1, Ordering::Relaxed);
@@ -667,16 +676,16 @@ impl Shard {
                 self.counters
                     .frames_duplicate
                     .fetch_add(1, Ordering::Relaxed);
-                self.acknowledge(id, frame.incarnation, Vec::new());
+                self.acknowledge(&Answer {
+                    host: id,
+                    incarnation,
+                    frames: (seq, seq),
+                });
             }
             Verdict::Rejected(reason) => self.rejected(id, &frame, reason),
-            Verdict::Violation => {
-                self.violation(
-                    id,
-                    "it leaves holes without naming them, or gives impossible numbers",
-                );
-            }
+            Verdict::Violation => self.violation(id, "it gives impossible numbers"),
         }
+        self.bound_holes(id, incarnation);
         self.report(id);
         self.judge_one(id, Instant::now());
     }
@@ -707,7 +716,16 @@ impl Shard {
             reason: reason.into(),
             samples: 0,
         };
-        self.acknowledge(id, frame.incarnation, vec![rejected]);
+        let durable = self
+            .hosts
+            .get(&id)
+            .map(|host| host.durable(frame.incarnation));
+        self.send_ack(
+            id,
+            frame.incarnation,
+            durable.unwrap_or_default(),
+            vec![rejected],
+        );
     }
 
     fn gap(&mut self, id: HostId, connection: Connection, gap: &v1::Gap) {
@@ -718,19 +736,70 @@ impl Shard {
             return;
         };
         let incarnation = Incarnation(gap.incarnation);
-        match host.gap(incarnation, gap.first, gap.last) {
-            None => self.violation(id, "it names frames as lost that cannot be"),
-            // Told again, or told of frames that came: nothing changed.
-            Some(0) => {}
-            Some(lost) => {
-                self.counters.frames_lost.fetch_add(lost, Ordering::Relaxed);
-                let record = Record::Gap {
-                    incarnation,
-                    first: gap.first,
-                    last: gap.last,
-                };
-                self.write_or_throttle(id, &record);
-            }
+        if gap.first == 0 || gap.first > gap.last {
+            self.violation(id, "it names frames as lost that cannot be");
+            return;
+        }
+        if host.knows_up_to(incarnation, gap.last) {
+            self.lost(id, incarnation, gap.first, gap.last);
+            self.bound_holes(id, incarnation);
+        } else {
+            self.disbelieved(id, "lost frames", gap.last);
+        }
+    }
+
+    /// Frames that will never come are noted, and written where that is news.
+    fn lost(&mut self, id: HostId, incarnation: Incarnation, first: u64, last: u64) {
+        let host = self.hosts.get_mut(&id);
+        // Told again, or told of frames that came: nothing changed.
+        match host.and_then(|host| host.gap(incarnation, first, last)) {
+            None | Some(0) => {}
+            Some(lost) => self.note_lost(id, incarnation, (first, last), lost),
+        }
+    }
+
+    fn note_lost(
+        &mut self,
+        id: HostId,
+        incarnation: Incarnation,
+        (first, last): (u64, u64),
+        lost: u64,
+    ) {
+        self.counters.frames_lost.fetch_add(lost, Ordering::Relaxed);
+        let record = Record::Gap {
+            incarnation,
+            first,
+            last,
+        };
+        self.write_or_throttle(id, &record);
+    }
+
+    /// Books that fall into too many ranges give up their oldest holes.
+    fn bound_holes(&mut self, id: HostId, incarnation: Incarnation) {
+        let Some(host) = self.hosts.get_mut(&id) else {
+            return;
+        };
+        if let Some((first, last, lost)) = host.bound_holes(incarnation) {
+            tracing::info!(
+                host = %id, name = host.name(), first, last, lost,
+                "too many holes in what came of this host; the oldest are counted as lost unless they still come"
+            );
+            self.note_lost(id, incarnation, (first, last), lost);
+        }
+    }
+
+    /// A claim about numbers far beyond what was heard of is noted nowhere. A host of a fleet that was restored from a
+    /// backup, or has moved here, may well say the truth: it is not sent away for it.
+    fn disbelieved(&mut self, id: HostId, what: &str, last: u64) {
+        let (Some(stream), Some(host)) = (self.streams.get_mut(&id), self.hosts.get(&id)) else {
+            return;
+        };
+        stream.refused += 1;
+        if stream.refused <= REFUSALS_LOGGED {
+            tracing::warn!(
+                host = %id, name = host.name(), what, last,
+                "the host names numbers far beyond those that were heard of here; what it says of them is not counted"
+            );
         }
     }
 
@@ -744,9 +813,13 @@ impl Shard {
         let reason = v1::FinReason::try_from(fin.reason).unwrap_or_default();
         let incarnation = Incarnation(fin.incarnation);
         if fin.complete {
+            let believed = host.knows_up_to(incarnation, fin.last_seq);
             match host.missing(incarnation, fin.last_seq) {
-                Some(missing) => self.complete(id, connection, incarnation, &missing),
-                None => self.violation(id, "it ends a life that cannot end so"),
+                Some(missing) => self.complete(id, incarnation, &missing),
+                None => self.violation(id, "it ends the life that speaks"),
+            }
+            if !believed {
+                self.disbelieved(id, "end of an earlier life", fin.last_seq);
             }
         }
         let Some(host) = self
@@ -767,21 +840,9 @@ impl Shard {
     }
 
     /// Nothing more will come of an earlier life of the agent: what is missing of it is lost.
-    fn complete(
-        &mut self,
-        id: HostId,
-        connection: Connection,
-        incarnation: Incarnation,
-        missing: &[(u64, u64)],
-    ) {
+    fn complete(&mut self, id: HostId, incarnation: Incarnation, missing: &[(u64, u64)]) {
         for &(first, last) in missing {
-            let gap = v1::Gap {
-                incarnation: incarnation.0,
-                first,
-                last,
-                ..v1::Gap::default()
-            };
-            self.gap(id, connection, &gap);
+            self.lost(id, incarnation, first, last);
         }
         let lost: u64 = missing.iter().map(|(first, last)| last - first + 1).sum();
         if let Some(host) = self.hosts.get(&id).filter(|_| lost > 0) {
@@ -854,7 +915,8 @@ impl Shard {
     }
 
     fn settled(&mut self, stored: &[Stored], durable: bool) {
-        let mut last: Option<(HostId, Incarnation)> = None;
+        // Neighbours are usually of one host: one answer for all of them.
+        let mut last: Option<Answer> = None;
         for key in stored {
             let Some(host) = self.hosts.get_mut(&key.host) else {
                 continue;
@@ -866,41 +928,100 @@ impl Shard {
             } else {
                 host.not_stored(key.incarnation, key.seq);
             }
-            // Neighbours are usually of one host: one answer for all of them.
-            let this = (key.host, key.incarnation);
-            match last.replace(this) {
-                Some(before) if before != this => self.answer(before, durable),
-                _ => {}
+            let this = Answer::to(key);
+            match &mut last {
+                Some(answer) if answer.is_with(&this) => answer.join(this.frames),
+                _ => {
+                    if let Some(before) = last.replace(this) {
+                        self.answer(&before, durable);
+                    }
+                }
             }
         }
-        if let Some(this) = last {
-            self.answer(this, durable);
+        if let Some(answer) = last {
+            self.answer(&answer, durable);
         }
     }
 
-    fn answer(&mut self, (id, incarnation): (HostId, Incarnation), durable: bool) {
+    fn answer(&mut self, to: &Answer, durable: bool) {
         if durable {
-            self.acknowledge(id, incarnation, Vec::new());
+            self.acknowledge(to);
         } else {
-            self.throttle(id);
+            self.throttle(to.host);
         }
     }
 
-    fn acknowledge(&self, id: HostId, incarnation: Incarnation, rejected: Vec<v1::Rejected>) {
-        let (Some(host), Some(stream)) = (self.hosts.get(&id), self.streams.get(&id)) else {
-            return;
+    /// Says what is on disk: all of it, where one Ack can say so. Of books with more holes than that at least what is
+    /// there of these frames: an agent that sends what lies scattered (events whose samples are gone) hears of each.
+    fn acknowledge(&mut self, to: &Answer) {
+        let unsaid = self
+            .streams
+            .get_mut(&to.host)
+            .map(|stream| &mut stream.unsaid);
+        let mut answers = unsaid.map(std::mem::take).unwrap_or_default();
+        if answers.is_empty() {
+            // As always, but for an agent that reads slowly.
+            if !self.acknowledge_one(to) {
+                answers.push(to.clone());
+            }
+        } else {
+            match answers.iter_mut().find(|answer| answer.is_with(to)) {
+                Some(answer) => answer.join(to.frames),
+                None => answers.push(to.clone()),
+            }
+            answers.retain(|answer| !self.acknowledge_one(answer));
+        }
+        if let Some(stream) = self.streams.get_mut(&to.host) {
+            stream.unsaid = answers;
+        }
+    }
+
+    /// False when not all of it could be said.
+    fn acknowledge_one(&self, to: &Answer) -> bool {
+        let &Answer {
+            host: id,
+            incarnation,
+            frames: (first, last),
+        } = to;
+        let Some(host) = self.hosts.get(&id) else {
+            return true;
+        };
+        let highest = host.durable(incarnation);
+        let told = |range: &v1::Range| range.first <= first;
+        if highest.len() < limits::MAX_ACK_RANGES || highest.first().is_some_and(told) {
+            self.send_ack(id, incarnation, highest, Vec::new());
+            // If there was no room: ranges are cumulative, so the next one that fits says it all.
+            return true;
+        }
+        let newest = highest.last().copied();
+        let within: Vec<v1::Range> = host.durable_within(incarnation, first, last).collect();
+        within.chunks(limits::MAX_ACK_RANGES - 1).all(|part| {
+            let durable = part.iter().copied().chain(newest).collect();
+            self.send_ack(id, incarnation, durable, Vec::new())
+        })
+    }
+
+    /// False when there was no room.
+    fn send_ack(
+        &self,
+        id: HostId,
+        incarnation: Incarnation,
+        durable: Vec<v1::Range>,
+        rejected: Vec<v1::Rejected>,
+    ) -> bool {
+        let Some(stream) = self.streams.get(&id) else {
+            return true;
         };
         let ack = v1::Ack {
             incarnation: incarnation.0,
             received: stream.received,
-            durable: host.durable(incarnation),
+            durable,
             rejected,
             credit_bytes: self.config.credit_bytes,
             epoch: self.config.epoch,
         };
-        // A full queue means an agent that does not read. Ranges are cumulative, so the next one that
-        // fits says it all; refusals are told again when the frame comes again.
-        send(&stream.to_agent, v1::aggregator_message::Message::Ack(ack));
+        // A full queue means an agent that does not read. Refusals are told again when the frame comes again.
+        send(&stream.to_agent, v1::aggregator_message::Message::Ack(ack))
     }
 
     /// The log cannot take frames: the agent keeps them and comes back. Until it has had the time to, its silence is
@@ -970,6 +1091,33 @@ impl Shard {
         if let Some(host) = self.hosts.get(&id) {
             self.sink.report(id, host.name(), transitions);
         }
+    }
+}
+
+/// Frames that are answered together.
+#[derive(Clone)]
+struct Answer {
+    host: HostId,
+    incarnation: Incarnation,
+    /// First and last number.
+    frames: (u64, u64),
+}
+
+impl Answer {
+    fn to(key: &Stored) -> Self {
+        Self {
+            host: key.host,
+            incarnation: key.incarnation,
+            frames: (key.seq, key.seq),
+        }
+    }
+
+    fn is_with(&self, other: &Self) -> bool {
+        (self.host, self.incarnation) == (other.host, other.incarnation)
+    }
+
+    fn join(&mut self, (first, last): (u64, u64)) {
+        self.frames = (self.frames.0.min(first), self.frames.1.max(last));
     }
 }
 
@@ -1063,12 +1211,13 @@ impl Recalls {
     }
 }
 
-fn send(to_agent: &ToAgent, message: v1::aggregator_message::Message) {
+/// False when there was no room, or nobody hears any more.
+fn send(to_agent: &ToAgent, message: v1::aggregator_message::Message) -> bool {
     let message = Box::new(v1::AggregatorMessage {
         message: Some(message),
     });
     // Full or closed: the callers say why that is no loss.
-    let _ = to_agent.try_send(message);
+    to_agent.try_send(message).is_ok()
 }
 
 #[cfg(test)]
@@ -1148,11 +1297,23 @@ mod tests {
         });
     }
 
-    /// A first sample of the host.
-    fn heard(shard: &mut Shard, id: HostId) {
+    fn first_frame(tick: Timestamp, received: Timestamp) -> FrameIn {
         let mut payload = Vec::new();
         let table = muster_proto::series::Table::default();
         muster_proto::codec::Encoder::new().encode(&table, &[], true, &mut payload);
+        FrameIn {
+            incarnation: Incarnation(1),
+            seq: 1,
+            lane: super::super::host::Lane::Live,
+            tick,
+            received,
+            crc32c: crc32c::crc32c(&payload),
+            payload: payload.into(),
+        }
+    }
+
+    /// A first sample of the host.
+    fn heard(shard: &mut Shard, id: HostId) {
         let mut context = Receiving {
             names: &mut shard.names,
             engine: &shard.engine,
@@ -1162,15 +1323,7 @@ mod tests {
             replayed: false,
         };
         let now = shard.clock.now();
-        let frame = FrameIn {
-            incarnation: Incarnation(1),
-            seq: 1,
-            lane: super::super::host::Lane::Live,
-            tick: now,
-            received: now,
-            crc32c: crc32c::crc32c(&payload),
-            payload: payload.into(),
-        };
+        let frame = first_frame(now, now);
         let host = shard.hosts.get_mut(&id).expect("enrolled");
         host.receive(&frame, &mut context, &mut Vec::new());
     }
@@ -1178,6 +1331,48 @@ mod tests {
     fn is_silent(shard: &Shard, host: HostId) -> bool {
         let liveness = shard.hosts[&host].liveness();
         matches!(liveness, crate::fleet::Liveness::Silent(_))
+    }
+
+    struct Doubtful(bool);
+
+    impl Clock for Doubtful {
+        fn now(&self) -> Timestamp {
+            muster_proto::time::SystemClock.now()
+        }
+
+        fn in_doubt(&self) -> bool {
+            self.0
+        }
+    }
+
+    #[tokio::test]
+    async fn while_the_clock_is_in_doubt_nothing_is_refused_for_good_as_from_the_future() {
+        for in_doubt in [true, false] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let mut shard = shard(folder.path());
+            shard.clock = Arc::new(Doubtful(in_doubt));
+            let id = HostId::from_bytes([1; 16]);
+            enrolled(&mut shard, id);
+            let (to_agent, mut said) = mpsc::channel(8);
+            let stream = Stream {
+                connection: 1,
+                incarnation: Incarnation(1),
+                received: 0,
+                refused: 0,
+                unsaid: Vec::new(),
+                to_agent,
+                close: CancellationToken::new(),
+            };
+            shard.streams.insert(id, stream);
+            let now = shard.clock.now();
+            let ahead = now.plus(Duration::from_secs(2 * 3600));
+            shard.frame(id, 1, first_frame(ahead, now), None);
+            let refused = shard.hosts[&id].books().rejected;
+            assert_eq!(refused, u64::from(!in_doubt));
+            let answer = said.try_recv().expect("an answer").message;
+            let throttled = matches!(answer, Some(v1::aggregator_message::Message::Throttle(_)));
+            assert_eq!(throttled, in_doubt, "{answer:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

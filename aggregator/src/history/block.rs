@@ -688,6 +688,8 @@ pub struct Block<S: Storage> {
     storage: S,
     file: S::File,
     name: String,
+    bytes: u64,
+    points: u64,
     span: Span,
     hosts: Vec<HostId>,
     ticks: Vec<Vec<TickRun>>,
@@ -752,12 +754,29 @@ impl<S: Storage> Block<S> {
             storage: storage.clone(),
             file,
             name: name.to_owned(),
+            bytes: len,
+            points: u64::from_le_bytes(array(&footer[60..68])),
             span,
             hosts,
             ticks,
             series,
             pages,
         })
+    }
+
+    /// What a manifest says of it, as far as the file tells: not whether it was made from all of its window.
+    pub fn entry(&self) -> FileEntry {
+        FileEntry {
+            name: self.name.clone(),
+            tier: self.span.tier,
+            group: self.span.group,
+            start: self.span.start,
+            end: self.span.end,
+            generation: self.span.generation,
+            bytes: self.bytes,
+            points: self.points,
+            packed: false,
+        }
     }
 
     /// What stands in it.

@@ -3,7 +3,7 @@
 
 use muster_proto::log::Storage;
 
-use super::{HistoryError, block::Block, manifest, store::name_order};
+use super::{HistoryError, block::Block, manifest, rebuild, store::name_order};
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -20,13 +20,23 @@ pub struct Report {
 
 /// Reads every file that the manifest names, to the last page.
 ///
+/// A manifest that is damaged or gone is a problem, and the files are read all the same: the next start makes it anew.
+///
 /// # Errors
-/// When the manifest itself does not read.
+/// When the folder does not read, or a newer program wrote here.
 pub fn check<S: Storage>(storage: &S) -> Result<Report, HistoryError> {
     let mut report = Report::default();
-    let Some(known) = manifest::read(storage)? else {
-        return Ok(report);
+    let known = match manifest::read(storage) {
+        Ok(Some(known)) => known,
+        Ok(None) => unnamed(storage, "the manifest is gone", &mut report)?,
+        Err(error @ HistoryError::Damaged { .. }) => {
+            unnamed(storage, &crate::chain(&error), &mut report)?
+        }
+        Err(error) => return Err(error),
     };
+    if let Err(error) = manifest::read_forgotten(storage) {
+        report.problems.push(crate::chain(&error));
+    }
     for group in known.groups.iter().flatten() {
         if let Err(error) = manifest::read_group(storage, &group.file) {
             problem(storage, &group.file, &error, &mut report);
@@ -48,6 +58,22 @@ pub fn check<S: Storage>(storage: &S) -> Result<Report, HistoryError> {
         }
     }
     Ok(report)
+}
+
+/// What the files say themselves.
+fn unnamed<S: Storage>(
+    storage: &S,
+    why: &str,
+    report: &mut Report,
+) -> Result<manifest::Manifest, HistoryError> {
+    let mut survey = rebuild::survey(storage, None)?;
+    if !survey.manifest.files.is_empty() {
+        report.problems.push(format!(
+            "{why}: the next start of the aggregator makes it anew from the files that are whole"
+        ));
+        report.problems.append(&mut survey.problems);
+    }
+    Ok(survey.manifest)
 }
 
 /// Notes what is wrong, unless the file has been replaced meanwhile by a running aggregator.

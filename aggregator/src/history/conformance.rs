@@ -9,13 +9,13 @@ use fastrand::Rng;
 use muster_proto::{
     codec::Intern as _,
     id::HostId,
-    log::{Fault, FaultyStorage},
+    log::{Fault, FaultyStorage, Storage as _},
     series::{Family, Kind, Raw, Scale},
 };
 
 use super::{
     EmbeddedStore, GiveUp, HistoryConfig, HistoryError, HostSeries, LabelMatch, PlainStore, Point,
-    SampleQuery, SampleStore, SeriesKey, Tier, Token,
+    SampleQuery, SampleStore, SeriesKey, Tier, Token, check,
     config::RAW_WINDOW_MS,
     fold::{self, Fold},
 };
@@ -584,6 +584,8 @@ fn old_files_go_and_a_full_store_drops_its_oldest_samples_first() {
     let stats = store.stats();
     assert_eq!(stats.files, [0, 0, 0]);
     assert!(stats.dropped_by_size >= 4);
+    let told = store.cramped().expect("it is a problem");
+    assert!(told.contains("history.max_size"), "{told}");
     let now = START + 24 * HOUR + 11 * 60_000;
     world.append(&[&store], host(1), now);
     settle(&store, world.token, now);
@@ -734,4 +736,146 @@ fn a_full_disk_keeps_nothing_of_what_failed() {
         }
         assert_eq!(all(&store, &query(0, i64::MAX)).len(), 6);
     }
+}
+
+/// Everything there is, in every tier, in a form that can be compared: what is not told of roll-ups is NaN.
+fn everything(store: &dyn SampleStore) -> [String; 3] {
+    [0, 60_000, 900_000].map(|step_ms| {
+        let query = SampleQuery {
+            step_ms,
+            ..query(0, i64::MAX)
+        };
+        format!("{:?}", all(store, &query))
+    })
+}
+
+/// Some hours of five hosts, in files of every tier; one is forgotten.
+fn filled(storage: &FaultyStorage, hours: i64) -> (EmbeddedStore<FaultyStorage>, World) {
+    let store = embedded(storage);
+    let mut world = World::new(4);
+    for step in 0..hours * 60 {
+        for number in 0..5 {
+            world.append(&[&store], host(number), START + step * 60_000);
+        }
+        if step % 50 == 0 {
+            settle(&store, world.token, START + step * 60_000);
+        }
+    }
+    settle(&store, world.token, START + hours * HOUR);
+    store.forget(host(2), world.token).expect("forgotten");
+    (store, world)
+}
+
+#[test]
+fn a_manifest_is_made_anew_from_the_files() {
+    type Harm = fn(&FaultyStorage);
+    let harms: [(&str, Harm); 4] = [
+        ("damaged", |storage| {
+            storage.edit("manifest", |bytes| bytes[20] ^= 1);
+        }),
+        ("cut off", |storage| {
+            storage.edit("manifest", |bytes| bytes.truncate(3));
+        }),
+        ("gone", |storage| {
+            storage.remove("manifest").expect("removed");
+        }),
+        ("a group's file", |storage| {
+            let files = storage.files();
+            let name = files.keys().find(|name| name.ends_with(".mhg"));
+            let name = name.expect("there is one").clone();
+            storage.edit(&name, |bytes| bytes[20] ^= 1);
+        }),
+    ];
+    for (what, harm) in harms {
+        let storage = FaultyStorage::new();
+        let (store, mut world) = filled(&storage, 6);
+        let before = everything(&store);
+        let (upto, covered) = (store.durable(), store.covered(host(1)));
+        drop(store);
+        harm(&storage);
+        let report = check::check(&storage).expect("it is read");
+        assert!(!report.problems.is_empty(), "{what}: check-store tells");
+        assert!(report.files > 0, "{what}: and reads the rest");
+        let opened = EmbeddedStore::open(storage.clone(), small(), START);
+        let (store, opened) = opened.expect("it opens");
+        assert!(!opened.problems.is_empty(), "{what}: it is said");
+        assert_eq!(
+            everything(&store),
+            before,
+            "{what}: nothing is lost, and nobody is back"
+        );
+        if what == "a group's file" {
+            assert_eq!(store.durable(), 0, "what the log has is read again");
+        } else {
+            let known = (store.durable(), store.covered(host(1)));
+            assert_eq!(known, (upto, covered), "{what}: nothing is read twice");
+        }
+        // It goes on, and is whole from then on.
+        world.append(&[&store], host(1), START + 10 * HOUR);
+        settle(&store, world.token, START + 13 * HOUR);
+        let whole = everything(&store);
+        let store = embedded(&storage);
+        assert_eq!(everything(&store), whole, "{what}");
+        let report = check::check(&storage).expect("it is read");
+        assert_eq!(report.problems, [""; 0], "{what}");
+    }
+}
+
+/// The power fails at each step of making a manifest anew.
+#[test]
+fn a_crash_while_the_manifest_is_made_anew_costs_nothing() {
+    let whole = FaultyStorage::new();
+    let before = everything(&filled(&whole, 3).0);
+    let files = whole.files();
+    let group = files.keys().find(|name| name.ends_with(".mhg"));
+    let group = group.expect("there is one");
+    for harmed in [&["manifest"][..], &["manifest", group], &[group]] {
+        let mut broken_off = 0;
+        for after in 0.. {
+            let storage = FaultyStorage::new();
+            for (name, bytes) in &files {
+                storage.put(name, bytes);
+            }
+            for name in harmed {
+                storage.edit(name, |bytes| bytes[20] ^= 1);
+            }
+            storage.fail(after, Fault::InputOutput, true);
+            let opened = EmbeddedStore::open(storage.clone(), small(), START);
+            let failed = opened.is_err();
+            drop(opened);
+            storage.heal();
+            storage.crash(after);
+            let opened = EmbeddedStore::open(storage.clone(), small(), START);
+            let (store, _) = opened.expect("it opens");
+            assert_eq!(everything(&store), before, "{harmed:?}, operation {after}");
+            if !failed {
+                break;
+            }
+            broken_off += 1;
+        }
+        assert!(broken_off > 5, "{harmed:?}: {broken_off}");
+    }
+}
+
+#[test]
+fn what_was_forgotten_leaves_the_disk() {
+    let storage = FaultyStorage::new();
+    let (store, world) = filled(&storage, 6);
+    // Roll-ups of the last window are made on the way.
+    let [before, ..] = everything(&store);
+    let now = START + 8 * HOUR;
+    settle(&store, world.token, now);
+    assert_eq!(store.manifest().forgotten, [], "nobody need be remembered");
+    assert!(everything(&store)[0] == before, "nobody else lost anything");
+    for file in store.files().iter() {
+        let block = store.block(&file.name).expect("it opens");
+        assert_eq!(block.place(host(2)), None, "{}", file.name);
+    }
+    let written = store.stats().written_bytes;
+    assert!(!store.maintain(now).expect("the disk is well"));
+    assert_eq!(store.stats().written_bytes, written, "once is enough");
+    let whole = everything(&store);
+    drop(store);
+    let store = embedded(&storage);
+    assert!(everything(&store) == whole, "and is so from disk");
 }

@@ -106,6 +106,8 @@ struct Problems {
     unread: Option<String>,
     /// Files cannot be packed, or old ones not removed.
     unpacked: Option<String>,
+    /// Files go before their time.
+    cramped: Option<String>,
 }
 
 impl FeedHealth {
@@ -117,7 +119,12 @@ impl FeedHealth {
     /// What is wrong at the moment, for people.
     pub fn problems(&self) -> Vec<String> {
         let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = [&problems.unwritten, &problems.unread, &problems.unpacked];
+        let all = [
+            &problems.unwritten,
+            &problems.unread,
+            &problems.unpacked,
+            &problems.cramped,
+        ];
         all.into_iter().flatten().cloned().collect()
     }
 
@@ -275,6 +282,8 @@ where
                 );
             }
         }
+        // Each file that goes is logged where it goes.
+        health.note(|problems| &mut problems.cramped, store.cramped());
         if !matches!(done, Ok(true)) {
             thread::park_timeout(PACK_EVERY);
         }

@@ -3,11 +3,15 @@
 //! ```text
 //! manifest                   magic "MUSTHMAN" | version u32 | crc32c u32 of the body | body: postcard of Manifest
 //!                            (version 1: without its last field)
-//! group-<number>-<gen>.mhg   magic "MUSTHGRP" | the same | body: deflated postcard of GroupState
+//! group-<number>-<gen>.mhg   magic "MUSTHGRP" | the same | body: postcard of GroupState
+//!                            (version 1: without its last two fields)
+//! forgotten                  magic "MUSTHFGT" | the same | body: postcard of Forgotten
 //! ```
 //! Little endian. Files are written and synced under names that were never used, then the manifest that names
 //! them is written beside the one at hand, synced, renamed over it, and the folder synced. Whatever the manifest
-//! does not name is what a crash or an earlier change left, and is removed.
+//! does not name is what a crash or an earlier change left, and is removed. `forgotten` is a copy of what the manifest
+//! says of hosts that were forgotten, written before it: the one thing that files do not say themselves, should it
+//! have to be made anew ([`super::rebuild`]).
 
 use std::io;
 
@@ -26,7 +30,13 @@ const MANIFEST_MAGIC: &[u8; 8] = b"MUSTHMAN";
 const GROUP_MAGIC: &[u8; 8] = b"MUSTHGRP";
 /// Version 1 did not say up to which record of the log hosts are forgotten.
 const MANIFEST_VERSION: u32 = 2;
-const GROUP_VERSION: u32 = 1;
+/// Version 1 did not say how far the log was.
+const GROUP_VERSION: u32 = 2;
+/// Name of the copy of who was forgotten.
+pub const FORGOTTEN: &str = "forgotten";
+const FORGOTTEN_TEMPORARY: &str = "forgotten.tmp";
+const FORGOTTEN_MAGIC: &[u8; 8] = b"MUSTHFGT";
+const FORGOTTEN_VERSION: u32 = 1;
 const HEADER_BYTES: u64 = 16;
 
 /// A file of samples.
@@ -108,6 +118,37 @@ pub struct GroupState {
     pub hosts: Vec<HostId>,
     /// As it was given.
     pub aside: Vec<u8>,
+    /// Everything of them up to this record of the log is in files; 0 where that is not known.
+    pub covered: Token,
+    /// Everything of all groups up to this record is in files.
+    pub upto: Token,
+}
+
+/// A group's state as version 1 had it.
+#[derive(Debug, Serialize, Deserialize)]
+struct GroupStateV1 {
+    hosts: Vec<HostId>,
+    aside: Vec<u8>,
+}
+
+impl From<GroupStateV1> for GroupState {
+    fn from(old: GroupStateV1) -> Self {
+        Self {
+            hosts: old.hosts,
+            aside: old.aside,
+            covered: 0,
+            upto: 0,
+        }
+    }
+}
+
+/// Who was forgotten, as the manifest says it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgotten {
+    /// As in [`Manifest`].
+    pub forgotten: Vec<(HostId, u64)>,
+    /// As in [`Manifest`].
+    pub passed_over: Vec<(HostId, Token)>,
 }
 
 impl Manifest {
@@ -115,6 +156,7 @@ impl Manifest {
     #[must_use]
     pub fn names(&self, name: &str) -> bool {
         name == MANIFEST
+            || name == FORGOTTEN
             || self.files.iter().any(|file| file.name == name)
             || self.groups.iter().flatten().any(|group| group.file == name)
     }
@@ -166,8 +208,46 @@ pub fn replace<S: Storage>(storage: &S) -> Result<(), HistoryError> {
 /// # Errors
 /// As [`read`].
 pub fn read_group<S: Storage>(storage: &S, name: &str) -> Result<GroupState, HistoryError> {
-    let (_, body) = read_sealed(storage, name, GROUP_MAGIC, GROUP_VERSION)?;
-    parse(name, &body)
+    match read_sealed(storage, name, GROUP_MAGIC, GROUP_VERSION)? {
+        (1, body) => parse::<GroupStateV1>(name, &body).map(Into::into),
+        (_, body) => parse(name, &body),
+    }
+}
+
+/// Reads the copy of who was forgotten; nobody was, if there is none.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_forgotten<S: Storage>(storage: &S) -> Result<Forgotten, HistoryError> {
+    match read_sealed(storage, FORGOTTEN, FORGOTTEN_MAGIC, FORGOTTEN_VERSION) {
+        Ok((_, body)) => parse(FORGOTTEN, &body),
+        Err(HistoryError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(Forgotten::default())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes the copy of who is forgotten by a manifest that is to come.
+///
+/// # Errors
+/// When the disk refuses; the copy is as it was then, or as it was to be.
+pub fn write_forgotten<S: Storage>(storage: &S, manifest: &Manifest) -> Result<u64, HistoryError> {
+    let copy = Forgotten {
+        forgotten: manifest.forgotten.clone(),
+        passed_over: manifest.passed_over.clone(),
+    };
+    let body = postcard::to_stdvec(&copy).map_err(|_| unwritable(FORGOTTEN))?;
+    let (name, version) = (FORGOTTEN_TEMPORARY, FORGOTTEN_VERSION);
+    let written = write_sealed(storage, name, FORGOTTEN_MAGIC, version, &body);
+    let written = written.inspect_err(|_| {
+        let _ = storage.remove(name);
+    })?;
+    storage
+        .rename(FORGOTTEN_TEMPORARY, FORGOTTEN)
+        .and_then(|()| storage.sync_folder())
+        .map_err(|error| io_error("replace", FORGOTTEN, error))?;
+    Ok(written)
 }
 
 /// Writes a group's file under a name that was never used.

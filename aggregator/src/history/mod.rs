@@ -23,6 +23,7 @@ pub mod jobs;
 pub mod manifest;
 pub mod merge;
 pub mod plain;
+pub mod rebuild;
 pub mod rows;
 pub mod store;
 pub mod then;

@@ -6,11 +6,18 @@
 //! into longer windows ([`EmbeddedStore::maintain`]). Every change is one replacement of the manifest, so a crash
 //! leaves the store as it was before the change or after it.
 //!
+//! How memory becomes files is in `spill`, how files are packed and go in `pack`, how questions are answered in
+//! `read`; here is what they share: groups, the manifest and its replacement.
+//!
 //! Two callers change it: the one that appends also flushes; another maintains. Readers wait for neither but
 //! while a group's rows are being appended to or read, and for the list of files.
 
+mod pack;
+mod read;
+mod spill;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     io,
     ops::ControlFlow,
     sync::{
@@ -19,33 +26,21 @@ use std::{
     },
 };
 
-use muster_proto::{
-    id::HostId,
-    log::Storage,
-    series::{Family, Raw},
-};
+use muster_proto::{id::HostId, log::Storage, series::Raw};
 
 use super::{
-    Caps, HistoryConfig, HistoryError, HostSeries, Point, ReadReport, SampleQuery, SampleStore,
-    SeriesKey, SeriesName, StoreStats, Tier, Token,
-    block::{Block, Cells, Chunk, Span, Writer, put_chunk, tick_runs},
-    column::Effort,
+    Caps, HistoryConfig, HistoryError, HostSeries, ReadReport, SampleQuery, SampleStore, SeriesKey,
+    SeriesName, StoreStats, Tier, Token,
+    block::{Block, Span, io_error},
     config::GRACE_MS,
-    jobs::{Job, SetAside, jobs},
-    manifest::{self, FileEntry, GroupEntry, GroupState, Manifest},
-    merge::{self, Target},
-    rows::{Columns, Rows},
+    jobs::SetAside,
+    manifest::{self, FileEntry, GroupEntry, Manifest},
+    rebuild,
+    rows::Rows,
 };
 
 /// Open files whose names and indices are kept in memory: a day of a group, in every tier.
 const OPEN_BLOCKS: usize = 64;
-
-/// Hosts of a group that are read together, so that an answer is never in memory as a whole.
-const HOSTS_AT_ONCE: usize = 64;
-
-/// Points that are read together, unless one series of one host has more: 14 MiB. Tests have so few that answers are
-/// cut into pieces all the same.
-const POINTS_AT_ONCE: u64 = if cfg!(test) { 2_000 } else { 1 << 18 };
 
 /// With this many times its due memory a group takes no more: its disk does not take what it has.
 const BACKLOG: usize = 4;
@@ -152,15 +147,15 @@ impl<S: Storage> EmbeddedStore<S> {
     /// milliseconds.
     ///
     /// # Errors
-    /// When the folder cannot be used, the manifest is damaged, or a newer program wrote here. Damaged files of
-    /// samples are found when they are read.
+    /// When the folder cannot be used, or a newer program wrote here. A manifest that is damaged, or a group's file, is
+    /// made anew; damaged files of samples are found when they are read.
     pub fn open(
         storage: S,
         config: HistoryConfig,
         now: i64,
     ) -> Result<(Self, Opened), HistoryError> {
-        let manifest = manifest::read(&storage)?.unwrap_or_default();
         let mut opened = Opened::default();
+        let manifest = Self::known(&storage, &mut opened)?;
         let mut groups = Groups::default();
         let passed_over: HashMap<HostId, Token> = manifest.passed_over.iter().copied().collect();
         for (number, entry) in manifest.groups.iter().enumerate() {
@@ -187,8 +182,9 @@ impl<S: Storage> EmbeddedStore<S> {
         }
         let listed = storage
             .list()
-            .map_err(|error| super::block::io_error("list", ".", error))?;
+            .map_err(|error| io_error("list", ".", error))?;
         let mut here = HashSet::new();
+        let copied = listed.iter().any(|name| name == manifest::FORGOTTEN);
         for name in listed {
             if manifest.names(&name) {
                 here.insert(name);
@@ -201,6 +197,11 @@ impl<S: Storage> EmbeddedStore<S> {
             if !here.contains(&file.name) {
                 opened.problems.push(format!("{} is missing", file.name));
             }
+        }
+        let forgets = !(manifest.forgotten.is_empty() && manifest.passed_over.is_empty());
+        if forgets && !copied {
+            // Of a program that kept no copy.
+            manifest::write_forgotten(&storage, &manifest)?;
         }
         let (next, upto) = (manifest.generation + 1, manifest.upto);
         let store = Self {
@@ -221,6 +222,51 @@ impl<S: Storage> EmbeddedStore<S> {
             counters: Counters::default(),
         };
         Ok((store, opened))
+    }
+
+    /// The manifest, made anew if it or a group's file is not what was written.
+    fn known(storage: &S, opened: &mut Opened) -> Result<Manifest, HistoryError> {
+        let damaged = match manifest::read(storage) {
+            Ok(Some(manifest)) => {
+                let whole = |group: &GroupEntry| match manifest::read_group(storage, &group.file) {
+                    Ok(_) => Ok(true),
+                    Err(HistoryError::Damaged { .. }) => Ok(false),
+                    Err(HistoryError::Io { source, .. })
+                        if source.kind() == io::ErrorKind::NotFound =>
+                    {
+                        Ok(false)
+                    }
+                    Err(error) => Err(error),
+                };
+                for group in manifest.groups.iter().flatten() {
+                    if !whole(group)? {
+                        opened.problems.push(format!("{} is damaged", group.file));
+                        let (manifest, mut problems) = rebuild::rebuild(storage, Some(&manifest))?;
+                        opened.problems.append(&mut problems);
+                        return Ok(manifest);
+                    }
+                }
+                return Ok(manifest);
+            }
+            Ok(None) => {
+                let listed = storage.list();
+                let listed = listed.map_err(|error| io_error("list", ".", error))?;
+                if !rebuild::has_files(&listed) {
+                    // From now on there is one before there are files: where there are only files, it was lost.
+                    let empty = Manifest::default();
+                    manifest::prepare(storage, &empty)?;
+                    manifest::replace(storage)?;
+                    return Ok(empty);
+                }
+                "the manifest of the history is gone".to_owned()
+            }
+            Err(error @ HistoryError::Damaged { .. }) => crate::chain(&error),
+            Err(error) => return Err(error),
+        };
+        opened.problems.push(damaged);
+        let (manifest, mut problems) = rebuild::rebuild(storage, None)?;
+        opened.problems.append(&mut problems);
+        Ok(manifest)
     }
 
     /// Its settings.
@@ -353,108 +399,6 @@ impl<S: Storage> EmbeddedStore<S> {
         groups.list.iter().any(|head| lock(head).flushing.is_some())
     }
 
-    /// Writes what a group holds in memory. `token` is the last record that was appended, `aside` is kept with
-    /// it. What an earlier call could not write is written first, and alone.
-    ///
-    /// # Errors
-    /// When the disk refuses; everything stays in memory and can be read.
-    pub fn flush(
-        &self,
-        group: usize,
-        token: Token,
-        now: i64,
-        aside: impl FnOnce(&[HostId]) -> Vec<u8>,
-    ) -> Result<(), HistoryError> {
-        let Some(head) = self.group(group) else {
-            return Ok(());
-        };
-        let flushing = {
-            let mut head = lock(&head);
-            head.flushed_at = now;
-            match &head.flushing {
-                Some(waiting) => Arc::clone(waiting),
-                None => {
-                    let fresh = Arc::new(Flushing {
-                        aside: aside(&head.hosts),
-                        windows: std::mem::take(&mut head.windows),
-                        first: head.first.take(),
-                        token,
-                        hosts: head.hosts.clone(),
-                        samples: std::mem::take(&mut head.samples),
-                        memory: std::mem::take(&mut head.memory),
-                    });
-                    head.flushing = Some(Arc::clone(&fresh));
-                    fresh
-                }
-            }
-        };
-        let written = self.write_group(group, &flushing);
-        if let Err(error) = written {
-            Counters::add(&self.counters.failures, 1);
-            return Err(error);
-        }
-        let mut head = lock(&head);
-        head.flushing = None;
-        head.covered = flushing.token;
-        head.known = flushing.hosts.len();
-        Ok(())
-    }
-
-    fn write_group(&self, group: usize, flushing: &Flushing) -> Result<(), HistoryError> {
-        let mut names = Vec::new();
-        let written = self.write_files(group, flushing, &mut names);
-        let (added, entry) =
-            written.inspect_err(|_| self.discard(&names, &mut self.committed()))?;
-        let upto = self.upto(Some(group)).min(flushing.token);
-        self.commit(names, |manifest| {
-            manifest.upto = manifest.upto.max(upto);
-            let upto = manifest.upto;
-            manifest.passed_over.retain(|(_, record)| *record > upto);
-            if manifest.groups.len() <= group {
-                manifest.groups.resize(group + 1, None);
-            }
-            manifest.groups[group] = Some(entry);
-            manifest.files.extend(added);
-        })
-    }
-
-    /// Writes a group's files; `names` has them also after an error.
-    fn write_files(
-        &self,
-        group: usize,
-        flushing: &Flushing,
-        names: &mut Vec<String>,
-    ) -> Result<(Vec<FileEntry>, GroupEntry), HistoryError> {
-        let generation = self.new_generation();
-        let number = u32::try_from(group).unwrap_or(u32::MAX);
-        let mut added = Vec::new();
-        for (start, window) in &flushing.windows {
-            let span = Span {
-                tier: Tier::Raw,
-                group: number,
-                start: *start,
-                end: start + Tier::Raw.window_ms(),
-                generation,
-            };
-            let name = file_name(&span);
-            names.push(name.clone());
-            if let Some(entry) = self.write_window(name, span, window, &flushing.hosts)? {
-                Counters::add(&self.counters.spilled_files, 1);
-                added.push(entry);
-            }
-        }
-        let state = GroupState {
-            hosts: flushing.hosts.clone(),
-            aside: flushing.aside.clone(),
-        };
-        let file = format!("group-{number:06x}-{generation:016x}.mhg");
-        names.push(file.clone());
-        let written = manifest::write_group(&self.storage, &file, &state)?;
-        Counters::add(&self.counters.written_bytes, written);
-        let covered = flushing.token;
-        Ok((added, GroupEntry { covered, file }))
-    }
-
     /// Removes files that no manifest names. One that stays goes with the next change, or at the next start.
     fn discard(&self, names: &[String], committed: &mut Committed) {
         for name in names {
@@ -509,75 +453,6 @@ impl<S: Storage> EmbeddedStore<S> {
         self.newest.fetch_max(token, Ordering::AcqRel);
     }
 
-    fn write_window(
-        &self,
-        name: String,
-        span: Span,
-        window: &Window,
-        hosts: &[HostId],
-    ) -> Result<Option<FileEntry>, HistoryError> {
-        // By host first, as memory has them; then series by series, as files have them.
-        let mut order: Vec<(HostId, &Rows)> = window
-            .iter()
-            .filter_map(|(place, rows)| Some((*hosts.get(*place as usize)?, rows)))
-            .collect();
-        order.sort_by_key(|(host, _)| *host);
-        let mut listed = Vec::with_capacity(order.len());
-        let mut bytes = Vec::new();
-        let mut names: HashMap<usize, u32> = HashMap::new();
-        let mut keys: Vec<Arc<SeriesKey>> = Vec::new();
-        let mut chunks: Vec<(u32, u32, usize, usize, usize)> = Vec::new();
-        for ((host, rows), place) in order.into_iter().zip(0u32..) {
-            let columns = rows.columns().map_err(|_| HistoryError::Damaged {
-                name: name.clone(),
-                what: "rows in memory",
-            })?;
-            for column in &columns.series {
-                let index = *names
-                    .entry(Arc::as_ptr(&column.key).addr())
-                    .or_insert_with(|| {
-                        keys.push(Arc::clone(&column.key));
-                        u32::try_from(keys.len() - 1).unwrap_or(u32::MAX)
-                    });
-                let from = bytes.len();
-                let cells = Cells::Raw(column.raws.clone());
-                put_chunk(
-                    column.key.family.scale,
-                    &column.runs,
-                    columns.ticks.len(),
-                    &cells,
-                    Effort::Quick,
-                    &mut bytes,
-                );
-                chunks.push((index, place, from, bytes.len(), column.raws.len()));
-            }
-            listed.push((host, tick_runs(&columns.ticks)));
-        }
-        if listed.is_empty() {
-            return Ok(None);
-        }
-        let names: Vec<SeriesName> = keys.iter().map(|key| name_of(key)).collect();
-        let mut ranks: Vec<usize> = (0..names.len()).collect();
-        ranks.sort_by(|one, other| names[*one].order(&names[*other]));
-        let mut rank_of = vec![0; names.len()];
-        for (rank, index) in ranks.iter().enumerate() {
-            rank_of[*index] = rank;
-        }
-        chunks.sort_unstable_by_key(|(index, place, ..)| (rank_of[*index as usize], *place));
-        let mut writer = Writer::create(&self.storage, name, span, listed)?;
-        let mut current = None;
-        for (index, place, from, to, points) in chunks {
-            if current != Some(index) {
-                writer.series(&names[index as usize])?;
-                current = Some(index);
-            }
-            writer.chunk(place, points, &bytes[from..to])?;
-        }
-        let entry = writer.finish()?;
-        Counters::add(&self.counters.written_bytes, entry.bytes);
-        Ok(Some(entry))
-    }
-
     fn new_generation(&self) -> u64 {
         let mut committed = self.committed();
         committed.next += 1;
@@ -596,7 +471,15 @@ impl<S: Storage> EmbeddedStore<S> {
         change(&mut manifest);
         manifest.generation = committed.next;
         committed.next += 1;
-        let written = manifest::prepare(&self.storage, &manifest);
+        let before = &committed.manifest;
+        let copied = if (&before.forgotten, &before.passed_over)
+            == (&manifest.forgotten, &manifest.passed_over)
+        {
+            Ok(0)
+        } else {
+            manifest::write_forgotten(&self.storage, &manifest)
+        };
+        let written = copied.and_then(|_| manifest::prepare(&self.storage, &manifest));
         let written = written.inspect_err(|_| self.discard(&new, &mut committed))?;
         Counters::add(&self.counters.written_bytes, written);
         if let Err(error) = manifest::replace(&self.storage) {
@@ -669,527 +552,6 @@ impl<S: Storage> EmbeddedStore<S> {
         }
         open.push_back((name.to_owned(), Arc::clone(&block)));
         Ok(block)
-    }
-
-    /// Removes files that are too old, or too many; then packs one window that is over, if there is one to pack;
-    /// whether there was. A window that does not pack is set aside ([`SetAside`]), so that the next call goes on with
-    /// another.
-    ///
-    /// # Errors
-    /// When a file does not read or the disk refuses; the store is as it was.
-    pub fn maintain(&self, now: i64) -> Result<bool, HistoryError> {
-        // First, and whatever comes of packing: what must go makes room for it.
-        let expired = self.expire(now);
-        let files = self.files();
-        let next = lock(&self.aside).next(&jobs(&files, now), now);
-        let Some(job) = next else {
-            return expired.map(|()| false);
-        };
-        match self.pack(&files, &job) {
-            Ok(()) => {
-                lock(&self.aside).packed(&job);
-                expired.map(|()| true)
-            }
-            Err(error) => {
-                Counters::add(&self.counters.failures, 1);
-                lock(&self.aside).failed(job, now, &error);
-                Err(error)
-            }
-        }
-    }
-
-    /// What could not be packed, for people.
-    pub fn unpacked(&self) -> Option<String> {
-        let aside = lock(&self.aside);
-        let (count, why) = aside.first()?;
-        Some(format!(
-            "history cannot pack {count} windows, which are kept as they are for as long as samples are: {why}"
-        ))
-    }
-
-    fn pack(&self, files: &[FileEntry], job: &Job) -> Result<(), HistoryError> {
-        let mut inputs: Vec<&FileEntry> = files.iter().filter(|file| job.takes(file)).collect();
-        inputs.sort_by_key(|file| file.generation);
-        let generation = self.new_generation();
-        let span = |tier| Span {
-            tier,
-            group: job.group,
-            start: job.start,
-            end: job.end,
-            generation,
-        };
-        let target = |tier| Target {
-            name: file_name(&span(tier)),
-            span: span(tier),
-        };
-        let mut targets = vec![target(job.tier)];
-        if job.tier == Tier::Raw {
-            targets.extend([target(Tier::Minute), target(Tier::Quarter)]);
-        }
-        let mut blocks = Vec::with_capacity(inputs.len());
-        for input in &inputs {
-            blocks.push(self.block(&input.name)?);
-        }
-        let forgotten = merge::forgotten_by(&self.forgotten());
-        let new: Vec<String> = targets.iter().map(|target| target.name.clone()).collect();
-        let written = merge::merge(&self.storage, &blocks, targets, &forgotten);
-        let mut written = written.inspect_err(|_| self.discard(&new, &mut self.committed()))?;
-        for entry in &mut written {
-            Counters::add(&self.counters.written_bytes, entry.bytes);
-            Counters::add(&self.counters.merged_files, 1);
-            // A roll-up of one window may still be put together with its neighbours.
-            entry.packed = entry.tier == job.tier;
-        }
-        let names: HashSet<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
-        self.commit(new, |manifest| {
-            manifest
-                .files
-                .retain(|file| !names.contains(file.name.as_str()));
-            manifest.files.extend(written);
-        })
-    }
-
-    fn expire(&self, now: i64) -> Result<(), HistoryError> {
-        let files = self.files();
-        let aside = lock(&self.aside);
-        let old = |file: &FileEntry| {
-            // Raw samples are rolled up before they go, if that can ever be.
-            let done = file.tier != Tier::Raw || file.packed || aside.has_given_up(file);
-            done && file.end <= now.saturating_sub(self.config.keep_ms(file.tier))
-        };
-        let mut gone: HashSet<String> = files
-            .iter()
-            .filter(|file| old(file))
-            .map(|file| file.name.clone())
-            .collect();
-        drop(aside);
-        let by_age = gone.len() as u64;
-        let mut left: Vec<&FileEntry> = files
-            .iter()
-            .filter(|file| !gone.contains(&file.name))
-            .collect();
-        let mut bytes: u64 = left.iter().map(|file| file.bytes).sum();
-        // The finest first, the oldest of it first: a day of samples costs as much as a year of roll-ups.
-        left.sort_by_key(|file| (file.tier, file.end));
-        let mut by_size = 0;
-        for file in left {
-            if bytes <= self.config.max_bytes {
-                break;
-            }
-            if file.end + GRACE_MS > now {
-                // What is being filled now is the last that anybody wants to lose.
-                continue;
-            }
-            tracing::warn!(
-                file = file.name,
-                tier = file.tier.word(),
-                bytes,
-                limit = self.config.max_bytes,
-                "the history is larger than history.max_size; its oldest file goes before its time"
-            );
-            bytes -= file.bytes;
-            by_size += 1;
-            gone.insert(file.name.clone());
-        }
-        if gone.is_empty() {
-            return Ok(());
-        }
-        self.commit(Vec::new(), |manifest| {
-            manifest.files.retain(|file| !gone.contains(&file.name));
-            // Nothing is left of what a host was forgotten in.
-            let oldest = manifest.files.iter().map(|file| file.generation).min();
-            manifest
-                .forgotten
-                .retain(|(_, until)| oldest.is_some_and(|oldest| oldest <= *until));
-        })?;
-        Counters::add(&self.counters.dropped_by_age, by_age);
-        Counters::add(&self.counters.dropped_by_size, by_size);
-        Ok(())
-    }
-
-    /// Hosts of a group, as many at a time as are held in memory well.
-    fn read_group(
-        &self,
-        group: usize,
-        mut hosts: &[HostId],
-        query: &SampleQuery,
-        report: &mut ReadReport,
-        sink: &mut dyn FnMut(HostSeries) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, HistoryError> {
-        let mut at_once = HOSTS_AT_ONCE;
-        while !hosts.is_empty() {
-            let (some, rest) = hosts.split_at(at_once.min(hosts.len()));
-            let piece = Piece {
-                group,
-                hosts: some,
-                names: None,
-                most: POINTS_AT_ONCE,
-            };
-            match self.read_piece(&piece, query, report)? {
-                Some(series) => {
-                    if give(series, sink).is_break() {
-                        return Ok(ControlFlow::Break(()));
-                    }
-                    hosts = rest;
-                }
-                None if some.len() > 1 => at_once = some.len() / 2,
-                None => {
-                    if self.read_alone(&piece, query, report, sink)?.is_break() {
-                        return Ok(ControlFlow::Break(()));
-                    }
-                    hosts = rest;
-                }
-            }
-        }
-        Ok(ControlFlow::Continue(()))
-    }
-
-    /// One host of which there is too much at a time: some of its series, then others.
-    fn read_alone(
-        &self,
-        whole: &Piece<'_>,
-        query: &SampleQuery,
-        report: &mut ReadReport,
-        sink: &mut dyn FnMut(HostSeries) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, HistoryError> {
-        let names = self.names_in(whole, query)?;
-        let mut open = vec![&names[..]];
-        while let Some(names) = open.pop() {
-            let piece = Piece {
-                names: Some(names),
-                most: if names.len() == 1 {
-                    u64::MAX
-                } else {
-                    POINTS_AT_ONCE
-                },
-                ..*whole
-            };
-            match self.read_piece(&piece, query, report)? {
-                Some(series) => {
-                    if give(series, sink).is_break() {
-                        return Ok(ControlFlow::Break(()));
-                    }
-                }
-                None => {
-                    let (first, last) = names.split_at(names.len() / 2);
-                    open.extend([last, first]);
-                }
-            }
-        }
-        Ok(ControlFlow::Continue(()))
-    }
-
-    /// Names of the series that files and memory have for the question; in order, each once.
-    fn names_in(
-        &self,
-        piece: &Piece<'_>,
-        query: &SampleQuery,
-    ) -> Result<Vec<NameKey>, HistoryError> {
-        let mut names = BTreeSet::new();
-        let files = self.files();
-        let group = u32::try_from(piece.group).unwrap_or(u32::MAX);
-        for (file, _) in plan(&files, group, query) {
-            query.give_up.check()?;
-            // One that does not read is named when its points are read.
-            let Ok(block) = self.block(&file.name) else {
-                continue;
-            };
-            for name in block.series() {
-                if query.wants(&name.family, &name.labels) {
-                    names.insert(key_of(name));
-                }
-            }
-        }
-        let everything = Piece {
-            most: u64::MAX,
-            ..*piece
-        };
-        let in_memory = self.read_head(&everything, query).unwrap_or_default();
-        names.extend(in_memory.iter().map(|(_, key, _)| key_of(&name_of(key))));
-        Ok(names.into_iter().collect())
-    }
-
-    /// A piece of an answer; `None` if it is larger than it may be.
-    fn read_piece(
-        &self,
-        piece: &Piece<'_>,
-        query: &SampleQuery,
-        report: &mut ReadReport,
-    ) -> Result<Option<Vec<HostSeries>>, HistoryError> {
-        let (group, hosts) = (piece.group, piece.hosts);
-        let mut found = Found::new(query, piece, report.points);
-        // Memory first: what moves from there to a file meanwhile is read twice and counts once.
-        let Some(in_memory) = self.read_head(piece, query) else {
-            return Ok(None);
-        };
-        let files = self.files();
-        let forgotten = merge::forgotten_by(&self.forgotten());
-        let plan = plan(&files, u32::try_from(group).unwrap_or(u32::MAX), query);
-        for (file, parts) in plan {
-            query.give_up.check()?;
-            let block = match self.block(&file.name) {
-                Ok(block) => block,
-                // Dropped since the list was read: as if it had been asked for a moment later.
-                Err(HistoryError::Io { source, .. })
-                    if source.kind() == io::ErrorKind::NotFound
-                        && !self.files().iter().any(|held| held.name == file.name) =>
-                {
-                    continue;
-                }
-                Err(error) => {
-                    report.missing.push(crate::chain(&error));
-                    continue;
-                }
-            };
-            let generation = file.generation;
-            let places: HashMap<u32, HostId> = hosts
-                .iter()
-                .filter(|host| !forgotten(**host, generation))
-                .filter_map(|host| Some((block.place(*host)?, *host)))
-                .collect();
-            if places.is_empty() {
-                continue;
-            }
-            match read_block(&block, &places, &parts, query, &mut found) {
-                Ok(()) => {}
-                Err(error @ HistoryError::GivenUp) => return Err(error),
-                Err(error) => report.missing.push(crate::chain(&error)),
-            }
-            found.check()?;
-            if found.too_large() {
-                return Ok(None);
-            }
-        }
-        for (host, key, chunk) in in_memory {
-            found.add(host, &name_of(&key), |points| {
-                chunk.points(&key.family, query.from, query.to, points);
-            });
-        }
-        found.check()?;
-        if found.too_large() {
-            return Ok(None);
-        }
-        report.points = found.points;
-        Ok(Some(found.finish()))
-    }
-
-    /// What memory has of a piece; `None` if that is more than the piece may have.
-    fn read_head(
-        &self,
-        piece: &Piece<'_>,
-        query: &SampleQuery,
-    ) -> Option<Vec<(HostId, Arc<SeriesKey>, Chunk)>> {
-        let Some(head) = self.group(piece.group) else {
-            return Some(Vec::new());
-        };
-        let places: Vec<(HostId, u32)> = {
-            let groups = self.groups.read().unwrap_or_else(PoisonError::into_inner);
-            let place = |host: &HostId| groups.of.get(host).map(|(_, place)| (*host, *place));
-            piece.hosts.iter().filter_map(place).collect()
-        };
-        let (mut out, mut samples) = (Vec::new(), 0);
-        let mut read = |windows: &Windows| {
-            let from = Tier::Raw.window_of(query.from);
-            for (_, window) in windows.range(from..query.to.max(from)) {
-                for (host, place) in &places {
-                    let Some(rows) = window.get(place) else {
-                        continue;
-                    };
-                    // Bytes of our own memory that do not read are as good as none.
-                    let columns = rows.some(|key| {
-                        query.wants(&key.family, &key.labels) && piece.has(&key.family, &key.labels)
-                    });
-                    for (key, chunk) in chunks_of(columns.unwrap_or_default()) {
-                        samples += chunk.ticks.len() as u64;
-                        out.push((*host, key, chunk));
-                    }
-                    if samples > piece.most {
-                        return;
-                    }
-                }
-            }
-        };
-        let head = lock(&head);
-        if let Some(flushing) = &head.flushing {
-            read(&flushing.windows);
-        }
-        read(&head.windows);
-        (samples <= piece.most).then_some(out)
-    }
-}
-
-/// What tells series apart that are the same metric: its name, label names, label values.
-type NameKey = (String, Vec<String>, Vec<String>);
-
-fn key_of(name: &SeriesName) -> NameKey {
-    (
-        name.family.name.clone(),
-        name.family.labels.clone(),
-        name.labels.clone(),
-    )
-}
-
-/// A part of an answer that is read at a time.
-#[derive(Clone, Copy)]
-struct Piece<'a> {
-    group: usize,
-    hosts: &'a [HostId],
-    /// Series from the first of these to the last; `None`: all.
-    names: Option<&'a [NameKey]>,
-    /// Most points.
-    most: u64,
-}
-
-impl Piece<'_> {
-    fn has(&self, family: &Family, labels: &[String]) -> bool {
-        let Some(([first, ..], [.., last])) = self.names.map(|names| (names, names)) else {
-            return self.names.is_none();
-        };
-        let name = (&family.name[..], &family.labels[..], labels);
-        let (first, last) = (
-            (&first.0[..], &first.1[..], &first.2[..]),
-            (&last.0[..], &last.1[..], &last.2[..]),
-        );
-        first <= name && name <= last
-    }
-}
-
-/// Hands series over until no more are wanted.
-fn give(
-    series: Vec<HostSeries>,
-    sink: &mut dyn FnMut(HostSeries) -> ControlFlow<()>,
-) -> ControlFlow<()> {
-    for series in series {
-        sink(series)?;
-    }
-    ControlFlow::Continue(())
-}
-
-/// Chunks of all columns.
-fn chunks_of(columns: Columns) -> impl Iterator<Item = (Arc<SeriesKey>, Chunk)> {
-    let all = columns.ticks;
-    columns.series.into_iter().map(move |column| {
-        let rows = column
-            .runs
-            .iter()
-            .flat_map(|(first, count)| *first as usize..(*first + *count) as usize);
-        let chunk = Chunk {
-            ticks: rows.map(|row| all[row]).collect(),
-            cells: Cells::Raw(column.raws),
-        };
-        (column.key, chunk)
-    })
-}
-
-fn read_block<S: Storage>(
-    block: &Block<S>,
-    places: &HashMap<u32, HostId>,
-    parts: &[(i64, i64)],
-    query: &SampleQuery,
-    found: &mut Found<'_>,
-) -> Result<(), HistoryError> {
-    let names = block.series();
-    let range = match &query.metric {
-        Some(metric) => {
-            names.partition_point(|name| name.family.name < *metric)
-                ..names.partition_point(|name| name.family.name <= *metric)
-        }
-        None => 0..names.len(),
-    };
-    for index in range {
-        let name = &names[index];
-        if !query.wants(&name.family, &name.labels) || !found.piece.has(&name.family, &name.labels)
-        {
-            continue;
-        }
-        query.give_up.check()?;
-        block.chunks(
-            index,
-            |place| places.contains_key(&place),
-            |place, chunk| {
-                if let Some(host) = places.get(&place) {
-                    found.add(*host, name, |points| {
-                        for &(from, to) in parts {
-                            chunk.points(&name.family, from, to, points);
-                        }
-                    });
-                }
-            },
-        )?;
-        if found.points > query.max_points || found.too_large() {
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
-/// Metric, label names, label values, host: what families of other units are the same metric by.
-type FoundKey = (String, Vec<String>, Vec<String>, HostId);
-
-/// Series put together from pieces.
-struct Found<'q> {
-    query: &'q SampleQuery,
-    piece: &'q Piece<'q>,
-    /// Points of the pieces before.
-    before: u64,
-    points: u64,
-    series: BTreeMap<FoundKey, (SeriesName, Vec<Point>)>,
-}
-
-impl<'q> Found<'q> {
-    fn new(query: &'q SampleQuery, piece: &'q Piece<'q>, before: u64) -> Self {
-        Self {
-            query,
-            piece,
-            before,
-            points: before,
-            series: BTreeMap::new(),
-        }
-    }
-
-    fn add(&mut self, host: HostId, name: &SeriesName, add: impl FnOnce(&mut Vec<Point>)) {
-        let key = (
-            name.family.name.clone(),
-            name.family.labels.clone(),
-            name.labels.clone(),
-            host,
-        );
-        let (_, points) = self
-            .series
-            .entry(key)
-            .or_insert_with(|| (name.clone(), Vec::new()));
-        let before = points.len();
-        add(points);
-        self.points += (points.len() - before) as u64;
-    }
-
-    /// Whether it has more than a piece may have.
-    fn too_large(&self) -> bool {
-        self.points - self.before > self.piece.most
-    }
-
-    fn check(&self) -> Result<(), HistoryError> {
-        if self.points > self.query.max_points {
-            return Err(HistoryError::TooMuch {
-                limit: self.query.max_points,
-            });
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Vec<HostSeries> {
-        let mut out = Vec::with_capacity(self.series.len());
-        for ((_, _, _, host), (name, mut points)) in self.series {
-            // Of one time, the point of most samples, else the first that came.
-            if !points.windows(2).all(|pair| pair[0].at < pair[1].at) {
-                points.sort_by_key(|point| (point.at, std::cmp::Reverse(point.count)));
-                points.dedup_by_key(|point| point.at);
-            }
-            if !points.is_empty() {
-                out.push(HostSeries { host, name, points });
-            }
-        }
-        out
     }
 }
 
@@ -1353,60 +715,6 @@ where
         stats.failures = load(&self.counters.failures);
         stats
     }
-}
-
-/// Which files of a group are read, and which parts of them: the tier that suits the step where it is, else the
-/// next finer, else what there is. In the order in which their points are put together.
-fn plan<'f>(
-    files: &'f [FileEntry],
-    group: u32,
-    query: &SampleQuery,
-) -> Vec<(&'f FileEntry, Vec<(i64, i64)>)> {
-    let order = match query.step_ms {
-        900_000.. => [Tier::Quarter, Tier::Minute, Tier::Raw],
-        60_000.. => [Tier::Minute, Tier::Raw, Tier::Quarter],
-        _ => [Tier::Raw, Tier::Minute, Tier::Quarter],
-    };
-    let mut open = vec![(query.from, query.to.max(query.from))];
-    let mut chosen = Vec::new();
-    for tier in order {
-        let of_tier = files
-            .iter()
-            .filter(|file| file.tier == tier && file.group == group);
-        let mut taken = Vec::new();
-        for file in of_tier {
-            let parts = cut(&open, file.start, file.end);
-            if !parts.is_empty() {
-                taken.push((file.start, file.end));
-                chosen.push((file, parts));
-            }
-        }
-        for (start, end) in taken {
-            open = without(&open, start, end);
-        }
-    }
-    chosen.sort_by_key(|(file, _)| (file.start, file.generation));
-    chosen
-}
-
-/// The parts of `ranges` within `start..end`.
-fn cut(ranges: &[(i64, i64)], start: i64, end: i64) -> Vec<(i64, i64)> {
-    let part = |(from, to): &(i64, i64)| ((*from).max(start), (*to).min(end));
-    ranges
-        .iter()
-        .map(part)
-        .filter(|(from, to)| from < to)
-        .collect()
-}
-
-/// The parts of `ranges` outside `start..end`.
-fn without(ranges: &[(i64, i64)], start: i64, end: i64) -> Vec<(i64, i64)> {
-    let parts = |(from, to): &(i64, i64)| [(*from, (*to).min(start)), ((*from).max(end), *to)];
-    ranges
-        .iter()
-        .flat_map(parts)
-        .filter(|(from, to)| from < to)
-        .collect()
 }
 
 fn file_name(span: &Span) -> String {

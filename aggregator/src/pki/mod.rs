@@ -29,7 +29,7 @@ use arc_swap::ArcSwap;
 use muster_proto::{
     id::HostId,
     spiffe::{MAIN_CELL, SpiffeError, SpiffeId, TrustDomain, check_operator_name, hex},
-    time::Timestamp,
+    time::{Clock as _, Timestamp},
     tls::{Credentials, certificate_pin},
     v1,
 };

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     chain,
-    control::{Host, Incident},
+    control::{Host, INCIDENTS_KEPT_FOR, Incident},
     events::{Choice, Events},
     fleet::{Derived, host::RECENT_FIELDS},
     history::{
@@ -142,13 +142,7 @@ impl PastService {
     fn moment(&self, at_ms: i64) -> Result<Moment, Status> {
         let store = &self.history.history()?.store;
         let now = self.history.clock.now();
-        let asked = Timestamp::from_millis(at_ms);
-        if asked > now.plus(AHEAD) {
-            return Err(Status::invalid_argument(format!(
-                "{asked} is still to come: only what was can be told"
-            )));
-        }
-        let at = asked.min(now);
+        let at = self.past(at_ms)?;
         let stats = store.stats();
         let kept = Tier::ALL.map(|tier| store.config().keep_ms(tier));
         let kept = kept.into_iter().max().unwrap_or(0);
@@ -163,6 +157,18 @@ impl PastService {
             at,
             back_ms: BACK_MS[tier_of(&stats, at.as_millis()) as usize],
         })
+    }
+
+    /// A moment that has been.
+    fn past(&self, at_ms: i64) -> Result<Timestamp, Status> {
+        let now = self.history.clock.now();
+        let asked = Timestamp::from_millis(at_ms);
+        if asked > now.plus(AHEAD) {
+            return Err(Status::invalid_argument(format!(
+                "{asked} is still to come: only what was can be told"
+            )));
+        }
+        Ok(asked.min(now))
     }
 
     async fn fleet(&self, at: Timestamp) -> Result<Fleet, Status> {
@@ -424,9 +430,15 @@ impl PastService {
 
     async fn incidents(
         &self,
-        moment: &Moment,
+        at: Timestamp,
         question: v1::ListIncidentsRequest,
     ) -> Result<v1::IncidentsAtResponse, Status> {
+        let begins = self.history.clock.now().minus(INCIDENTS_KEPT_FOR);
+        if at < begins {
+            return Err(Status::failed_precondition(format!(
+                "nothing is kept of {at}: the record of incidents begins at {begins} at the earliest"
+            )));
+        }
         let severity = match question.severity.as_str() {
             "" => None,
             "critical" => Some(v1::Severity::Critical),
@@ -440,7 +452,6 @@ impl PastService {
         let selector = parse_selector(&question.selector)?;
         let host = one(question.host);
         let patterns = parse_names(&host)?;
-        let at = moment.at;
         let (mut names, mut reach) = (HashMap::new(), v1::PastReach::default());
         let mut fleet = if selector.of_labels() == selector {
             // Who is meant does not hang on samples.
@@ -453,8 +464,9 @@ impl PastService {
             }
             fleet
         } else {
+            let moment = self.moment(at.as_millis())?;
             let (was, fleet, of_rows) = self
-                .hosts(moment, &question.selector, &host, What::Row)
+                .hosts(&moment, &question.selector, &host, What::Row)
                 .await?;
             reach = of_rows;
             names.extend(
@@ -855,8 +867,8 @@ impl Past for PastService {
     ) -> Result<Response<v1::IncidentsAtResponse>, Status> {
         self.history.access.admit(&request, "IncidentsAt").await?;
         let request = request.into_inner();
-        let moment = self.moment(request.at_ms)?;
+        let at = self.past(request.at_ms)?;
         let question = request.question.unwrap_or_default();
-        self.incidents(&moment, question).await.map(Response::new)
+        self.incidents(at, question).await.map(Response::new)
     }
 }

@@ -15,7 +15,12 @@
 //! ```
 //! The last entry that names a rule and picks a host holds for it.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use serde::Deserialize;
 
@@ -207,6 +212,16 @@ impl Overrides {
         }
     }
 
+    /// How long a rule of the pack must hold on a host, of opening and of clearing the longer.
+    #[must_use]
+    pub fn held(&self, rule: &str, host: Option<&Enrolled>) -> Duration {
+        let at = pack().iter().position(|known| known.name == rule);
+        at.map_or(Duration::ZERO, |at| {
+            let (_, rule) = self.of(at, host);
+            rule.open_after.max(rule.clear_after)
+        })
+    }
+
     /// What holds of the rule at this place of the pack for a host.
     pub(in crate::detect) fn of(
         &self,
@@ -298,9 +313,20 @@ fn check(entry: &Override, at: usize, definition: &Definition) -> Result<Entry, 
                 .filter(|_| entry.severity.is_none()),
             ..bounds(&changed)
         },
-        // As long as the program runs, like the pack: made once for each entry of the configuration.
-        rule: Box::leak(Box::new(rule)),
+        rule: lasting(rule),
     })
+}
+
+/// The rule for as long as the program runs, like those of the pack: made once, however often a configuration is read.
+fn lasting(rule: Rule) -> &'static Rule {
+    static KNOWN: Mutex<Vec<&'static Rule>> = Mutex::new(Vec::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(same) = known.iter().find(|one| ***one == rule) {
+        return same;
+    }
+    let rule: &'static Rule = Box::leak(Box::new(rule));
+    known.push(rule);
+    rule
 }
 
 /// What of a host does not change from tick to tick: a selector that asks for more picks none.

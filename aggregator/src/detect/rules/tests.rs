@@ -224,6 +224,10 @@ fn what_the_pack_looks_at_is_there() {
         .collect();
     for rule in pack() {
         let value = &rule.value;
+        if let Some(signal) = &value.signal {
+            let made_of = crate::fleet::derive::made_of(signal);
+            assert!(!made_of.is_empty(), "{}: of what is {signal}?", rule.name);
+        }
         let detail = rule.detail.as_ref();
         let and = rule.and.as_ref().and_then(|and| and.metric.as_deref());
         let metrics = [
