@@ -229,13 +229,13 @@ struct OfPack<'a> {
     watcher: &'a Watcher<'a>,
     at: usize,
     bounds: &'a Bounds,
-    rule: &'static Rule,
+    rule: &'a Rule,
 }
 
 impl Detector for OfPack<'_> {
     type State = ();
 
-    fn rule(&self) -> &'static Rule {
+    fn rule(&self) -> &Rule {
         self.rule
     }
 
@@ -244,8 +244,7 @@ impl Detector for OfPack<'_> {
             return Coverage::Partial;
         };
         if !self.bounds.enabled() {
-            // Nothing is wrong by a rule that is off: what it had opened ends as what is gone does.
-            return Coverage::Complete;
+            return Coverage::Off;
         }
         self.watcher
             .judge(self.at, definition, self.bounds, findings)
@@ -437,6 +436,7 @@ fn run<D: Detector>(
             Coverage::Complete => {
                 track.observe_gone(rule, &subject, Reason::Gone, step, out);
             }
+            Coverage::Off => track.observe_off(rule, &subject, step, out),
         }
         if !track.is_settled() {
             after.insert(subject, track);
@@ -478,7 +478,7 @@ impl Rest {
         &self,
         track: Option<Track>,
         coverage: Coverage,
-        (rule, more): (&'static Rule, &'static str),
+        (rule, more): (&Rule, &'static str),
         step: Step<'_>,
         out: &mut Vec<Transition>,
     ) -> Option<Track> {
@@ -492,6 +492,7 @@ impl Rest {
         };
         match (self.gravest, coverage) {
             (_, Coverage::NotAsked) => {}
+            (_, Coverage::Off) => track.observe_off(rule, more, step, out),
             (Some(severity), _) => {
                 let verdict = Verdict::Abnormal { severity, reason };
                 track.observe(rule, more, verdict, step, out);
@@ -529,7 +530,7 @@ impl Track {
 
     fn observe(
         &mut self,
-        rule: &'static Rule,
+        rule: &Rule,
         subject: &str,
         verdict: Verdict<'_>,
         step: Step<'_>,
@@ -560,7 +561,7 @@ impl Track {
 
     fn observe_gone(
         &mut self,
-        rule: &'static Rule,
+        rule: &Rule,
         subject: &str,
         reason: Reason<'_>,
         step: Step<'_>,
@@ -580,10 +581,24 @@ impl Track {
         }
     }
 
+    /// Nobody asks any more whether it holds: an operator said so, which is not to be waited for.
+    fn observe_off(
+        &mut self,
+        rule: &Rule,
+        subject: &str,
+        step: Step<'_>,
+        out: &mut Vec<Transition>,
+    ) {
+        if !self.is_ahead_of(step.at) {
+            self.interrupt();
+            self.clear(rule, subject, Reason::Off, step, out);
+        }
+    }
+
     /// Opens at the gravest severity that has held for long enough, or raises what is open to it.
     fn open(
         &mut self,
-        rule: &'static Rule,
+        rule: &Rule,
         subject: &str,
         reason: Reason<'_>,
         step: Step<'_>,
@@ -621,7 +636,7 @@ impl Track {
 
     fn clear(
         &mut self,
-        rule: &'static Rule,
+        rule: &Rule,
         subject: &str,
         reason: Reason<'_>,
         step: Step<'_>,
@@ -640,7 +655,7 @@ impl Track {
 }
 
 fn transition(
-    rule: &'static Rule,
+    rule: &Rule,
     subject: &str,
     severity: Severity,
     since: Timestamp,

@@ -15,12 +15,7 @@
 //! ```
 //! The last entry that names a rule and picks a host holds for it.
 
-use std::{
-    borrow::Cow,
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
@@ -127,7 +122,7 @@ pub struct Difference {
 struct Entry {
     hosts: Option<Selector>,
     bounds: Bounds,
-    rule: &'static Rule,
+    rule: Rule,
 }
 
 /// The entries of a configuration, checked.
@@ -227,7 +222,7 @@ impl Overrides {
         &self,
         at: usize,
         host: Option<&Enrolled>,
-    ) -> (Cow<'_, Bounds>, &'static Rule) {
+    ) -> (Cow<'_, Bounds>, &Rule) {
         let picks = |entry: &&Entry| match (&entry.hosts, host) {
             (None, _) => true,
             (Some(selector), Some(host)) => selector.matches(&Who(host)),
@@ -235,7 +230,7 @@ impl Overrides {
         };
         let entries = self.entries.get(&at);
         match entries.and_then(|entries| entries.iter().rev().find(picks)) {
-            Some(entry) => (Cow::Borrowed(&entry.bounds), entry.rule),
+            Some(entry) => (Cow::Borrowed(&entry.bounds), &entry.rule),
             None => (Cow::Owned(bounds(&pack()[at])), plain(at)),
         }
     }
@@ -294,13 +289,11 @@ fn check(entry: &Override, at: usize, definition: &Definition) -> Result<Entry, 
     };
     let hosts = match entry.hosts.trim() {
         "" => None,
-        text => Some(
-            Selector::parse(text).map_err(|error| OverrideError::Selector {
-                rule: entry.rule.clone(),
-                selector: text.to_owned(),
-                why: error.to_string(),
-            })?,
-        ),
+        text => Some(selector(text).map_err(|why| OverrideError::Selector {
+            rule: entry.rule.clone(),
+            selector: text.to_owned(),
+            why,
+        })?),
     };
     Ok(Entry {
         hosts,
@@ -313,23 +306,22 @@ fn check(entry: &Override, at: usize, definition: &Definition) -> Result<Entry, 
                 .filter(|_| entry.severity.is_none()),
             ..bounds(&changed)
         },
-        rule: lasting(rule),
+        rule,
     })
 }
 
-/// The rule for as long as the program runs, like those of the pack: made once, however often a configuration is read.
-fn lasting(rule: Rule) -> &'static Rule {
-    static KNOWN: Mutex<Vec<&'static Rule>> = Mutex::new(Vec::new());
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(same) = known.iter().find(|one| ***one == rule) {
-        return same;
+/// A selector of hosts by what they are, not by how they are just now.
+fn selector(text: &str) -> Result<Selector, String> {
+    let selector = Selector::parse(text).map_err(|error| error.to_string())?;
+    match selector.fleeting() {
+        Some(field) => Err(format!(
+            "{field} changes from minute to minute; use labels, names, os, kernel or agent"
+        )),
+        None => Ok(selector),
     }
-    let rule: &'static Rule = Box::leak(Box::new(rule));
-    known.push(rule);
-    rule
 }
 
-/// What of a host does not change from tick to tick: a selector that asks for more picks none.
+/// What of a host does not change from tick to tick: no selector that asks for more is taken.
 struct Who<'a>(&'a Enrolled);
 
 impl Subject for Who<'_> {
