@@ -21,6 +21,7 @@ pub mod notify;
 pub mod peers;
 pub mod pki;
 pub mod query;
+pub mod rejudge;
 pub mod selector;
 pub mod serve;
 pub mod setup;

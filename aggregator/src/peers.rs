@@ -2,23 +2,25 @@
 //!
 //! A group is the first of the configured labels that a host has ([`DetectConfig::peer_labels`]). What is learnt is
 //! written every five minutes and at the end, and read at the start; a minute that is lost by a kill teaches nothing
-//! twice. Outliers go to the incidents as any transition does; what is open is what the store says.
+//! twice. Outliers go to the incidents as any transition does; what is open is what the store says, which is taken over of
+//! each host when it is met first after a start. Where nobody is compared any more, what is open ends.
 //!
 //! [`DetectConfig::peer_labels`]: crate::detect::DetectConfig
 
 use std::{
+    collections::HashSet,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use muster_proto::time::Clock;
+use muster_proto::{id::HostId, time::Clock};
 use tokio::time::{self, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     chain,
-    detect::peers::{FIGURES, Peers, Row, Shift},
+    detect::peers::{self, FIGURES, Peers, Row, Shift},
     fleet::{
         Fleet, HostState, Liveness,
         checkpoint::{self, CheckpointError},
@@ -80,6 +82,8 @@ pub fn start(
 ) -> (PeerWatch, impl Future<Output = ()> + Send) {
     let watch = PeerWatch::default();
     match read(&parts.path) {
+        // What groups showed when they were compared says nothing of now.
+        _ if parts.labels.is_empty() => {}
         Ok(Some(peers)) => *watch.lock() = peers,
         Ok(None) => {}
         Err(error) => {
@@ -89,7 +93,7 @@ pub fn start(
     let task = Task {
         parts,
         watch: watch.clone(),
-        adopted: false,
+        adopted: HashSet::new(),
         steps: 0,
     };
     (watch, task.run(stop))
@@ -98,16 +102,14 @@ pub fn start(
 struct Task {
     parts: Parts,
     watch: PeerWatch,
-    /// What the store has open was taken over.
-    adopted: bool,
+    /// Hosts of which what the store has open was taken over.
+    adopted: HashSet<HostId>,
     steps: u32,
 }
 
 impl Task {
     async fn run(mut self, stop: CancellationToken) {
-        if self.parts.labels.is_empty() {
-            return stop.cancelled().await;
-        }
+        let compares = !self.parts.labels.is_empty();
         let mut ticks = time::interval(MINUTE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -115,13 +117,38 @@ impl Task {
                 () = stop.cancelled() => break,
                 _ = ticks.tick() => {}
             }
+            if !compares {
+                if self.end_all().await {
+                    return stop.cancelled().await;
+                }
+                continue;
+            }
             self.step().await;
             self.steps += 1;
             if self.steps.is_multiple_of(WRITE_EVERY) {
                 self.write().await;
             }
         }
-        self.write().await;
+        if compares {
+            self.write().await;
+        }
+    }
+
+    /// Nobody is compared: ends what was told when hosts were. Whether all of them were looked at.
+    async fn end_all(&mut self) -> bool {
+        let all = self
+            .parts
+            .fleet
+            .each(|host, _| Some((host.id(), host.name().to_owned())));
+        let answer = all.await;
+        let now = self.parts.clock.now();
+        for (host, name) in answer.items {
+            let ended = peers::ended(&self.parts.incidents.open_on(host), now);
+            if self.adopted.insert(host) && !ended.is_empty() {
+                self.parts.incidents.report(host, &name, ended);
+            }
+        }
+        answer.missing.is_empty()
     }
 
     async fn step(&mut self) {
@@ -129,20 +156,24 @@ impl Task {
         let answer = self
             .parts
             .fleet
-            .each(move |host, _| row(host, &labels).map(|row| (host.name().to_owned(), row)))
+            .each(move |host, _| {
+                let row = row(host, &labels);
+                Some((host.id(), row.map(|row| (host.name().to_owned(), row))))
+            })
             .await;
         if !answer.missing.is_empty() {
             // Medians of a part of the fleet are those of another group.
             return;
         }
-        let (names, rows): (Vec<String>, Vec<Row>) = answer.items.into_iter().unzip();
+        let (hosts, seen): (Vec<HostId>, Vec<_>) = answer.items.into_iter().unzip();
+        let (names, rows): (Vec<String>, Vec<Row>) = seen.into_iter().flatten().unzip();
         let now = self.parts.clock.now();
         let mut out = Vec::new();
         {
             let mut peers = self.watch.lock();
-            if !std::mem::replace(&mut self.adopted, true) {
-                for row in &rows {
-                    peers.adopt(row.host, &self.parts.incidents.open_on(row.host));
+            for host in hosts {
+                if self.adopted.insert(host) {
+                    peers.adopt(host, &self.parts.incidents.open_on(host), now);
                 }
             }
             let before = peers.shifts().filter(|shift| shift.until.is_none()).count();
@@ -230,7 +261,216 @@ fn mean(values: &[f32], last: usize) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, HashMap};
+
+    use muster_proto::{
+        codec::{Changes, Encoder},
+        id::Incarnation,
+        series::{Family, Kind, Raw, Scale, Series, Table},
+        time::{FakeClock, Timestamp},
+        v1,
+    };
+    use tokio::{sync::mpsc, time::Instant};
+
     use super::*;
+    use crate::{
+        control::{Control, NewIncident},
+        detect::{Engine, peers::RULE},
+        fleet::{
+            Enrolled, ReadContext,
+            host::{FrameIn, Lane, Receiving, Session, Surroundings},
+            names::Names,
+            shard::Message,
+        },
+        incident::store::IncidentStore as _,
+    };
+
+    const NOW: Timestamp = Timestamp::from_millis(1_795_000_000_000);
+
+    fn id(number: u8) -> HostId {
+        HostId::from_bytes([number; 16])
+    }
+
+    /// A host that uses a quarter of its memory, heard now or not yet.
+    fn host(number: u8, heard: bool) -> HostState {
+        let who = Enrolled {
+            id: id(number),
+            name: format!("web-{number}"),
+            labels: BTreeMap::from([("role".to_owned(), "web".to_owned())]),
+            facts: v1::HostFacts::default(),
+            certificate_not_after: None,
+        };
+        let mut host = HostState::new(who, NOW);
+        if !heard {
+            return host;
+        }
+        let family = |name: &str| Family {
+            name: name.to_owned(),
+            kind: Kind::Gauge,
+            scale: Scale::One,
+            labels: Vec::new(),
+        };
+        let series = |family| Series {
+            family,
+            labels: Vec::new(),
+        };
+        let table = Table {
+            families: vec![
+                family("node_memory_MemTotal_bytes"),
+                family("node_memory_MemAvailable_bytes"),
+            ],
+            series: vec![series(0), series(1)],
+            raw: vec![Raw::int(100), Raw::int(75)],
+            present: vec![true; 2],
+            generation: 0,
+        };
+        let mut payload = Vec::new();
+        Encoder::new().encode(&table, &[], true, &mut payload);
+        let frame = FrameIn {
+            incarnation: Incarnation(1),
+            seq: 1,
+            lane: Lane::Live,
+            tick: NOW,
+            received: NOW,
+            crc32c: crc32c::crc32c(&payload),
+            payload: payload.into(),
+        };
+        host.begin_session(Session {
+            incarnation: Incarnation(1),
+            session: 1,
+            boot_id: vec![1; 16],
+            interval: Duration::from_secs(10),
+            clock_offset_ms: 0,
+        });
+        host.set_connected(true);
+        let now = Instant::now();
+        let mut context = Receiving {
+            names: &mut Names::default(),
+            engine: &Engine::default(),
+            changes: &mut Changes::default(),
+            series_quota: 10,
+            now,
+            replayed: false,
+        };
+        host.receive(&frame, &mut context, &mut Vec::new());
+        host.judge(&Surroundings::alone(now, NOW, now));
+        assert_eq!(host.liveness(), Liveness::Live);
+        host
+    }
+
+    /// Six hosts of which one has an outlier open in the store, and no file of what was learnt: as after a kill.
+    struct Lab {
+        control: Control,
+        stop: CancellationToken,
+        task: Task,
+        clock: Arc<FakeClock>,
+        hosts: Arc<Mutex<HashMap<HostId, HostState>>>,
+        carrier: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Lab {
+        async fn new(labels: &[&str]) -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let control = Control::open(folder.path()).expect("a store");
+            let open = NewIncident {
+                op_id: "1".to_owned(),
+                host_id: id(3),
+                rule: RULE.to_owned(),
+                subject: "memory".to_owned(),
+                severity: v1::Severity::Info,
+                summary: String::new(),
+                evidence: String::new(),
+                since: NOW,
+                at: NOW,
+            };
+            control.open_incident(open).await.expect("written");
+            let stop = CancellationToken::new();
+            let (incidents, carrier) = Incidents::start(control.clone(), stop.clone())
+                .await
+                .expect("readable");
+            let hosts: HashMap<_, _> = (1..=6).map(|one| (id(one), host(one, false))).collect();
+            let hosts = Arc::new(Mutex::new(hosts));
+            let (shard, mut inbox) = mpsc::channel(8);
+            let of_shard = Arc::clone(&hosts);
+            tokio::spawn(async move {
+                while let Some(message) = inbox.recv().await {
+                    if let Message::Read(reader) = message {
+                        reader(&of_shard.lock().expect("whole"), &ReadContext { now: NOW });
+                    }
+                }
+            });
+            let clock = Arc::new(FakeClock::at(NOW));
+            let parts = Parts {
+                fleet: Fleet::new(vec![shard], Arc::default()),
+                incidents,
+                clock: Arc::clone(&clock) as Arc<dyn Clock>,
+                path: folder.path().join("peers"),
+                labels: labels.iter().map(|&label| label.to_owned()).collect(),
+            };
+            let task = Task {
+                parts,
+                watch: PeerWatch::default(),
+                adopted: HashSet::new(),
+                steps: 0,
+            };
+            Self {
+                control,
+                stop,
+                task,
+                clock,
+                hosts,
+                carrier: Box::pin(carrier),
+                _folder: folder,
+            }
+        }
+
+        async fn minutes(&mut self, minutes: u32) {
+            for _ in 0..minutes {
+                self.task.step().await;
+                self.clock.advance(MINUTE);
+            }
+        }
+
+        fn hear_all(&self) {
+            let all = (1..=6).map(|one| (id(one), host(one, true)));
+            self.hosts.lock().expect("whole").extend(all);
+        }
+
+        /// What is open in the store in the end.
+        async fn open(self) -> usize {
+            self.stop.cancel();
+            self.carrier.await;
+            let open = self.control.list_open(None).await;
+            open.expect("readable").len()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_open_before_a_kill_ends_once_its_host_is_seen_to_be_well() {
+        let mut lab = Lab::new(&["role"]).await;
+        // At the first step nobody is heard yet.
+        lab.minutes(2).await;
+        lab.hear_all();
+        lab.minutes(380).await;
+        assert_eq!(lab.open().await, 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_open_before_a_kill_ends_after_a_day_when_its_host_is_not_heard_again() {
+        for (minutes, open) in [(1000, 1), (1450, 0)] {
+            let mut lab = Lab::new(&["role"]).await;
+            lab.minutes(minutes).await;
+            assert_eq!(lab.open().await, open, "{minutes} min");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_open_ends_when_nobody_is_compared_any_more() {
+        let mut lab = Lab::new(&[]).await;
+        assert!(lab.task.end_all().await);
+        assert_eq!(lab.open().await, 0);
+    }
 
     #[test]
     fn a_minute_is_the_mean_of_what_is_known_of_it() {
@@ -250,13 +490,13 @@ mod tests {
         let mut peers = Peers::default();
         let rows: Vec<Row> = (0..6_u8)
             .map(|host| Row {
-                host: muster_proto::id::HostId::from_bytes([host; 16]),
+                host: id(host),
                 group: "role=web".to_owned(),
                 figures: [0.1 * f32::from(host); FIGURES.len()],
             })
             .collect();
         for minute in 0..10 {
-            let at = muster_proto::time::Timestamp::from_millis(minute * 60_000);
+            let at = Timestamp::from_millis(minute * 60_000);
             peers.step(at, &rows, &mut Vec::new());
         }
         checkpoint::replace(&path, MAGIC, VERSION, &peers).expect("written");

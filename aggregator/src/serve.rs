@@ -734,6 +734,7 @@ impl Opening<'_> {
         let replay = query::ReplayService::new(
             self.fleet.clone(),
             self.control.clone(),
+            self.history.clone(),
             self.config.detect.rules.clone(),
             Arc::clone(&self.clock),
         );

@@ -17,15 +17,21 @@ use muster_aggregator::{
     detect::Transition,
     fleet::{
         Counters as FleetCounters, Enrolled, Fleet, HostState, ReadContext,
+        names::Names,
         shard::{Message, TransitionSink},
+        start::History,
     },
+    history::{EmbeddedStore, HistoryConfig, SampleStore as _},
     listen::{self, Counters, Limits},
     pki::{Authority, Doors, Request},
-    query::{About, HttpDoor, IdentityParts, IdentityService, OperatorService},
+    query::{About, HttpDoor, IdentityParts, IdentityService, OperatorService, ReplayService},
 };
 use muster_proto::{
+    codec::Intern as _,
     id::HostId,
-    time::{Clock, SystemClock},
+    log::DiskStorage,
+    series::{Family, Kind, Raw, Scale},
+    time::{Clock, SystemClock, Timestamp},
     token::Token,
     v1,
 };
@@ -88,7 +94,15 @@ impl Lab {
             enrolment_address: ":7444".to_owned(),
             clock: Arc::clone(&clock),
         });
+        let replay = ReplayService::new(
+            fleet(),
+            control.clone(),
+            Ok(history(&folder.path().join("history"), now)),
+            Vec::new(),
+            Arc::clone(&clock),
+        );
         let server = Server::builder()
+            .add_service(replay.into_server())
             .add_service(service.into_server())
             .add_service(identity.into_server());
         tokio::spawn(server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()));
@@ -172,6 +186,37 @@ fn fleet() -> Fleet {
         }
     });
     Fleet::new(vec![sender], Arc::new(FleetCounters::default()))
+}
+
+/// Two hours of web-01 up to now: for 15 min its table of connections is full to 85 %.
+fn history(folder: &Path, now: Timestamp) -> History {
+    fs::create_dir(folder).expect("a folder");
+    let storage = DiskStorage::open(folder).expect("it is ours");
+    let config = HistoryConfig::default();
+    let (store, _) = EmbeddedStore::open(storage, config, now.as_millis()).expect("it opens");
+    let mut names = Names::default();
+    let keys = ["entries", "entries_limit"].map(|what| {
+        let family = names.family(Family {
+            name: format!("node_nf_conntrack_{what}"),
+            kind: Kind::Gauge,
+            scale: Scale::One,
+            labels: Vec::new(),
+        });
+        names.series(&family, &[])
+    });
+    for tick in 0..720_u32 {
+        let at = now.minus(Duration::from_secs(10) * (720 - tick));
+        let entries = if (300..390).contains(&tick) { 85 } else { 20 };
+        let mut values = keys.iter().zip([Raw::int(entries), Raw::int(100)]);
+        let host = HostId::from_bytes([1; 16]);
+        store
+            .append(u64::from(tick) + 1, host, at.as_millis(), &mut values)
+            .expect("it has room");
+    }
+    History {
+        store: Arc::new(store),
+        health: Arc::default(),
+    }
 }
 
 /// The program with nothing of this machine's environment.
@@ -809,4 +854,44 @@ async fn an_authority_is_rotated_step_by_step_and_taken_back() {
     let log = lab.control.audit_log(50).await.expect("readable");
     let steps = log.iter().filter(|line| line.1[1] == "rotate authority");
     assert_eq!(steps.count(), 7);
+}
+
+#[tokio::test]
+async fn a_lower_bound_is_judged_over_the_samples_there_are() {
+    let lab = Lab::new().await;
+    lab.login().await;
+    let asked = ["replay", "--since", "1d", "-o", "table", "--all"];
+    let same = lab.muster(&asked).await;
+    assert_eq!(code(&same), 0, "{}", errors(&same));
+    let text = printed(&same);
+    assert!(text.contains("nobody was told of anything"), "{text}");
+
+    let file = lab.folder.path().join("lower.toml");
+    let rules = "[[rules]]\nrule = \"conntrack_full\"\nabove = 0.8\nclear = 0.7\n";
+    fs::write(&file, rules).expect("written");
+    let file = file.to_str().expect("a path in UTF-8");
+    let asked = ["replay", "--since", "1d", "-o", "table", "--rules", file];
+    let lower = lab.muster(&asked).await;
+    assert_eq!(code(&lower), 0, "{}", errors(&lower));
+    let text = printed(&lower);
+    for expected in [
+        "conntrack_full      0     1         0              2",
+        "conntrack_full: over samples 1 incidents; on record 0",
+        "firing, critical conntrack_full on web-01",
+        "resolved, critical conntrack_full on web-01",
+    ] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    let record_only = [&asked[..], &["--record-only"]].concat();
+    let text = printed(&lab.muster(&record_only).await);
+    assert!(!text.contains("firing"), "{text}");
+
+    fs::write(file, "[[rules]]\nrule = \"conntrack_ful\"\n").expect("written");
+    let wrong = lab.muster(&asked).await;
+    assert_ne!(code(&wrong), 0);
+    assert!(
+        errors(&wrong).contains("these rules would not be taken"),
+        "{}",
+        errors(&wrong)
+    );
 }

@@ -7261,6 +7261,70 @@ pub mod paging_server {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplaySamplesRequest {
+    /// From when on messages are compared.
+    #[prost(int64, tag = "1")]
+    pub since_ms: i64,
+    /// A configuration with rules tables, at most 64 KiB; empty: those that hold now.
+    #[prost(string, tag = "2")]
+    pub rules: ::prost::alloc::string::String,
+    /// Whether `rules` is given: an empty file takes all changes of rules back.
+    #[prost(bool, tag = "3")]
+    pub with_rules: bool,
+    /// Judge all rules of the pack again, also those that are the same: does history give what was told?
+    #[prost(bool, tag = "4")]
+    pub all: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReplaySamplesResponse {
+    #[prost(oneof = "replay_samples_response::Part", tags = "1, 2")]
+    pub part: ::core::option::Option<replay_samples_response::Part>,
+}
+/// Nested message and enum types in `ReplaySamplesResponse`.
+pub mod replay_samples_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Part {
+        #[prost(message, tag = "1")]
+        Progress(super::ReplayProgress),
+        #[prost(message, tag = "2")]
+        Answer(super::ReplayPagesResponse),
+    }
+}
+/// How much of history is read, in windows of some hosts.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayProgress {
+    #[prost(uint64, tag = "1")]
+    pub done: u64,
+    #[prost(uint64, tag = "2")]
+    pub of: u64,
+}
+/// A rule that was judged over samples.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayJudged {
+    #[prost(string, tag = "1")]
+    pub rule: ::prost::alloc::string::String,
+    /// Incidents on record that opened in the time that is compared.
+    #[prost(uint64, tag = "2")]
+    pub recorded: u64,
+    /// Of these, such as the samples give again by the rules as they are.
+    #[prost(uint64, tag = "3")]
+    pub found: u64,
+    /// Such as the samples give beside.
+    #[prost(uint64, tag = "4")]
+    pub beside: u64,
+    /// By the other rules.
+    #[prost(uint64, tag = "5")]
+    pub then: u64,
+}
+/// What would have been told earlier or later.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayMoved {
+    #[prost(message, optional, tag = "1")]
+    pub told: ::core::option::Option<ReplayTold>,
+    #[prost(int64, tag = "2")]
+    pub at_then_ms: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReplayPagesRequest {
     /// From when on messages are compared.
     #[prost(int64, tag = "1")]
@@ -7298,6 +7362,19 @@ pub struct ReplayPagesResponse {
     /// Rules whose change can only be judged by samples; they were left as they are.
     #[prost(string, repeated, tag = "9")]
     pub not_judged: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Rules that were judged over samples, and what would have been told at another time; at most 1,000.
+    #[prost(message, repeated, tag = "10")]
+    pub judged: ::prost::alloc::vec::Vec<ReplayJudged>,
+    #[prost(message, repeated, tag = "11")]
+    pub moved: ::prost::alloc::vec::Vec<ReplayMoved>,
+    /// Ticks that were judged, and such as stand for a minute or a quarter of an hour: there the answer is near the truth.
+    #[prost(uint64, tag = "12")]
+    pub ticks: u64,
+    #[prost(uint64, tag = "13")]
+    pub coarse_ticks: u64,
+    /// Since when every sample is kept; unset: all along, or nothing was judged over samples.
+    #[prost(int64, optional, tag = "14")]
+    pub every_sample_since_ms: ::core::option::Option<i64>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReplayRule {
@@ -7436,6 +7513,32 @@ pub mod replay_client {
                 .insert(GrpcMethod::new("muster.v1.Replay", "ReplayPages"));
             self.inner.unary(req, path, codec).await
         }
+        /// The same, with rules whose change only samples can judge judged again over the samples in history: how far it is now
+        /// and then, and the answer at the end. Ends when nobody listens any more.
+        pub async fn replay_samples(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReplaySamplesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ReplaySamplesResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/muster.v1.Replay/ReplaySamples",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("muster.v1.Replay", "ReplaySamples"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -7458,6 +7561,21 @@ pub mod replay_server {
             request: tonic::Request<super::ReplayPagesRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ReplayPagesResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the ReplaySamples method.
+        type ReplaySamplesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ReplaySamplesResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The same, with rules whose change only samples can judge judged again over the samples in history: how far it is now
+        /// and then, and the answer at the end. Ends when nobody listens any more.
+        async fn replay_samples(
+            &self,
+            request: tonic::Request<super::ReplaySamplesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ReplaySamplesStream>,
             tonic::Status,
         >;
     }
@@ -7578,6 +7696,52 @@ pub mod replay_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/muster.v1.Replay/ReplaySamples" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReplaySamplesSvc<T: Replay>(pub Arc<T>);
+                    impl<
+                        T: Replay,
+                    > tonic::server::ServerStreamingService<super::ReplaySamplesRequest>
+                    for ReplaySamplesSvc<T> {
+                        type Response = super::ReplaySamplesResponse;
+                        type ResponseStream = T::ReplaySamplesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReplaySamplesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replay>::replay_samples(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReplaySamplesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -1,12 +1,17 @@
 //! `muster replay`: what people would have been told by other rules.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::IsTerminal as _,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use clap::Args;
 use muster_proto::{
     limits::MAX_OPERATOR_MESSAGE_BYTES,
     time::Timestamp,
-    v1::{self, replay_client::ReplayClient},
+    v1::{self, replay_client::ReplayClient, replay_samples_response::Part},
 };
 use serde_json::json;
 
@@ -17,7 +22,7 @@ use super::{
     session::Session,
     text::{Text, Tone},
 };
-use crate::detect::Severity;
+use crate::{detect::Severity, incident::replay::MADE_UP};
 
 /// Differences shown in a table; `-o json` has the rules, and `muster incident` each page.
 const SHOWN: usize = 20;
@@ -31,6 +36,12 @@ pub struct Replay {
     /// File whose rules tables stand in for those of the aggregator
     #[arg(long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
+    /// Go by the record of incidents alone: bounds of rules and shorter times are not judged
+    #[arg(long)]
+    pub record_only: bool,
+    /// Judge every rule of the pack again over the samples, not only those that FILE changes
+    #[arg(long, conflicts_with = "record_only")]
+    pub all: bool,
 }
 
 /// Asks for it.
@@ -45,27 +56,91 @@ pub async fn replay(session: &Session, replay: &Replay) -> Result<Rendered, Fail
                 .because(error.to_string())
         })?),
     };
-    let request = v1::ReplayPagesRequest {
-        since_ms: session.view(None).now.minus(replay.since).as_millis(),
-        with_rules: rules.is_some(),
-        rules: rules.unwrap_or_default(),
+    let since_ms = session.view(None).now.minus(replay.since).as_millis();
+    let response = if replay.record_only {
+        let request = v1::ReplayPagesRequest {
+            since_ms,
+            with_rules: rules.is_some(),
+            rules: rules.unwrap_or_default(),
+        };
+        session
+            .ask_door(async move |channel| {
+                ReplayClient::new(channel)
+                    .max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES)
+                    .replay_pages(request)
+                    .await
+            })
+            .await?
+    } else {
+        let request = v1::ReplaySamplesRequest {
+            since_ms,
+            with_rules: rules.is_some(),
+            rules: rules.unwrap_or_default(),
+            all: replay.all,
+        };
+        over_samples(session, request).await?
     };
-    let response = session
+    let view = session.view(response.meta.as_ref());
+    output::list(list(response), &session.options, &view)
+}
+
+/// Longest silence of an aggregator that reads old files: a window of some hosts.
+const MIN_SILENCE: Duration = Duration::from_secs(120);
+/// How often people are told how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(2);
+
+/// Asks for the answer over samples and tells on standard error how far it is, where that is a terminal.
+async fn over_samples(
+    session: &Session,
+    request: v1::ReplaySamplesRequest,
+) -> Result<v1::ReplayPagesResponse, Failure> {
+    let mut stream = session
         .ask_door(async move |channel| {
             ReplayClient::new(channel)
                 .max_decoding_message_size(MAX_OPERATOR_MESSAGE_BYTES)
-                .replay_pages(request)
+                .replay_samples(request)
                 .await
         })
         .await?;
-    let view = session.view(response.meta.as_ref());
-    output::list(list(response), &session.options, &view)
+    let target = session.target()?;
+    let watched = std::io::stderr().is_terminal();
+    let mut told: Option<Instant> = None;
+    loop {
+        // The time limit is for silence: a long answer may take long.
+        let silence = session.global.timeout.max(MIN_SILENCE);
+        let next = tokio::time::timeout(silence, stream.message()).await;
+        match next {
+            Ok(Ok(Some(message))) => match message.part {
+                Some(Part::Answer(answer)) => {
+                    if told.is_some() {
+                        eprint!("\r\x1b[K");
+                    }
+                    return Ok(answer);
+                }
+                Some(Part::Progress(v1::ReplayProgress { done, of }))
+                    if watched && told.is_none_or(|told| told.elapsed() > TELL_EVERY) =>
+                {
+                    let percent = done.saturating_mul(100).checked_div(of).unwrap_or(100);
+                    eprint!("\rreading samples: {percent} %");
+                    told = Some(Instant::now());
+                }
+                Some(Part::Progress(_)) | None => {}
+            },
+            Ok(Ok(None)) => {
+                let words = format!("{} broke off its answer", target.server);
+                return Err(Failure::new(Code::Partial, words));
+            }
+            Ok(Err(status)) => return Err(target.refused(&status)),
+            Err(_) => return Err(target.late(silence)),
+        }
+    }
 }
 
 /// The list of an answer.
 #[must_use]
 pub fn list(response: v1::ReplayPagesResponse) -> List<v1::ReplayRule> {
     let mut footer = vec![whole(&response)];
+    footer.extend(judged(&response));
     for rule in &response.not_judged {
         let said = format!("{rule}: its change can only be judged by samples, and was left out");
         footer.push(Text::toned(Tone::Warn, said));
@@ -77,6 +152,20 @@ pub fn list(response: v1::ReplayPagesResponse) -> List<v1::ReplayRule> {
             footer.push(Text::toned(Tone::Dim, words));
         }
     }
+    let moved = response.moved.iter().filter_map(|one| {
+        let at = Timestamp::from_millis(one.at_then_ms);
+        let line = difference("moved", one.told.as_ref()?);
+        Some(line.and(format!(", then at {at}")))
+    });
+    footer.extend(moved.take(SHOWN));
+    if let Some(more) = response
+        .moved
+        .len()
+        .checked_sub(SHOWN)
+        .filter(|more| *more > 0)
+    {
+        footer.push(Text::toned(Tone::Dim, format!("moved: {more} more")));
+    }
     List {
         columns: COLUMNS,
         rows: response.rules,
@@ -85,6 +174,32 @@ pub fn list(response: v1::ReplayPagesResponse) -> List<v1::ReplayRule> {
         footer,
         empty: Text::plain("nobody was told of anything"),
     }
+}
+
+/// What samples were asked, and how well they give what is on record.
+fn judged(response: &v1::ReplayPagesResponse) -> Vec<Text> {
+    let mut lines: Vec<Text> = response
+        .judged
+        .iter()
+        .map(|one| {
+            let words = format!(
+                "{}: over samples {} incidents; on record {}, of which the samples give {} by the rules as they are, and {} beside",
+                one.rule, one.then, one.recorded, one.found, one.beside
+            );
+            let exact = one.found == one.recorded && one.beside == 0;
+            Text::toned(if exact { Tone::Dim } else { Tone::Warn }, words)
+        })
+        .collect();
+    if let Some(since) = response.every_sample_since_ms {
+        let words = format!(
+            "before {} one sample stands for a minute or a quarter of an hour ({} of {} ticks): what is said of that time is near the truth",
+            Timestamp::from_millis(since),
+            response.coarse_ticks,
+            response.ticks
+        );
+        lines.push(Text::toned(Tone::Warn, words));
+    }
+    lines
 }
 
 /// Whether the record gives what was told.
@@ -113,10 +228,14 @@ fn whole(response: &v1::ReplayPagesResponse) -> Text {
 /// `no longer: 2026-11-21T14:02:00Z I-12 firing, warning check_failing on web-01`
 fn difference(what: &str, one: &v1::ReplayTold) -> Text {
     let severity = Severity::of_wire(one.severity()).map_or("", Severity::as_str);
+    // What nobody was ever told of has no number that one could look up.
+    let number = match one.incident {
+        number if number < MADE_UP => format!("I-{number} "),
+        _ => String::new(),
+    };
     Text::plain(format!(
-        "{what}: {} I-{} {}, {severity} {} on {}",
+        "{what}: {} {number}{}, {severity} {} on {}",
         Timestamp::from_millis(one.at_ms),
-        one.incident,
         one.event,
         one.rule,
         one.host

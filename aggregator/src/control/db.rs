@@ -33,6 +33,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/012_paging.sql"),
     include_str!("migrations/013_doubts.sql"),
     include_str!("migrations/014_turns.sql"),
+    include_str!("migrations/015_readers.sql"),
 ];
 
 /// How long to wait for another process that writes (`token create`).

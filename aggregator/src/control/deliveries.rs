@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use muster_proto::time::Timestamp;
-use rusqlite::{OptionalExtension as _, Row, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{Control, ControlError, NewDelivery, pages::sql};
 
@@ -35,6 +35,8 @@ pub struct Delivery {
     pub made: Timestamp,
     /// How often it was tried in vain.
     pub attempts: u32,
+    /// Of a mail that others have: the one to whom it is still to go. Empty: to all.
+    pub reader: String,
 }
 
 /// What became of a message.
@@ -44,6 +46,12 @@ pub enum Fate {
     Delivered {
         /// Whom it did not take it for, and why; empty when it took it for all.
         refused: String,
+        /// Readers of a mail who have not got it: to each it goes as a copy of its own, after those that wait for
+        /// the same reader.
+        later: Vec<String>,
+        /// When the first such copy of a reader is tried. Those that waited already are tried now: there is more to
+        /// say.
+        again: Timestamp,
     },
     /// The channel's limit kept it back.
     HeldBack,
@@ -70,7 +78,7 @@ pub struct ChannelBooks {
     pub oldest: Option<Timestamp>,
     /// When the next is tried.
     pub next: Option<Timestamp>,
-    /// Delivered since the time asked about.
+    /// Delivered since the time asked about; of a mail that went to some of its readers later, once.
     pub delivered: u32,
     /// Kept back by the limit since then.
     pub held_back: u32,
@@ -83,16 +91,40 @@ pub struct ChannelBooks {
     pub error: String,
 }
 
+/// Nothing that goes before it waits: of its page; of a copy for one reader, for that reader. So whom their mail server
+/// refuses keeps nobody else waiting, and is asked once at a time however much there is to say.
+macro_rules! first {
+    () => {
+        "CASE reader WHEN '' THEN
+            NOT EXISTS (SELECT 1 FROM deliveries e INDEXED BY deliveries_of_page
+                        WHERE e.channel = d.channel AND e.state = 1 AND e.reader = '' AND e.page = d.page
+                          AND e.seq < d.seq)
+        ELSE
+            NOT EXISTS (SELECT 1 FROM deliveries e INDEXED BY deliveries_of_reader
+                        WHERE e.channel = d.channel AND e.state = 1 AND e.reader <> '' AND e.reader = d.reader
+                          AND e.seq < d.seq)
+        END"
+    };
+}
+
 /// In the order of the queue, so that the first that is due ends the search.
-const DUE: &str = "
-    SELECT seq, key, page, event, message, made_ms, attempts FROM deliveries d INDEXED BY deliveries_in_order
-    WHERE channel = ?1 AND state = 1 AND (due_ms <= ?2 OR due_ms > ?3 OR attempts = 0)
-      AND NOT EXISTS (SELECT 1 FROM deliveries e INDEXED BY deliveries_of_page
-                      WHERE e.channel = d.channel AND e.state = 1 AND e.page = d.page AND e.seq < d.seq)
-    ORDER BY seq LIMIT 1";
+const DUE: &str = concat!(
+    "
+    SELECT seq, key, page, event, message, made_ms, attempts, reader FROM deliveries d INDEXED BY deliveries_in_order
+    WHERE channel = ?1 AND state = 1 AND (due_ms <= ?2 OR due_ms > ?3 OR attempts = 0) AND ",
+    first!(),
+    " ORDER BY seq LIMIT 1"
+);
+
+/// Of what waits only that may be due which is the first of its page or, where it is for one reader, of that reader.
+const NEXT_DUE: &str = concat!(
+    "SELECT min(due_ms) FROM deliveries d INDEXED BY deliveries_in_order WHERE channel = ?1 AND state = 1 AND ",
+    first!()
+);
 
 impl Control {
-    /// The first message of a channel that is due. Messages of one page go in their order.
+    /// The first message of a channel that is due. Messages of one page go in their order, and so do the copies for one
+    /// reader.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -120,16 +152,32 @@ impl Control {
         let channel = channel.to_owned();
         self.read(move |connection| {
             let due: Option<i64> = connection
-                .prepare_cached(
-                    "SELECT min(due_ms) FROM deliveries WHERE channel = ?1 AND state = 1",
-                )?
+                .prepare_cached(NEXT_DUE)?
                 .query_row([channel], |row| row.get(0))?;
             Ok(due.map(Timestamp::from_millis))
         })
         .await
     }
 
-    /// Messages of a channel that were delivered since then, ends of pages aside: those are never kept back.
+    /// Readers of a channel for whom copies wait, and who are not to hear of what comes after those before.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn readers_behind(&self, channel: &str) -> Result<Vec<String>, ControlError> {
+        let channel = channel.to_owned();
+        self.read(move |connection| {
+            let mut query = connection.prepare_cached(
+                "SELECT DISTINCT reader FROM deliveries INDEXED BY deliveries_of_reader
+                 WHERE channel = ?1 AND state = 1 AND reader <> ''",
+            )?;
+            let readers = query.query_map([channel], |row| row.get(0))?;
+            Ok(readers.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    /// Messages of a channel that were delivered since then, ends of pages aside: those are never kept back. Copies for
+    /// single readers count with the message.
     ///
     /// # Errors
     /// When they cannot be read.
@@ -143,7 +191,7 @@ impl Control {
             Ok(connection
                 .prepare_cached(
                     "SELECT count(*) FROM deliveries WHERE channel = ?1 AND state = 2 AND ended_ms >= ?2
-                       AND event NOT IN ('resolved', 'merged')",
+                       AND reader = '' AND event NOT IN ('resolved', 'merged')",
                 )?
                 .query_row(params![channel, since.as_millis()], |row| row.get(0))?)
         })
@@ -180,7 +228,7 @@ impl Control {
         let epoch = self.epoch;
         self.write(move |connection| {
             let (state, error, due) = match &fate {
-                Fate::Delivered { refused } => (2, refused.as_str(), None),
+                Fate::Delivered { refused, .. } => (2, refused.as_str(), None),
                 Fate::HeldBack => (3, "", None),
                 Fate::Again { due, error } => (WAITING, error.as_str(), Some(*due)),
                 Fate::GivenUp { error } => (4, error.as_str(), None),
@@ -197,6 +245,9 @@ impl Control {
                 connection
                     .prepare_cached("DELETE FROM deliveries WHERE state <> 1 AND ended_ms < ?1")?
                     .execute([now.minus(KEPT_FOR).as_millis()])?;
+            }
+            if let Fate::Delivered { later, again, .. } = &fate {
+                copies(connection, seq, later, *again, now)?;
             }
             if let Some(next) = next {
                 connection
@@ -277,7 +328,7 @@ impl Control {
                 })?;
             let mut ended = connection.prepare_cached(
                 "SELECT state, count(*) FROM deliveries WHERE channel = ?1 AND state <> 1 AND ended_ms >= ?2
-                 GROUP BY state",
+                   AND (state <> 2 OR reader = '') GROUP BY state",
             )?;
             let mut rows = ended.query(params![channel, since.as_millis()])?;
             while let Some(row) = rows.next()? {
@@ -319,6 +370,33 @@ impl Control {
     }
 }
 
+/// Queues a message for those of its readers who have not got it.
+fn copies(
+    connection: &Connection,
+    seq: i64,
+    readers: &[String],
+    again: Timestamp,
+    now: Timestamp,
+) -> Result<(), ControlError> {
+    let mut hurry = connection.prepare_cached(
+        "UPDATE deliveries SET due_ms = ?3
+         WHERE due_ms > ?3 AND seq = (SELECT min(e.seq) FROM deliveries e INDEXED BY deliveries_of_reader
+                      WHERE e.channel = (SELECT channel FROM deliveries WHERE seq = ?1)
+                        AND e.state = 1 AND e.reader <> '' AND e.reader = ?2)",
+    )?;
+    let mut queue = connection.prepare_cached(
+        "INSERT INTO deliveries (channel, key, page, event, message, state, made_ms, due_ms, attempts, error, epoch, reader)
+         SELECT channel, key || '.' || ?2, page, event, message, 1, made_ms, ?3, 1, '', epoch, ?2
+         FROM deliveries WHERE seq = ?1 ON CONFLICT DO NOTHING",
+    )?;
+    for reader in readers {
+        let waits = hurry.execute(params![seq, reader, now.as_millis()])? > 0;
+        let due = if waits { now } else { again };
+        queue.execute(params![seq, reader, due.as_millis()])?;
+    }
+    Ok(())
+}
+
 fn delivery(row: &Row<'_>) -> rusqlite::Result<Delivery> {
     Ok(Delivery {
         seq: row.get(0)?,
@@ -328,6 +406,7 @@ fn delivery(row: &Row<'_>) -> rusqlite::Result<Delivery> {
         message: row.get(4)?,
         made: Timestamp::from_millis(row.get(5)?),
         attempts: row.get(6)?,
+        reader: row.get(7)?,
     })
 }
 
@@ -369,7 +448,9 @@ mod tests {
             !plan.contains("TEMP B-TREE") && !plan.contains("SCAN"),
             "{plan}"
         );
-        assert!(plan.contains("page=? AND seq<?"), "{plan}");
+        for index in ["page=? AND seq<?", "reader=? AND seq<?"] {
+            assert!(plan.contains(index), "{plan}");
+        }
     }
 
     #[tokio::test]

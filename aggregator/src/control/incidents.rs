@@ -6,10 +6,7 @@ use muster_proto::{id::HostId, time::Timestamp, v1};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{Ack, Control, ControlError, db::uuid_v7, pages::leave_news};
-use crate::incident::{
-    flap::Flap,
-    pages::{HOLD, Turn},
-};
+use crate::incident::{flap::Flap, machine, pages::Turn};
 
 const OPEN: i32 = v1::IncidentState::Open as i32;
 const RESOLVED: i32 = v1::IncidentState::Resolved as i32;
@@ -438,8 +435,9 @@ impl Last {
     /// Whether a new failure is the same incident again: it was clear for a moment only, or it flaps. What somebody
     /// had seen to is over with its clearing, and what is graver is another one.
     fn goes_on(&self, new: &NewIncident) -> bool {
-        let lately = new.at.since(self.resolved) <= HOLD;
-        self.severity == new.severity as i32 && !self.acknowledged && (lately || self.flap.flapping)
+        self.severity == new.severity as i32
+            && !self.acknowledged
+            && machine::goes_on(self.resolved, &self.flap, new.at)
     }
 }
 

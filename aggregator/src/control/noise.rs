@@ -35,7 +35,8 @@ impl Control {
             let mut query = connection.prepare_cached(
                 "SELECT i.rule, count(*), sum(p.acted_ms IS NOT NULL),
                         sum(p.acted_ms IS NULL AND p.closed_ms IS NOT NULL AND p.clear_ms - p.opened_ms <= ?2),
-                        sum((SELECT count(*) FROM deliveries d WHERE d.page = p.number AND d.state = 2))
+                        sum((SELECT count(*) FROM deliveries d WHERE d.page = p.number AND d.state = 2
+                                AND d.reader = ''))
                  FROM pages p JOIN incidents i ON i.number = p.number
                  WHERE p.opened_ms >= ?1 GROUP BY i.rule ORDER BY 2 DESC, 1",
             )?;

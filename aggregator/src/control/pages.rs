@@ -5,7 +5,7 @@
 //! either leaves the news to be read again or leaves everything that followed from them.
 
 use muster_proto::{time::Timestamp, v1};
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
 use super::{Control, ControlError, acks::note, turns::record};
 use crate::{
@@ -108,17 +108,20 @@ impl Control {
         .await
     }
 
-    /// Whether a page is over.
+    /// When a page opened last, and whether it is over since; `None` of one that is not kept.
     ///
     /// # Errors
     /// When it cannot be read.
-    pub async fn page_is_over(&self, page: u64) -> Result<bool, ControlError> {
+    pub async fn page_stands(&self, page: u64) -> Result<Option<(Timestamp, bool)>, ControlError> {
         self.read(move |connection| {
             Ok(connection
                 .prepare_cached(
-                    "SELECT EXISTS (SELECT 1 FROM pages WHERE number = ?1 AND closed_ms IS NOT NULL)",
+                    "SELECT opened_ms, closed_ms IS NOT NULL FROM pages WHERE number = ?1",
                 )?
-                .query_row([sql(page)], |row| row.get(0))?)
+                .query_row([sql(page)], |row| {
+                    Ok((Timestamp::from_millis(row.get(0)?), row.get(1)?))
+                })
+                .optional()?)
         })
         .await
     }

@@ -13,6 +13,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -49,7 +50,7 @@ pub struct Engine {
     memory_leak: MemoryLeak,
     unit_failed: UnitFailed,
     host_score: HostScore,
-    overrides: Overrides,
+    overrides: Arc<Overrides>,
 }
 
 /// What the engine and its detectors remember about one host.
@@ -118,7 +119,16 @@ impl Engine {
             unit_failed: UnitFailed,
             host_score: HostScore::new(config),
             // The configuration was checked when it was read; entries that are not acceptable change nothing.
-            overrides: Overrides::new(&config.rules).unwrap_or_default(),
+            overrides: Arc::new(Overrides::new(&config.rules).unwrap_or_default()),
+        }
+    }
+
+    /// An engine with these changes of the rules, and all other bounds as they are by default.
+    #[must_use]
+    pub fn of_rules(overrides: Arc<Overrides>) -> Self {
+        Self {
+            overrides,
+            ..Self::default()
         }
     }
 
@@ -130,22 +140,22 @@ impl Engine {
         seen: &Observation<'_>,
         out: &mut Vec<Transition>,
     ) {
-        if let Some(last) = state.last_tick {
-            if seen.tick <= last {
-                return;
-            }
-            let longest = seen.interval.saturating_mul(3) / 2;
-            if seen.tick.since(last) > longest.max(PAUSE_FLOOR) {
-                state.interrupt();
-            }
+        if let Some(step) = state.advance(seen) {
+            self.judge(state, step, out);
         }
-        state.last_tick = Some(seen.tick);
-        let step = Step {
-            evidence: Evidence::Tick(seen),
-            at: seen.tick,
-            live: seen.live,
-        };
-        self.judge(state, step, out);
+    }
+
+    /// The same for the rules of the pack alone, whatever else the observation holds.
+    pub fn step_rules(
+        &self,
+        state: &mut HostDetection,
+        seen: &Observation<'_>,
+        out: &mut Vec<Transition>,
+    ) {
+        if let Some(step) = state.advance(seen) {
+            let HostDetection { grown, tracks, .. } = state;
+            self.judge_pack(grown, tracks, seen, step, out);
+        }
     }
 
     /// Takes in how the host stands at the aggregator's time `at`.
@@ -219,13 +229,13 @@ struct OfPack<'a> {
     watcher: &'a Watcher<'a>,
     at: usize,
     bounds: &'a Bounds,
-    rule: &'static Rule,
+    rule: &'a Rule,
 }
 
 impl Detector for OfPack<'_> {
     type State = ();
 
-    fn rule(&self) -> &'static Rule {
+    fn rule(&self) -> &Rule {
         self.rule
     }
 
@@ -234,8 +244,7 @@ impl Detector for OfPack<'_> {
             return Coverage::Partial;
         };
         if !self.bounds.enabled() {
-            // Nothing is wrong by a rule that is off: what it had opened ends as what is gone does.
-            return Coverage::Complete;
+            return Coverage::Off;
         }
         self.watcher
             .judge(self.at, definition, self.bounds, findings)
@@ -347,6 +356,25 @@ impl HostDetection {
         self.forget_settled();
     }
 
+    /// Comes to the tick of an observation; `None` if it was there before.
+    fn advance<'a>(&mut self, seen: &'a Observation<'a>) -> Option<Step<'a>> {
+        if let Some(last) = self.last_tick {
+            if seen.tick <= last {
+                return None;
+            }
+            let longest = seen.interval.saturating_mul(3) / 2;
+            if seen.tick.since(last) > longest.max(PAUSE_FLOOR) {
+                self.interrupt();
+            }
+        }
+        self.last_tick = Some(seen.tick);
+        Some(Step {
+            evidence: Evidence::Tick(seen),
+            at: seen.tick,
+            live: seen.live,
+        })
+    }
+
     /// Something was not observed.
     fn interrupt(&mut self) {
         for track in self.tracks.values_mut().flat_map(BTreeMap::values_mut) {
@@ -408,6 +436,7 @@ fn run<D: Detector>(
             Coverage::Complete => {
                 track.observe_gone(rule, &subject, Reason::Gone, step, out);
             }
+            Coverage::Off => track.observe_off(rule, &subject, step, out),
         }
         if !track.is_settled() {
             after.insert(subject, track);
@@ -449,7 +478,7 @@ impl Rest {
         &self,
         track: Option<Track>,
         coverage: Coverage,
-        (rule, more): (&'static Rule, &'static str),
+        (rule, more): (&Rule, &'static str),
         step: Step<'_>,
         out: &mut Vec<Transition>,
     ) -> Option<Track> {
@@ -463,6 +492,7 @@ impl Rest {
         };
         match (self.gravest, coverage) {
             (_, Coverage::NotAsked) => {}
+            (_, Coverage::Off) => track.observe_off(rule, more, step, out),
             (Some(severity), _) => {
                 let verdict = Verdict::Abnormal { severity, reason };
                 track.observe(rule, more, verdict, step, out);
@@ -500,7 +530,7 @@ impl Track {
 
     fn observe(
         &mut self,
-        rule: &'static Rule,
+        rule: &Rule,
         subject: &str,
         verdict: Verdict<'_>,
         step: Step<'_>,
@@ -531,7 +561,7 @@ impl Track {
 
     fn observe_gone(
         &mut self,
-        rule: &'static Rule,
+        rule: &Rule,
         subject: &str,
         reason: Reason<'_>,
         step: Step<'_>,
@@ -551,10 +581,24 @@ impl Track {
         }
     }
 
+    /// Nobody asks any more whether it holds: an operator said so, which is not to be waited for.
+    fn observe_off(
+        &mut self,
+        rule: &Rule,
+        subject: &str,
+        step: Step<'_>,
+        out: &mut Vec<Transition>,
+    ) {
+        if !self.is_ahead_of(step.at) {
+            self.interrupt();
+            self.clear(rule, subject, Reason::Off, step, out);
+        }
+    }
+
     /// Opens at the gravest severity that has held for long enough, or raises what is open to it.
     fn open(
         &mut self,
-        rule: &'static Rule,
+        rule: &Rule,
         subject: &str,
         reason: Reason<'_>,
         step: Step<'_>,
@@ -592,7 +636,7 @@ impl Track {
 
     fn clear(
         &mut self,
-        rule: &'static Rule,
+        rule: &Rule,
         subject: &str,
         reason: Reason<'_>,
         step: Step<'_>,
@@ -611,7 +655,7 @@ impl Track {
 }
 
 fn transition(
-    rule: &'static Rule,
+    rule: &Rule,
     subject: &str,
     severity: Severity,
     since: Timestamp,

@@ -128,7 +128,7 @@ pub trait Detector {
     type State: Default + Serialize + DeserializeOwned;
 
     /// Its name, and how long its findings must hold.
-    fn rule(&self) -> &'static Rule;
+    fn rule(&self) -> &Rule;
 
     /// Judges the evidence, one finding for each subject it can say something about.
     fn step(
@@ -148,6 +148,8 @@ pub enum Coverage {
     Partial,
     /// It named every subject there is; what it did not name is gone.
     Complete,
+    /// It is switched off for this host: what it had opened is not judged any more, and ends.
+    Off,
 }
 
 /// What holds for all findings of a detector.

@@ -244,8 +244,9 @@ impl Peers {
         }
     }
 
-    /// Makes what counts as open of a host what is open in the store, after a start.
-    pub fn adopt(&mut self, host: HostId, open: &[Opening]) {
+    /// Makes what counts as open of a host what is open in the store, when it is met first after a start; whether it is
+    /// heard or not, so that what cannot be compared any more ends too.
+    pub fn adopt(&mut self, host: HostId, open: &[Opening], at: Timestamp) {
         let of_rule = |figure: &str| {
             let mut open = open.iter();
             open.find(|one| one.rule == RULE && one.subject == figure)
@@ -254,7 +255,11 @@ impl Peers {
         {
             return;
         }
-        let known = self.hosts.entry(host).or_default();
+        let fresh = || Host {
+            seen: at,
+            ..Host::default()
+        };
+        let known = self.hosts.entry(host).or_insert_with(fresh);
         for (track, figure) in known.tracks.iter_mut().zip(FIGURES) {
             track.open = of_rule(figure).map(|one| (one.severity, one.since));
         }
@@ -272,6 +277,18 @@ impl Peers {
     pub fn size(&self) -> (usize, usize) {
         (self.groups.len(), self.hosts.len())
     }
+}
+
+/// What ends of what is open on a host where nobody is compared any more.
+#[must_use]
+pub fn ended(open: &[Opening], at: Timestamp) -> Vec<Transition> {
+    let open = open.iter().filter(|one| one.rule == RULE);
+    open.map(|one| {
+        let evidence = "hosts are not compared any more: peer_labels is empty".to_owned();
+        let change = Change::Cleared { evidence };
+        transition(&one.subject, one.severity, one.since, at, change)
+    })
+    .collect()
 }
 
 /// The median of what is known, and of how many; `None` where they are too few.

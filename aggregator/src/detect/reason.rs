@@ -91,6 +91,8 @@ pub enum Reason<'a> {
     Score(f64),
     /// The subject is no longer there.
     Gone,
+    /// The rule is switched off for this host.
+    Off,
     /// So many subjects beyond those that are followed one by one.
     More {
         /// How many.
@@ -153,6 +155,7 @@ impl Reason<'_> {
             Self::Heard { .. } => "heard again".to_owned(),
             Self::Score(score) => format!("unusual: score {score:.1}"),
             Self::Gone => format!("{subject} is gone"),
+            Self::Off => format!("{subject} is not judged"),
             Self::More { count, followed } => {
                 format!("{count} {subject}, beyond the {followed} that have incidents of their own")
             }
@@ -249,6 +252,7 @@ impl fmt::Display for Reason<'_> {
             }
             Self::Score(score) => write!(f, "score {score:.2}"),
             Self::Gone => f.write_str("no longer reported by the host"),
+            Self::Off => f.write_str("the rule is switched off for this host"),
             Self::More { count, followed } => {
                 write!(
                     f,

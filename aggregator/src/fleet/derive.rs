@@ -285,6 +285,16 @@ impl Input {
     }
 }
 
+/// The metrics that a signal is made of, for those that rules look at; nothing of any other.
+#[must_use]
+pub fn made_of(signal: &str) -> &'static [&'static str] {
+    match signal {
+        "cpu_steal_ratio" => &["node_cpu_seconds_total"],
+        "swap_pages_per_second" => &["node_vmstat_pswpin", "node_vmstat_pswpout"],
+        _ => &[],
+    }
+}
+
 /// Gathers the quantities of one tick.
 #[derive(Debug)]
 pub struct Gather {

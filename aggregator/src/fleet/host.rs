@@ -63,7 +63,7 @@ const CLOCK_SAMPLES: usize = 8;
 const RECENT_CHECKSUMS: usize = 16;
 
 /// A longer pause between two ticks gives no rate: it would be the mean of a time nobody saw.
-const MAX_RATE_SPAN: Duration = Duration::from_secs(3600);
+pub(crate) const MAX_RATE_SPAN: Duration = Duration::from_secs(3600);
 
 /// A frame as a host sent it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -1244,7 +1244,11 @@ impl HostState {
         }
         self.kept.last_tick = Some(frame.tick);
         self.kept.trace.strain = strain(&signals);
-        let samples = rule_samples(self.decoder.slots(), &self.rates, span);
+        let slots = self.decoder.slots().iter().zip(&self.rates);
+        let shown = slots
+            .filter(|(slot, _)| slot.present && !slot.key.rules.is_empty())
+            .map(|(slot, rate)| (&*slot.key, slot.scale.value(slot.raw), *rate));
+        let samples = rule_samples(shown, span);
         let seen = Observation {
             tick: frame.tick,
             interval: self.interval(),
@@ -1526,24 +1530,21 @@ impl HostState {
     }
 }
 
-/// The series that rules of the pack look at; `span` is the time since the tick before.
-fn rule_samples<'a>(
-    slots: &'a [codec::Slot<Arc<SeriesKey>>],
-    rates: &[f32],
+/// What rules of the pack look at, of series with their values and rates (NaN: none); `span` is the time since the tick
+/// before.
+pub(crate) fn rule_samples<'a>(
+    series: impl Iterator<Item = (&'a SeriesKey, f64, f32)>,
     span: Option<Duration>,
 ) -> Vec<Sample<'a>> {
     let mut samples = Vec::new();
-    for (slot, rate) in slots.iter().zip(rates) {
-        if !slot.present || slot.key.rules.is_empty() {
-            continue;
-        }
-        let rate = Some(f64::from(*rate)).filter(|rate| rate.is_finite());
+    for (key, value, rate) in series {
+        let rate = Some(f64::from(rate)).filter(|rate| rate.is_finite());
         let grown = rate.zip(span).map(|(rate, span)| rate * span.as_secs_f64());
-        samples.extend(slot.key.rules.iter().map(|&used| Sample {
+        samples.extend(key.rules.iter().map(|&used| Sample {
             used,
-            family: &slot.key.family,
-            labels: &slot.key.labels,
-            value: slot.scale.value(slot.raw),
+            family: &key.family,
+            labels: &key.labels,
+            value,
             rate,
             grown,
         }));

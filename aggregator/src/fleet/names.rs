@@ -15,7 +15,7 @@ use muster_proto::{
 };
 
 use super::derive::Input;
-use crate::detect::rules::{Use, uses_of};
+use crate::detect::rules::{Use, need_rate, uses_of};
 
 /// A series of any host: family, label values, and what it contributes to what is derived.
 #[derive(Debug)]
@@ -102,12 +102,13 @@ impl Intern for Names {
             return Arc::clone(same);
         }
         let input = Input::of(family, labels);
+        let rules = uses_of(family, labels);
         let key = Arc::new(SeriesKey {
             family: Arc::clone(family),
             labels: labels.to_vec(),
             input,
-            rated: input.is_rated(family.kind),
-            rules: uses_of(family, labels),
+            rated: input.is_rated(family.kind) || need_rate(&rules),
+            rules,
             of_agent: family.kind == Kind::Counter && family.name.starts_with("muster_agent_"),
         });
         self.series.entry(hash).or_default().push(Arc::clone(&key));

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use muster_proto::{id::HostId, time::Timestamp};
 use ring::digest;
 
-use super::store::OpenIncident;
+use super::{flap::Flap, pages::HOLD, store::OpenIncident};
 use crate::{
     control::{NewIncident, Resolution},
     detect::{Change, Opening, Severity, Transition},
@@ -128,6 +128,12 @@ impl OpenBook {
             since,
         })
     }
+}
+
+/// Whether what fails anew goes on under its number: it was clear for a moment only, or it flaps.
+#[must_use]
+pub fn goes_on(cleared: Timestamp, flap: &Flap, at: Timestamp) -> bool {
+    at.since(cleared) <= HOLD || flap.flapping
 }
 
 fn resolve(key: Key, opening: (Severity, Timestamp), at: Timestamp, evidence: String) -> Op {

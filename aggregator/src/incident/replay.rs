@@ -7,8 +7,8 @@
 //! be due where nothing was.
 //!
 //! Incidents tell what rules do that are switched off, of another severity, or hold for longer. Other bounds and
-//! shorter times need the samples: such changes are named and leave things as they were. Labels and names of hosts are
-//! those of today.
+//! shorter times need the samples: with what [`crate::rejudge`] made of these, [`with_samples`] tells it; without them such
+//! changes are named and leave things as they were. Labels and names of hosts are those of today.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,6 +16,10 @@ use std::{
 };
 
 use muster_proto::{id::HostId, time::Timestamp};
+
+mod samples;
+
+pub use samples::{MADE_UP, Scope, open_at};
 
 use super::{
     flap::Flap,
@@ -25,7 +29,7 @@ use super::{
 };
 use crate::{
     control::Quiet,
-    detect::{Severity, rules::Overrides},
+    detect::{Severity, Transition, rules::Overrides},
     fleet::Enrolled,
 };
 
@@ -100,14 +104,34 @@ pub struct Other {
     pub not_judged: BTreeSet<String>,
 }
 
+/// What samples say of it, by the rules as they are and as they would be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rejudged {
+    /// What would have been told by the rules as they are.
+    pub again: Vec<Told>,
+    /// And by the others.
+    pub other: Other,
+    /// Incidents of each rule that was judged.
+    pub rules: BTreeMap<String, Counts>,
+}
+
+/// Incidents of a rule that opened in the time that is compared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// On record.
+    pub recorded: u64,
+    /// Of these, such as the samples give again.
+    pub found: u64,
+    /// Such as the samples give beside.
+    pub beside: u64,
+    /// By the other rules.
+    pub then: u64,
+}
+
 /// What was told, from the record.
 #[must_use]
 pub fn as_recorded(script: &Script) -> Vec<Told> {
-    let mut run = Run::new(script, &script.subjects);
-    for round in script.turns.chunk_by(|one, next| one.at == next.at) {
-        run.round(round);
-    }
-    run.told
+    told(script, &script.subjects, &script.turns, None)
 }
 
 /// What would have been told with `new` rules in place of the `old` ones.
@@ -118,11 +142,93 @@ pub fn with_rules(
     old: &Overrides,
     new: &Overrides,
 ) -> Other {
+    other(script, hosts, (old, new), &Scope::default(), None)
+}
+
+/// The same, with what samples say by the `old` and the `new` rules of the hosts and rules of `scope`.
+#[must_use]
+pub fn with_samples(
+    script: &Script,
+    hosts: &HashMap<HostId, Enrolled>,
+    (old, new): (&Overrides, &Overrides),
+    scope: &Scope,
+    said: [&[(HostId, Transition)]; 2],
+    since: Timestamp,
+) -> Rejudged {
+    let mut known = samples::Known::of(script, scope);
+    let [by_old, by_new] = said.map(|said| samples::replaced(script, scope, &mut known, said));
+    let from = first_difference(&script.turns, &by_old.turns);
+    let again = told(&by_old, &by_old.subjects, &by_old.turns, from);
+    let from = first_difference(&script.turns, &by_new.turns);
+    let other = other(&by_new, hosts, (old, new), scope, from);
+    let mut rules: BTreeMap<String, Counts> = BTreeMap::new();
+    for (rule, (all, _)) in samples::openings(script, scope, since) {
+        rules.entry(rule).or_default().recorded = all;
+    }
+    for (rule, (all, recorded)) in samples::openings(&by_old, scope, since) {
+        let counts = rules.entry(rule).or_default();
+        (counts.found, counts.beside) = (recorded, all - recorded);
+    }
+    for (rule, (all, _)) in samples::openings(&by_new, scope, since) {
+        rules.entry(rule).or_default().then = all;
+    }
+    Rejudged {
+        again,
+        other,
+        rules,
+    }
+}
+
+/// When two records part; `None` if they are the same.
+fn first_difference(one: &[Turned], other: &[Turned]) -> Option<Timestamp> {
+    let both = one.iter().zip(other);
+    let parted = both.filter(|(one, other)| one != other);
+    let parted = parted.map(|(one, other)| one.at.min(other.at)).next();
+    let longer = if one.len() > other.len() { one } else { other };
+    let rest = longer.get(one.len().min(other.len())).map(|one| one.at);
+    parted.or(rest)
+}
+
+/// What follows from these turns; from `every_second` on something may be due where nothing was.
+fn told(
+    script: &Script,
+    subjects: &BTreeMap<u64, Subject>,
+    turns: &[Turned],
+    every_second: Option<Timestamp>,
+) -> Vec<Told> {
+    let beside = |last: Option<Timestamp>| {
+        last.filter(|last| every_second.is_some_and(|from| from <= *last))
+    };
+    let mut run = Run::new(script, subjects);
+    let mut last: Option<Timestamp> = None;
+    for round in turns.chunk_by(|one, next| one.at == next.at) {
+        let at = round[0].at;
+        run.seconds(beside(last), at);
+        run.round(round);
+        last = Some(at);
+    }
+    if let Some(last) = beside(last) {
+        run.seconds(Some(last), last.plus(SETTLES));
+    }
+    run.told
+}
+
+/// What incidents tell of other rules. What samples have judged stays as it is.
+fn other(
+    script: &Script,
+    hosts: &HashMap<HostId, Enrolled>,
+    (old, new): (&Overrides, &Overrides),
+    scope: &Scope,
+    from: Option<Timestamp>,
+) -> Other {
     let mut not_judged = BTreeSet::new();
     let mut subjects = script.subjects.clone();
     let mut delays: BTreeMap<u64, Option<Duration>> = BTreeMap::new();
     let mut differ = BTreeSet::new();
     for (number, subject) in &mut subjects {
+        if scope.has(subject) {
+            continue;
+        }
         let change = old.change_to(new, &subject.rule, hosts.get(&subject.host));
         if change.needs_samples {
             not_judged.insert(subject.rule.clone());
@@ -140,23 +246,11 @@ pub fn with_rules(
     }
     // Until the first change that is another one all goes as it went, round by round.
     let is_other = |one: &&Turned| one.turn.is_some_and(|(number, _)| differ.contains(&number));
-    let from = script.turns.iter().find(is_other).map(|one| one.at);
-    let beside =
-        |last: Option<Timestamp>| last.filter(|last| from.is_some_and(|from| from <= *last));
+    let first = script.turns.iter().find(is_other).map(|one| one.at);
+    let from = first.into_iter().chain(from).min();
     let turns = delayed(&script.turns, &delays);
-    let mut run = Run::new(script, &subjects);
-    let mut last: Option<Timestamp> = None;
-    for round in turns.chunk_by(|one, next| one.at == next.at) {
-        let at = round[0].at;
-        run.seconds(beside(last), at);
-        run.round(round);
-        last = Some(at);
-    }
-    if let Some(last) = beside(last) {
-        run.seconds(Some(last), last.plus(SETTLES));
-    }
     Other {
-        told: run.told,
+        told: told(script, &subjects, &turns, from),
         not_judged,
     }
 }

@@ -559,8 +559,5 @@ impl Heartbeat {
 /// Whether a message is one that a channel's limit may keep back.
 #[must_use]
 pub fn is_limited(message: &Message) -> bool {
-    !message.is_end()
-        && message.event != "limited"
-        && message.event != "test"
-        && message.readers.is_empty()
+    !message.is_end() && message.event != "limited" && message.event != "test"
 }

@@ -70,9 +70,6 @@ pub struct Message {
     pub at: String,
     /// Commands to go on with.
     pub next: Vec<String>,
-    /// Of a mail that some of its readers have: the addresses to which it is still to go. Empty: to all.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub readers: Vec<String>,
 }
 
 /// One of the incidents a message is about.
@@ -173,7 +170,6 @@ impl Message {
             opened: telling.opened.to_string(),
             at: telling.at.to_string(),
             next,
-            readers: Vec::new(),
         };
         message.title = message.headline(matches!(telling.scope, Scope::Label(_)));
         message.hosts.truncate(HOSTS_NAMED);
@@ -204,7 +200,6 @@ impl Message {
             opened: at.to_string(),
             at: at.to_string(),
             next: vec!["muster notify status".to_owned()],
-            readers: Vec::new(),
         }
     }
 

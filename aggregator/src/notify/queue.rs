@@ -3,7 +3,8 @@
 //! What fails is tried again after 2 s, doubling to 10 min, with jitter; given up after three days, or after five times
 //! when the other side says that it will never take it. While nobody answers at all, one message is tried at a time and
 //! the others wait with it. A channel's limit keeps back what is beyond it, and says so once an hour; ends of what was
-//! told are never kept back. A mail that its server takes for some of its readers is sent again to the others alone.
+//! told are never kept back. A mail that its server takes for some of its readers goes to each of the others later, as a
+//! copy that waits only for what else waits for that reader.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,11 +12,15 @@ use muster_proto::time::{Clock, Timestamp};
 use tokio::{sync::Notify, time};
 use tokio_util::sync::CancellationToken;
 
-use super::{Channel, Kind, Message, Told, config::is_limited, http::SendError, send};
+use super::{
+    Channel, Kind, Message, Told,
+    config::is_limited,
+    http::SendError,
+    send::{self, To},
+};
 use crate::{
     chain,
     control::{Control, ControlError, Delivery, Fate, NewDelivery},
-    incident::pages::Event,
 };
 
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
@@ -102,7 +107,7 @@ impl Queue {
             self.end(&delivery, Fate::HeldBack, None).await?;
             return Ok(Duration::ZERO);
         }
-        if let Some(notice) = self.over_limit(&message, now).await? {
+        if let Some(notice) = self.over_limit(&delivery, &message, now).await? {
             self.end(&delivery, Fate::HeldBack, Some(notice)).await?;
             return Ok(Duration::ZERO);
         }
@@ -110,13 +115,30 @@ impl Queue {
             self.end(&delivery, fate, None).await?;
             return Ok(Duration::ZERO);
         }
-        match send::send(&self.channel, &self.channel.client, &message, now).await {
+        // Who waits for something gets what comes after it after it.
+        let behind = match (&self.channel.kind, delivery.reader.is_empty()) {
+            (Kind::Email(smtp), true) => {
+                let mut behind = self.control.readers_behind(name).await?;
+                behind.retain(|reader| smtp.to.contains(reader));
+                behind
+            }
+            _ => Vec::new(),
+        };
+        let to = match delivery.reader.as_str() {
+            "" => To::AllBut(behind.clone()),
+            reader => To::One(reader.to_owned()),
+        };
+        match send::send(&self.channel, &message, &to, now).await {
             Ok(taken) => {
                 *failures = 0;
-                let rest = rest(name, &delivery, &message, taken.later)?;
-                let refused = taken.refused;
-                self.end(&delivery, Fate::Delivered { refused }, rest)
-                    .await?;
+                let mut later = behind;
+                later.extend(taken.later);
+                let fate = Fate::Delivered {
+                    refused: taken.refused,
+                    later,
+                    again: now.plus(pause(1)),
+                };
+                self.end(&delivery, fate, None).await?;
                 tracing::info!(
                     channel = name,
                     key = delivery.key,
@@ -126,47 +148,63 @@ impl Queue {
                 );
                 Ok(Duration::ZERO)
             }
-            Err(error) => self.failed(&delivery, &message, &error, failures).await,
+            Err(error) => self.failed(&delivery, &error, failures).await,
         }
     }
 
-    /// What becomes of a message that says nothing of now any more: its channel was away for days, or the readers it
-    /// did not reach before would hear that something begins which is over.
+    /// What becomes of a message that says nothing of now any more: its channel was away for days, or the reader it
+    /// did not reach before would hear that something begins which is over, or how it went before it began anew.
     async fn too_late(
         &self,
         delivery: &Delivery,
         message: &Message,
         now: Timestamp,
     ) -> Result<Option<Fate>, ControlError> {
-        if message.is_end() {
+        let copy = !delivery.reader.is_empty();
+        if message.is_end() && !copy {
             return Ok(None);
         }
         if now.since(delivery.made) >= GIVE_UP_AFTER {
             let error = "it waited for three days: what it says is old".to_owned();
             return Ok(Some(Fate::GivenUp { error }));
         }
-        let over = !message.readers.is_empty() && self.control.page_is_over(delivery.page).await?;
-        Ok(over.then_some(Fate::HeldBack))
+        if !copy {
+            return Ok(None);
+        }
+        let stands = self.control.page_stands(delivery.page).await?;
+        let old = stands
+            .is_some_and(|(opened, over)| delivery.made < opened || (over && !message.is_end()));
+        Ok(old.then_some(Fate::HeldBack))
     }
 
     async fn failed(
         &self,
         delivery: &Delivery,
-        message: &Message,
         error: &SendError,
         failures: &mut u32,
     ) -> Result<Duration, ControlError> {
         let now = self.clock.now();
         let why = chain(error);
         let attempts = delivery.attempts + 1;
-        let in_vain = error.is_for_good() && attempts >= REFUSALS;
+        let copy = !delivery.reader.is_empty();
+        let in_vain = match error {
+            // As for those of a mail's readers whom it refuses so when others are taken (RFC 5321, 4.2.1).
+            SendError::Refused { answer, .. } if copy => answer.starts_with('5'),
+            _ => error.is_for_good() && attempts >= REFUSALS,
+        };
         let fate = if in_vain || now.since(delivery.made) >= GIVE_UP_AFTER {
             tracing::error!(
                 channel = self.channel.name,
                 key = delivery.key,
                 attempts,
+                reader = delivery.reader,
                 error = why,
-                "a message was given up: nobody was told by this channel"
+                "a message was given up: {}",
+                if copy {
+                    "this reader was not told"
+                } else {
+                    "nobody was told by this channel"
+                }
             );
             Fate::GivenUp { error: why }
         } else {
@@ -187,7 +225,7 @@ impl Queue {
         };
         self.end(delivery, fate, None).await?;
         let answered = matches!(error, SendError::Refused { .. });
-        if error.is_for_good() || (answered && !message.readers.is_empty()) {
+        if error.is_for_good() || (answered && copy) {
             // It is the message, or who reads it, not the way.
             return Ok(Duration::ZERO);
         }
@@ -198,11 +236,12 @@ impl Queue {
     /// When a message is beyond the channel's limit, the word about that.
     async fn over_limit(
         &self,
+        delivery: &Delivery,
         message: &Message,
         now: Timestamp,
     ) -> Result<Option<NewDelivery>, ControlError> {
         let (name, limit) = (&self.channel.name, self.channel.limit_per_hour);
-        if limit == 0 || !is_limited(message) {
+        if limit == 0 || !delivery.reader.is_empty() || !is_limited(message) {
             return Ok(None);
         }
         let sent = self.control.delivered_since(name, now.minus(HOUR)).await?;
@@ -250,33 +289,6 @@ impl Queue {
             tracing::warn!(channel = self.channel.name, error = %chain(&error), "no Alertmanager hears of what goes on");
         }
     }
-}
-
-/// The same message for the readers whom the server did not take it for now; it has the same Message-ID.
-fn rest(
-    channel: &str,
-    delivery: &Delivery,
-    message: &Message,
-    readers: Vec<String>,
-) -> Result<Option<NewDelivery>, ControlError> {
-    if readers.is_empty() {
-        return Ok(None);
-    }
-    let event = Event::ALL
-        .iter()
-        .find(|event| event.as_str() == message.event);
-    let message = Message {
-        readers,
-        ..message.clone()
-    };
-    let wrong = |_| ControlError::Row("deliveries");
-    Ok(Some(NewDelivery {
-        channel: channel.to_owned(),
-        key: format!("{}.rest", delivery.key),
-        page: delivery.page,
-        event: event.map_or("limited", |event| event.as_str()),
-        message: serde_json::to_string(&message).map_err(wrong)?,
-    }))
 }
 
 /// The pause after this many failures: 2 s, 4 s … 10 min, up to a fifth more or less, so that many do not come at once.

@@ -33,16 +33,38 @@ pub struct Taken {
     pub refused: String,
 }
 
+/// Who of the readers of a mail is to get it; other channels are one reader.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum To {
+    /// All of them.
+    All,
+    /// All but these.
+    AllBut(Vec<String>),
+    /// This one, if it is still one of them.
+    One(String),
+}
+
+impl To {
+    fn picks(&self, reader: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::AllBut(others) => others.iter().all(|other| other != reader),
+            Self::One(one) => one == reader,
+        }
+    }
+}
+
 /// Sends a message.
 ///
 /// # Errors
 /// Whatever stood in the way of all of it; the message is then to be tried again, unless that is in vain.
 pub async fn send(
     channel: &Channel,
-    client: &Client,
     message: &Message,
+    to: &To,
     now: Timestamp,
 ) -> Result<Taken, SendError> {
+    let client = &channel.client;
     let title = || match &channel.title {
         Some(template) => message.fill(template),
         None => message.subject(),
@@ -75,19 +97,13 @@ pub async fn send(
         }
         Kind::Email(settings) => {
             let mail = smtp::mail(settings, message, &title(), &text(), now);
-            let readers = readers(settings, message);
+            let all = settings.to.iter().map(String::as_str);
+            let readers: Vec<&str> = all.filter(|reader| to.picks(reader)).collect();
             return smtp::send(client, settings, &readers, &mail, channel.timeout).await;
         }
         Kind::Exec { program } => run(channel, program, message).await?,
     }
     Ok(Taken::default())
-}
-
-/// Who of a channel's readers has not got a mail yet.
-fn readers<'a>(settings: &'a smtp::Smtp, message: &Message) -> Vec<&'a str> {
-    let all = settings.to.iter().map(String::as_str);
-    all.filter(|to| message.readers.is_empty() || message.readers.iter().any(|one| one == to))
-        .collect()
 }
 
 /// Tells Alertmanagers again of what goes on, so that they do not take it for over.

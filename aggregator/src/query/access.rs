@@ -89,6 +89,8 @@ pub const ACCESS: &[Rule] = &[
     rule("ListNoise", OperatorRole::Viewer, 60),
     // Goes through the whole record.
     rule("ReplayPages", OperatorRole::Viewer, 20),
+    // One at a time, of low priority.
+    rule("ReplaySamples", OperatorRole::Viewer, 20),
     // The service History: what one question may cost is bounded by itself.
     rule("ReadHistory", OperatorRole::Viewer, 600),
     rule("QueryHistory", OperatorRole::Viewer, 600),

@@ -258,7 +258,7 @@ impl PagingService {
         );
         let message = Message::about("test", key, self.told.fleet_name(), title, now);
         let began = tokio::time::Instant::now();
-        let sent = notify::send::send(channel, &channel.client, &message, now).await;
+        let sent = notify::send::send(channel, &message, &notify::send::To::All, now).await;
         Ok(v1::TestChannelResponse {
             kind: channel.kind.as_str().to_owned(),
             error: match sent {

@@ -1,11 +1,15 @@
 //! The `Replay` service at the operators' door: what people would have been told by other rules.
 //!
 //! What is told again comes from the control store; what of it other rules change is judged by
-//! [`crate::incident::replay`], apart from the runtime, one question at a time.
+//! [`crate::incident::replay`], apart from the runtime, one question at a time. What only samples can judge is read from
+//! history and judged by [`crate::rejudge`] on a thread of its own, of the lowest priority, which ends as soon as nobody
+//! listens any more.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use muster_proto::{
@@ -17,31 +21,44 @@ use muster_proto::{
         replay_server::{Replay, ReplayServer},
     },
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{access::Access, service::store_failed};
 use crate::{
     control::Control,
-    detect::rules::{Override, Overrides},
-    fleet::{Enrolled, Fleet},
+    detect::{
+        Transition,
+        rules::{Override, OverrideError, Overrides, pack},
+    },
+    fleet::{Enrolled, Fleet, start},
+    history::GiveUp,
     incident::{
         pages::Event,
-        replay::{self, Script, Told},
+        replay::{self, Other, Rejudged, Said, Scope, Script, Told},
         roster::Roster,
     },
+    rejudge::{self, Question, RejudgeError, Report},
 };
 
 /// Longest configuration of rules that is looked at.
 const MAX_RULES_BYTES: usize = 64 * 1024;
 /// Most messages that are named one by one.
 const MAX_NAMED: usize = 1_000;
+/// Samples are judged from so long before what is compared, at least: what was going on then is in its place.
+const BEFORE: Duration = Duration::from_secs(6 * 3600);
+/// The lowest priority there is.
+const NICE: i32 = 19;
+/// Messages that wait for a reader; beyond, how far it is is not told.
+const AHEAD: usize = 4;
 
 /// Answers what would have been told.
 #[derive(Clone)]
 pub struct ReplayService {
     fleet: Fleet,
     control: Control,
+    history: Result<start::History, String>,
     rules: Arc<[Override]>,
     access: Access,
     clock: Arc<dyn Clock>,
@@ -50,11 +67,12 @@ pub struct ReplayService {
 }
 
 impl ReplayService {
-    /// Reads this store; `rules` are those that hold now.
+    /// Reads this store and these samples, or says why there are none; `rules` are those that hold now.
     #[must_use]
     pub fn new(
         fleet: Fleet,
         control: Control,
+        history: Result<start::History, String>,
         rules: Vec<Override>,
         clock: Arc<dyn Clock>,
     ) -> Self {
@@ -62,6 +80,7 @@ impl ReplayService {
             access: Access::new(control.clone(), Arc::clone(&clock)),
             fleet,
             control,
+            history,
             rules: rules.into(),
             clock,
             turn: Arc::default(),
@@ -80,63 +99,140 @@ impl ReplayService {
         &self,
         request: v1::ReplayPagesRequest,
     ) -> Result<v1::ReplayPagesResponse, Status> {
-        let broken = |error: crate::detect::rules::OverrideError| {
-            Status::invalid_argument(format!("these rules would not be taken: {error}"))
-        };
-        let old = Overrides::new(&self.rules).map_err(broken)?;
-        let new = if request.with_rules {
-            Overrides::parse(&request.rules)
-        } else {
-            Overrides::new(&self.rules)
-        }
-        .map_err(broken)?;
+        let given = request.with_rules.then_some(&*request.rules);
+        let (old, new) = self.both(given).map_err(|error| not_taken(&error))?;
         let turn = Arc::clone(&self.turn).lock_owned().await;
+        let since = Timestamp::from_millis(request.since_ms);
+        let asked = self.asked(since).await?;
+        let worked = tokio::task::spawn_blocking(move || {
+            // Also when whoever asked is gone: the next one waits until this is done.
+            let _turn = turn;
+            let again = replay::as_recorded(&asked.script);
+            let other = replay::with_rules(&asked.script, &asked.names(), &old, &new);
+            asked.answer(&again, &other)
+        });
+        worked
+            .await
+            .map_err(|_| Status::internal("the replay was ended"))
+    }
+
+    /// The rules as they are and as they would be.
+    fn both(&self, given: Option<&str>) -> Result<(Overrides, Overrides), OverrideError> {
+        let old = Overrides::new(&self.rules)?;
+        let new = match given {
+            Some(text) => Overrides::parse(text)?,
+            None => Overrides::new(&self.rules)?,
+        };
+        Ok((old, new))
+    }
+
+    /// All that is on record, and the hosts.
+    async fn asked(&self, since: Timestamp) -> Result<Asked, Status> {
         let record = self
             .control
             .turn_record()
             .await
             .map_err(|error| store_failed(&error))?;
-        let quiets = self.control.quiets(true, self.clock.now()).await;
+        let now = self.clock.now();
+        let quiets = self.control.quiets(true, now).await;
         let (roster, missing) = Roster::read(&self.fleet).await;
-        let hosts = self.hosts().await;
-        let script = Script {
-            turns: record.turns,
-            subjects: record.subjects,
-            quiets: quiets.map_err(|error| store_failed(&error))?,
-            roster,
-        };
-        let since = Timestamp::from_millis(request.since_ms);
-        let begun = script.turns.first().map(|turned| turned.at);
-        let worked = tokio::task::spawn_blocking(move || {
-            // Also when whoever asked is gone: the next one waits until this is done.
-            let _turn = turn;
-            let again = replay::as_recorded(&script);
-            let other = replay::with_rules(&script, &hosts, &old, &new);
-            (again, other)
-        });
-        let (again, other) = worked
-            .await
-            .map_err(|_| Status::internal("the replay was ended"))?;
-        let lately = |told: Vec<Told>| -> Vec<Told> {
-            let mut told = told;
-            told.retain(|one| one.said.at >= since);
-            told
-        };
-        let (again, then) = (lately(again), lately(other.told));
-        let mut told = record.told;
-        told.retain(|one| one.at >= since);
-        let mut same: Vec<_> = again.iter().map(|one| one.said.clone()).collect();
-        let meta = v1::AnswerMeta {
-            complete: missing.is_empty(),
+        Ok(Asked {
+            script: Script {
+                turns: record.turns,
+                subjects: record.subjects,
+                quiets: quiets.map_err(|error| store_failed(&error))?,
+                roster,
+            },
+            told: record.told,
+            hosts: self.hosts().await,
             missing,
-            as_of_ms: self.clock.now().as_millis(),
+            since,
+            now,
+        })
+    }
+
+    /// The hosts as selectors of rules see them.
+    async fn hosts(&self) -> BTreeMap<HostId, (Enrolled, Duration)> {
+        let answer = self
+            .fleet
+            .each(|host, _| {
+                let who = Enrolled {
+                    id: host.id(),
+                    name: host.name().to_owned(),
+                    labels: host.labels().clone(),
+                    facts: host.facts().clone(),
+                    certificate_not_after: None,
+                };
+                Some((who, host.interval()))
+            })
+            .await;
+        let by_id = answer.items.into_iter().map(|host| (host.0.id, host));
+        by_id.collect()
+    }
+}
+
+/// Rules that cannot be used.
+fn not_taken(error: &OverrideError) -> Status {
+    Status::invalid_argument(format!("these rules would not be taken: {error}"))
+}
+
+/// What is on record, and what is asked of it.
+struct Asked {
+    script: Script,
+    told: Vec<Said>,
+    hosts: BTreeMap<HostId, (Enrolled, Duration)>,
+    missing: Vec<String>,
+    since: Timestamp,
+    now: Timestamp,
+}
+
+impl Asked {
+    fn names(&self) -> HashMap<HostId, Enrolled> {
+        let hosts = self.hosts.iter();
+        hosts.map(|(id, (who, _))| (*id, who.clone())).collect()
+    }
+
+    /// Which rules only samples can judge, of which hosts.
+    fn scope(&self, old: &Overrides, new: &Overrides, all: bool) -> Scope {
+        let mut rules: BTreeMap<HostId, BTreeSet<&'static str>> = BTreeMap::new();
+        let mut longest = Duration::ZERO;
+        for (id, (who, _)) in &self.hosts {
+            for rule in pack() {
+                let change = old.change_to(new, &rule.name, Some(who));
+                if all || change.needs_samples {
+                    rules.entry(*id).or_default().insert(&*rule.name);
+                    let held = [old, new].map(|rules| rules.held(&rule.name, Some(who)));
+                    longest = held.into_iter().fold(longest, Duration::max);
+                }
+            }
+        }
+        Scope {
+            rules,
+            from: self.since.minus(BEFORE.max(longest * 2)),
+        }
+    }
+
+    /// What is answered when `again` was told by the rules as they are and `other` by the others.
+    fn answer(&self, again: &[Told], other: &Other) -> v1::ReplayPagesResponse {
+        let lately = |told: &[Told]| -> Vec<Told> {
+            let lately = told.iter().filter(|one| one.said.at >= self.since);
+            lately.cloned().collect()
         };
+        let (again, then) = (lately(again), lately(&other.told));
+        let mut told = self.told.clone();
+        told.retain(|one| one.at >= self.since);
+        let mut same: Vec<_> = again.iter().map(|one| one.said.clone()).collect();
         same.sort();
         told.sort();
         let found = same.iter().filter(|one| told.binary_search(one).is_ok());
         let otherwise = told.len().max(same.len()) - found.count();
-        Ok(v1::ReplayPagesResponse {
-            meta: Some(meta),
+        let begun = self.script.turns.first().map(|turned| turned.at);
+        v1::ReplayPagesResponse {
+            meta: Some(v1::AnswerMeta {
+                complete: self.missing.is_empty(),
+                missing: self.missing.clone(),
+                as_of_ms: self.now.as_millis(),
+            }),
             recorded_since_ms: begun.map(Timestamp::as_millis),
             told: told.len() as u64,
             told_again: same.len() as u64,
@@ -144,29 +240,174 @@ impl ReplayService {
             rules: by_rule(&again, &then),
             left_out: only_in(&again, &then),
             added: only_in(&then, &again),
-            not_judged: other.not_judged.into_iter().collect(),
-        })
+            moved: moved(&again, &then),
+            not_judged: other.not_judged.iter().cloned().collect(),
+            ..v1::ReplayPagesResponse::default()
+        }
     }
 
-    /// The hosts as selectors of rules see them.
-    async fn hosts(&self) -> HashMap<HostId, Enrolled> {
-        let answer = self
-            .fleet
-            .each(|host, _| {
-                Some(Enrolled {
-                    id: host.id(),
-                    name: host.name().to_owned(),
-                    labels: host.labels().clone(),
-                    facts: host.facts().clone(),
-                    certificate_not_after: None,
-                })
-            })
-            .await;
+    /// The same, where there are no samples.
+    fn answer_of_record(
+        &self,
+        old: &Overrides,
+        new: &Overrides,
+        scope: &Scope,
+        why: &str,
+    ) -> v1::ReplayPagesResponse {
+        let again = replay::as_recorded(&self.script);
+        let other = replay::with_rules(&self.script, &self.names(), old, new);
+        let mut answer = self.answer(&again, &other);
+        if let Some(meta) = answer.meta.as_mut().filter(|_| !scope.rules.is_empty()) {
+            meta.missing.push(format!("samples: {why}"));
+            meta.complete = false;
+        }
         answer
-            .items
-            .into_iter()
-            .map(|host| (host.id, host))
-            .collect()
+    }
+
+    /// The same, of what samples said.
+    fn answer_of_samples(&self, judged: &Rejudged, report: &Report) -> v1::ReplayPagesResponse {
+        let mut answer = self.answer(&judged.again, &judged.other);
+        answer.ticks = report.ticks + report.coarse;
+        answer.coarse_ticks = report.coarse;
+        answer.every_sample_since_ms = report.every_since.map(Timestamp::as_millis);
+        let rows = judged.rules.iter().map(|(rule, counts)| v1::ReplayJudged {
+            rule: rule.clone(),
+            recorded: counts.recorded,
+            found: counts.found,
+            beside: counts.beside,
+            then: counts.then,
+        });
+        answer.judged = rows.collect();
+        if let Some(meta) = &mut answer.meta {
+            let missing = report.missing.iter().take(MAX_NAMED).cloned();
+            meta.missing.extend(missing);
+            if let Some(since) = report.every_since {
+                meta.missing.push(format!(
+                    "every sample before {since}: judged by one a minute or a quarter of an hour"
+                ));
+            }
+            meta.complete = meta.missing.is_empty();
+        }
+        answer
+    }
+}
+
+/// Says how far it is, and the answer.
+struct Outlet {
+    to: mpsc::Sender<Result<v1::ReplaySamplesResponse, Status>>,
+    give_up: GiveUp,
+}
+
+impl Outlet {
+    /// Tells how far it is, unless the reader is behind; gives up when there is none.
+    fn progress(&self, done: u64, of: u64) {
+        let part = v1::replay_samples_response::Part::Progress(v1::ReplayProgress { done, of });
+        let message = v1::ReplaySamplesResponse { part: Some(part) };
+        if let Err(mpsc::error::TrySendError::Closed(_)) = self.to.try_send(Ok(message)) {
+            self.give_up.now();
+        }
+    }
+
+    fn end(&self, outcome: Result<v1::ReplayPagesResponse, Status>) {
+        let message = outcome.map(|answer| v1::ReplaySamplesResponse {
+            part: Some(v1::replay_samples_response::Part::Answer(answer)),
+        });
+        // Nobody listens: nobody is told.
+        let _ = self.to.blocking_send(message);
+    }
+}
+
+/// One replay over samples, with its place in the queue.
+struct Work {
+    asked: Asked,
+    old: Arc<Overrides>,
+    new: Arc<Overrides>,
+    all: bool,
+    history: Result<start::History, String>,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Work {
+    fn run(self, outlet: &Outlet) -> Result<v1::ReplayPagesResponse, Status> {
+        let Self {
+            asked, old, new, ..
+        } = self;
+        let scope = asked.scope(&old, &new, self.all);
+        let history = match self.history {
+            Ok(history) => history,
+            Err(why) => return Ok(asked.answer_of_record(&old, &new, &scope, &why)),
+        };
+        let mut open = replay::open_at(&asked.script, &scope);
+        let hosts = scope.rules.iter().filter_map(|(id, rules)| {
+            let (who, interval) = asked.hosts.get(id)?.clone();
+            Some(rejudge::Subject {
+                who,
+                interval,
+                open: open.remove(id).unwrap_or_default(),
+                rules: rules.clone(),
+            })
+        });
+        let question = Question {
+            store: &*history.store,
+            hosts: hosts.collect(),
+            old: Arc::clone(&old),
+            new: Arc::clone(&new),
+            from: scope.from,
+            to: asked.now,
+            give_up: outlet.give_up.clone(),
+        };
+        let mut said: [Vec<(HostId, Transition)>; 2] = [Vec::new(), Vec::new()];
+        let mut each = |judged: rejudge::Judged| {
+            for (said, host) in said.iter_mut().zip([judged.old, judged.new]) {
+                said.extend(host.into_iter().map(|one| (judged.host, one)));
+            }
+        };
+        let report = rejudge::judge(question, &mut each, &mut |done, of| {
+            outlet.progress(done, of);
+        })
+        .map_err(|error| match error {
+            RejudgeError::GivenUp => Status::cancelled(error.to_string()),
+            RejudgeError::TooMany => Status::out_of_range(error.to_string()),
+        })?;
+        let [by_old, by_new] = &said;
+        let judged = replay::with_samples(
+            &asked.script,
+            &asked.names(),
+            (&old, &new),
+            &scope,
+            [by_old, by_new],
+            asked.since,
+        );
+        Ok(asked.answer_of_samples(&judged, &report))
+    }
+}
+
+/// Told in both, and at another time.
+fn moved(before: &[Told], then: &[Told]) -> Vec<v1::ReplayMoved> {
+    let mut times: HashMap<(u64, &str), Vec<Timestamp>> = HashMap::new();
+    for one in then.iter().rev() {
+        let key = (one.said.page, one.said.event.as_str());
+        times.entry(key).or_default().push(one.said.at);
+    }
+    let moved = before.iter().filter_map(|one| {
+        let key = (one.said.page, one.said.event.as_str());
+        let at = times.get_mut(&key)?.pop()?;
+        (at != one.said.at).then(|| v1::ReplayMoved {
+            told: Some(named(one)),
+            at_then_ms: at.as_millis(),
+        })
+    });
+    moved.take(MAX_NAMED).collect()
+}
+
+fn named(one: &Told) -> v1::ReplayTold {
+    v1::ReplayTold {
+        at_ms: one.said.at.as_millis(),
+        incident: one.said.page,
+        event: one.said.event.clone(),
+        rule: one.lead.rule.clone(),
+        host: one.lead.host.clone(),
+        severity: one.severity.to_wire().into(),
     }
 }
 
@@ -213,15 +454,7 @@ fn only_in(here: &[Told], there: &[Told]) -> Vec<v1::ReplayTold> {
                 _ => true,
             },
         );
-    let named = only.take(MAX_NAMED).map(|one| v1::ReplayTold {
-        at_ms: one.said.at.as_millis(),
-        incident: one.said.page,
-        event: one.said.event.clone(),
-        rule: one.lead.rule.clone(),
-        host: one.lead.host.clone(),
-        severity: one.severity.to_wire().into(),
-    });
-    named.collect()
+    only.take(MAX_NAMED).map(named).collect()
 }
 
 #[tonic::async_trait]
@@ -232,5 +465,46 @@ impl Replay for ReplayService {
     ) -> Result<Response<v1::ReplayPagesResponse>, Status> {
         self.access.admit(&request, "ReplayPages").await?;
         self.replay(request.into_inner()).await.map(Response::new)
+    }
+
+    type ReplaySamplesStream = ReceiverStream<Result<v1::ReplaySamplesResponse, Status>>;
+
+    async fn replay_samples(
+        &self,
+        request: Request<v1::ReplaySamplesRequest>,
+    ) -> Result<Response<Self::ReplaySamplesStream>, Status> {
+        self.access.admit(&request, "ReplaySamples").await?;
+        let request = request.into_inner();
+        let given = request.with_rules.then_some(&*request.rules);
+        let (old, new) = self.both(given).map_err(|error| not_taken(&error))?;
+        let Ok(turn) = Arc::clone(&self.turn).try_lock_owned() else {
+            return Err(Status::resource_exhausted(
+                "another replay is being worked on; ask again when it is done",
+            ));
+        };
+        let work = Work {
+            asked: self.asked(Timestamp::from_millis(request.since_ms)).await?,
+            old: Arc::new(old),
+            new: Arc::new(new),
+            all: request.all,
+            history: self.history.clone(),
+            _turn: turn,
+        };
+        let (to, answers) = mpsc::channel(AHEAD);
+        let outlet = Outlet {
+            to,
+            give_up: GiveUp::default(),
+        };
+        let begun = thread::Builder::new()
+            .name("muster-replay".to_owned())
+            .spawn(move || {
+                // On Linux this is of the thread alone. Without it, it is only less polite.
+                if let Err(error) = rustix::process::nice(NICE) {
+                    tracing::debug!(%error, "a replay keeps its priority");
+                }
+                outlet.end(work.run(&outlet));
+            });
+        begun.map_err(|error| Status::internal(format!("cannot begin a thread: {error}")))?;
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 }

@@ -170,16 +170,18 @@ fn what_is_open_goes_on_over_a_start_and_ends_when_it_cannot_be_seen() {
         severity: Severity::Info,
         since: Timestamp::from_millis(5),
     };
-    group.peers.adopt(id(4), &[]);
-    group.peers.adopt(id(5), std::slice::from_ref(&open));
+    let at = Timestamp::from_millis(group.minute * 60_000);
+    group.peers.adopt(id(4), &[], at);
+    group.peers.adopt(id(5), std::slice::from_ref(&open), at);
     group.go(40, |one, _| if one == 4 { 0.2 } else { 0.0 });
     let told = group.told(0);
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told[0].starts_with("+info cpu host 4"), "{told:?}");
     assert!(told[1].starts_with("-info cpu host 5"), "{told:?}");
     // Not heard for more than a day.
-    group.peers.adopt(id(6), std::slice::from_ref(&open));
     let from = group.minute;
+    let at = Timestamp::from_millis(from * 60_000);
+    group.peers.adopt(id(6), std::slice::from_ref(&open), at);
     group.go(1500, |one, _| if one == 6 { f32::NAN } else { 0.0 });
     let told = group.told(from);
     let last = told.last().map(String::as_str);

@@ -20,7 +20,7 @@ use serde::Deserialize;
 pub use overrides::{Bounds, Difference, Override, OverrideError, Overrides};
 pub use runbook::{BUILT_IN, BuiltIn, Runbooks, link, page, runbook};
 pub(super) use watch::{Grown, Watcher};
-pub use watch::{Sample, Use, uses_of};
+pub use watch::{Sample, Use, need_rate, uses_of};
 
 use super::{Rule, Severity};
 
@@ -46,7 +46,8 @@ pub struct Definition {
     /// gone when others are named.
     #[serde(default)]
     pub collector: Option<String>,
-    /// How long a subject must be gone before that clears it.
+    /// How long a subject, or of a rule about the host as a whole what the collector reads, must be gone before that
+    /// clears it.
     #[serde(default = "a_day")]
     pub gone: Time,
     /// Metric that says of a subject that the rule is not about it: while it is above 0.
@@ -261,7 +262,7 @@ impl Definition {
             name: &self.name,
             open_after: self.open_after.0,
             clear_after: self.clear_after.0,
-            gone_after: self.subject.as_ref().map(|_| self.gone.0),
+            gone_after: (self.subject.is_some() || self.collector.is_some()).then_some(self.gone.0),
             makes_incidents: true,
             more: self.subject.as_ref().map(|_| "more"),
         }
@@ -327,3 +328,5 @@ impl Definition {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod through;

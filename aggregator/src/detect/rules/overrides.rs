@@ -122,7 +122,7 @@ pub struct Difference {
 struct Entry {
     hosts: Option<Selector>,
     bounds: Bounds,
-    rule: &'static Rule,
+    rule: Rule,
 }
 
 /// The entries of a configuration, checked.
@@ -207,12 +207,22 @@ impl Overrides {
         }
     }
 
+    /// How long a rule of the pack must hold on a host, of opening and of clearing the longer.
+    #[must_use]
+    pub fn held(&self, rule: &str, host: Option<&Enrolled>) -> Duration {
+        let at = pack().iter().position(|known| known.name == rule);
+        at.map_or(Duration::ZERO, |at| {
+            let (_, rule) = self.of(at, host);
+            rule.open_after.max(rule.clear_after)
+        })
+    }
+
     /// What holds of the rule at this place of the pack for a host.
     pub(in crate::detect) fn of(
         &self,
         at: usize,
         host: Option<&Enrolled>,
-    ) -> (Cow<'_, Bounds>, &'static Rule) {
+    ) -> (Cow<'_, Bounds>, &Rule) {
         let picks = |entry: &&Entry| match (&entry.hosts, host) {
             (None, _) => true,
             (Some(selector), Some(host)) => selector.matches(&Who(host)),
@@ -220,7 +230,7 @@ impl Overrides {
         };
         let entries = self.entries.get(&at);
         match entries.and_then(|entries| entries.iter().rev().find(picks)) {
-            Some(entry) => (Cow::Borrowed(&entry.bounds), entry.rule),
+            Some(entry) => (Cow::Borrowed(&entry.bounds), &entry.rule),
             None => (Cow::Owned(bounds(&pack()[at])), plain(at)),
         }
     }
@@ -279,13 +289,11 @@ fn check(entry: &Override, at: usize, definition: &Definition) -> Result<Entry, 
     };
     let hosts = match entry.hosts.trim() {
         "" => None,
-        text => Some(
-            Selector::parse(text).map_err(|error| OverrideError::Selector {
-                rule: entry.rule.clone(),
-                selector: text.to_owned(),
-                why: error.to_string(),
-            })?,
-        ),
+        text => Some(selector(text).map_err(|why| OverrideError::Selector {
+            rule: entry.rule.clone(),
+            selector: text.to_owned(),
+            why,
+        })?),
     };
     Ok(Entry {
         hosts,
@@ -298,12 +306,22 @@ fn check(entry: &Override, at: usize, definition: &Definition) -> Result<Entry, 
                 .filter(|_| entry.severity.is_none()),
             ..bounds(&changed)
         },
-        // As long as the program runs, like the pack: made once for each entry of the configuration.
-        rule: Box::leak(Box::new(rule)),
+        rule,
     })
 }
 
-/// What of a host does not change from tick to tick: a selector that asks for more picks none.
+/// A selector of hosts by what they are, not by how they are just now.
+fn selector(text: &str) -> Result<Selector, String> {
+    let selector = Selector::parse(text).map_err(|error| error.to_string())?;
+    match selector.fleeting() {
+        Some(field) => Err(format!(
+            "{field} changes from minute to minute; use labels, names, os, kernel or agent"
+        )),
+        None => Ok(selector),
+    }
+}
+
+/// What of a host does not change from tick to tick: no selector that asks for more is taken.
 struct Who<'a>(&'a Enrolled);
 
 impl Subject for Who<'_> {

@@ -224,6 +224,10 @@ fn what_the_pack_looks_at_is_there() {
         .collect();
     for rule in pack() {
         let value = &rule.value;
+        if let Some(signal) = &value.signal {
+            let made_of = crate::fleet::derive::made_of(signal);
+            assert!(!made_of.is_empty(), "{}: of what is {signal}?", rule.name);
+        }
         let detail = rule.detail.as_ref();
         let and = rule.and.as_ref().and_then(|and| and.metric.as_deref());
         let metrics = [
@@ -236,8 +240,8 @@ fn what_the_pack_looks_at_is_there() {
         ];
         for name in metrics.into_iter().flatten() {
             let known = METRICS.iter().find(|metric| metric.name == name);
-            // /proc/vmstat and the hardware's sensors have families that the catalogue does not list.
-            let made = ["node_vmstat_", "node_hwmon_", "node_memory_"];
+            // /proc/meminfo and the hardware's sensors have families that the catalogue does not list.
+            let made = ["node_hwmon_", "node_memory_"];
             let made = made.iter().any(|start| name.starts_with(start));
             assert!(made || known.is_some(), "{}: no metric {name}", rule.name);
             if let (Some(known), Some(subject)) = (known, &rule.subject) {
@@ -341,7 +345,7 @@ fn what_a_working_collector_does_not_name_is_gone() {
     let quiet = [f32::NAN; SIGNALS.len()];
     let failed = shown(
         "node_md_disks",
-        &[("device", "md0"), ("state", "failed")],
+        &[("device", "md0"), ("state", "active")],
         1.0,
     );
     let works = collector(success, "mdadm", 1.0);
@@ -363,7 +367,7 @@ fn what_a_working_collector_does_not_name_is_gone() {
             vec![
                 shown(
                     "node_md_disks",
-                    &[("device", "md0"), ("state", "failed")],
+                    &[("device", "md0"), ("state", "active")],
                     1.0,
                 ),
                 collector(success, "mdadm", 0.0),
@@ -640,6 +644,14 @@ fn wrong_overrides_are_told_what_is_wrong() {
         (
             "rule = \"swapping\"\nhosts = \"role=\"",
             "rule swapping: hosts = \"role=\":",
+        ),
+        (
+            "rule = \"swapping\"\nhosts = \"role=web,state!=live\"",
+            "state changes from minute to minute; use labels, names, os, kernel or agent",
+        ),
+        (
+            "rule = \"swapping\"\nhosts = \"cpu>0.5\"",
+            "cpu changes from minute to minute",
         ),
     ] {
         let error = Overrides::parse(&format!("[[rules]]\n{text}\n")).expect_err(text);

@@ -124,6 +124,26 @@ impl Value {
     }
 }
 
+/// Whether a rule looks at how a series grows, whatever its type says: /proc/vmstat's counters are untyped.
+#[must_use]
+pub fn need_rate(uses: &[Use]) -> bool {
+    uses.iter().any(|used| {
+        let Some(definition) = pack().get(usize::from(used.rule)) else {
+            return false;
+        };
+        let grows = |reading| matches!(reading, Reading::Rate | Reading::Recent);
+        match used.part {
+            Part::Value => grows(definition.value.reading),
+            Part::Per => definition.value.reading == Reading::Rate,
+            Part::And => definition
+                .and
+                .as_ref()
+                .is_some_and(|and| grows(and.reading)),
+            Part::Done | Part::Detail | Part::Unless | Part::Read | Part::Absent => false,
+        }
+    })
+}
+
 fn label<'a>(family: &Family, labels: &'a [String], key: &str) -> Option<&'a str> {
     let at = family.labels.iter().position(|name| name == key)?;
     labels.get(at).map(String::as_str)
@@ -228,7 +248,8 @@ impl Grown {
 }
 
 /// What a number belongs to: its subject and, where it is one of two that are compared, all of its labels, so that
-/// the temperature of one sensor is not held against the limit of another.
+/// the temperature of one sensor is not held against the limit of another. Where the rule itself says what the other
+/// labels are, the divisor does not have them, and the subject is all.
 type Place<'a> = (&'a str, &'a [String]);
 
 /// A map in a list: most have one entry, and there are some dozens of them at each tick of each host.
@@ -281,6 +302,8 @@ struct Numbers<'a> {
     unless: Sorted<&'a str, ()>,
     /// Whether the rule's collector worked, or had nothing to read; `None` where the host says nothing of it.
     read: Option<bool>,
+    /// The host does not have what the rule's collector reads.
+    absent: bool,
 }
 
 impl<'a> Numbers<'a> {
@@ -294,7 +317,9 @@ impl<'a> Numbers<'a> {
         let subject = definition.subject.as_deref();
         let subject = subject.and_then(|key| label(sample.family, sample.labels, key));
         let subject = subject.unwrap_or("");
-        let apart = definition.value.per.is_some() || definition.value.done.is_some();
+        let value = &definition.value;
+        let compared = value.per.is_some() || value.done.is_some();
+        let apart = compared && value.labels.is_empty();
         let labels = if apart { sample.labels } else { &[] };
         match sample.used.part {
             Part::Value => {
@@ -333,7 +358,7 @@ impl<'a> Numbers<'a> {
             Part::Read => self.read = Some(self.read == Some(true) || sample.value > 0.0),
             Part::Absent => {
                 if sample.value > 0.0 {
-                    self.read = Some(true);
+                    (self.read, self.absent) = (Some(true), true);
                 }
             }
         }
@@ -442,14 +467,24 @@ impl<'a> Watcher<'a> {
             let verdict = verdict(definition, bounds, value, detail, numbers.and);
             findings.add(subject, verdict);
         }
-        let complete = match numbers.read {
-            Some(read) => read,
-            None => !numbers.values.0.is_empty() || (definition.collector.is_some() && self.lists),
-        };
-        if complete {
+        if numbers.complete(definition, self.lists) {
             Coverage::Complete
         } else {
             Coverage::Partial
+        }
+    }
+}
+
+impl Numbers<'_> {
+    /// Whether what is not named here is not there: by the word of the rule's collector, never because a number is
+    /// missing. Of a subject it is enough that the collector works; the host as a whole does not go, so for a rule about
+    /// it the collector must say that the host has no such thing, or be switched off there.
+    fn complete(&self, definition: &Definition, lists: bool) -> bool {
+        let named = !self.values.0.is_empty();
+        let switched_off = definition.collector.is_some() && lists && self.read.is_none();
+        match definition.subject {
+            Some(_) => self.read.unwrap_or(named || switched_off),
+            None => named || self.absent || switched_off,
         }
     }
 }

@@ -1,12 +1,19 @@
 //! Queues over a real store and real sockets; dates are the test's.
 
-use muster_proto::time::FakeClock;
+use std::{collections::BTreeSet, sync::Mutex};
+
+use muster_proto::{id::HostId, time::FakeClock};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
-use crate::notify::{
-    http::Client,
-    smtp::{Protection, Smtp},
-    testing::{Does, Receiver, certificate, channel, webhook},
+use crate::{
+    detect::Severity,
+    incident::pages::{Page, Scope},
+    notify::{
+        http::Client,
+        smtp::{Protection, Smtp},
+        testing::{Does, Receiver, certificate, channel, webhook},
+    },
 };
 
 const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);
@@ -40,7 +47,11 @@ impl Lab {
     }
 
     async fn queue(&self, page: u64, event: &'static str) {
-        let key = format!("{page}.{event}");
+        self.queue_as(page, event, &format!("{page}.{event}")).await;
+    }
+
+    async fn queue_as(&self, page: u64, event: &'static str, key: &str) {
+        let key = key.to_owned();
         let mut message =
             Message::about(event, key, "lab", format!("page {page}"), self.clock.now());
         message.incident = format!("I-{page}");
@@ -50,6 +61,24 @@ impl Lab {
             at: self.clock.now(),
             ..crate::control::Consequence::default()
         };
+        self.queue.control.conclude(all).await.expect("written");
+    }
+
+    /// The page opens now.
+    async fn page(&self, number: u64) {
+        let page = Page {
+            id: number.to_string(),
+            scope: Scope::Host(HostId::from_bytes([1; 16])),
+            severity: Severity::Warning,
+            opened: self.clock.now(),
+            grown: self.clock.now(),
+            clear: None,
+            tellings: 1,
+            told_hosts: 1,
+            lead: None,
+        };
+        let mut all = crate::control::Consequence::default();
+        all.changes.pages.insert(number, page);
         self.queue.control.conclude(all).await.expect("written");
     }
 
@@ -173,10 +202,10 @@ async fn tls_is_spoken_to_whom_the_channel_trusts() {
     let receiver = Receiver::start(Some(tls)).await;
     let mut channel = webhook(&receiver);
     let message = Message::about("test", "k".to_owned(), "lab", "a trial".to_owned(), START);
-    let refused = send::send(&channel, &channel.client, &message, START).await;
+    let refused = send::send(&channel, &message, &To::All, START).await;
     assert!(matches!(refused, Err(SendError::Tls { .. })), "{refused:?}");
     channel.client = Client::new(Some(&root)).expect("a root");
-    send::send(&channel, &channel.client, &message, START)
+    send::send(&channel, &message, &To::All, START)
         .await
         .expect("trusted");
     assert_eq!(receiver.told().len(), 1);
@@ -272,7 +301,7 @@ async fn a_mail_is_handed_in_over_tls_and_the_password_only_there() {
     let mut channel = channel("mail", Kind::Email(settings));
     channel.client = Client::new(Some(&root)).expect("a root");
     let message = Message::about("test", "k.7".to_owned(), "lab", "a trial".to_owned(), START);
-    let taken = send::send(&channel, &channel.client, &message, START)
+    let taken = send::send(&channel, &message, &To::All, START)
         .await
         .expect("taken");
     assert_eq!(taken.later, ["grey@example.org"]);
@@ -305,68 +334,180 @@ async fn a_mail_is_handed_in_over_tls_and_the_password_only_there() {
     assert!(secure.contains("\r\n.\r\n"), "{secure}");
 }
 
-/// A relay on this machine that refuses a reader for now in the first of its conversations.
-async fn greylisting(conversations: usize) -> (String, tokio::task::JoinHandle<Vec<String>>) {
-    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
-        .await
-        .expect("a port");
-    let port = listener.local_addr().expect("bound").port();
-    let server = tokio::spawn(async move {
-        let mut said = Vec::new();
-        for conversation in 0..conversations {
-            let (stream, _) = listener.accept().await.expect("a client");
-            let mut stream = BufReader::new(stream);
-            stream.write_all(b"220 relay\r\n").await.expect("a client");
-            let (mut heard, mut data) = (String::new(), false);
-            while !heard.ends_with("QUIT\r\n")
-                && stream
-                    .read_line(&mut heard)
-                    .await
-                    .is_ok_and(|read| read > 0)
-            {
-                let line = heard.lines().last().unwrap_or_default();
-                let reply = match line.get(..4).unwrap_or_default() {
-                    _ if data && line != "." => continue,
-                    "DATA" => "354 go on\r\n",
-                    "RCPT" if conversation == 0 && line.contains("grey") => "451 come again\r\n",
-                    _ => "250 ok\r\n",
-                };
-                data = line == "DATA";
-                stream.write_all(reply.as_bytes()).await.expect("a client");
+/// A relay on this machine that refuses some readers for now.
+struct Relay {
+    port: u16,
+    refuses: Arc<Mutex<BTreeSet<&'static str>>>,
+    /// `1.firing to a, b` for each mail that was taken.
+    took: Arc<Mutex<Vec<String>>>,
+    _server: AbortOnDropHandle<()>,
+}
+
+impl Relay {
+    async fn start() -> Self {
+        use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let refuses = Arc::new(Mutex::new(BTreeSet::<&'static str>::new()));
+        let took = Arc::new(Mutex::new(Vec::new()));
+        let (refusing, mails) = (Arc::clone(&refuses), Arc::clone(&took));
+        let server = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut stream = BufReader::new(stream);
+                stream.write_all(b"220 relay\r\n").await.expect("a client");
+                let (mut data, mut to, mut key) = (false, Vec::new(), String::new());
+                loop {
+                    let mut line = String::new();
+                    if stream.read_line(&mut line).await.unwrap_or(0) == 0 {
+                        break;
+                    }
+                    let line = line.trim_end();
+                    if let Some(id) = line.strip_prefix("Message-ID: <") {
+                        key = id.split('@').next().unwrap_or_default().to_owned();
+                    }
+                    let reader = line.strip_prefix("RCPT TO:<");
+                    let reader = reader.and_then(|reader| reader.split('@').next());
+                    let reply = match (line, reader) {
+                        _ if data && line != "." => continue,
+                        (_, Some(reader)) if refusing.lock().expect("whole").contains(reader) => {
+                            "451 come again\r\n"
+                        }
+                        (_, Some(reader)) => {
+                            to.push(reader.to_owned());
+                            "250 ok\r\n"
+                        }
+                        (".", None) => {
+                            let mail = format!("{key} to {}", to.join(", "));
+                            mails.lock().expect("whole").push(mail);
+                            "250 taken\r\n"
+                        }
+                        ("DATA", None) => "354 go on\r\n",
+                        _ => "250 ok\r\n",
+                    };
+                    data = line == "DATA";
+                    stream.write_all(reply.as_bytes()).await.expect("a client");
+                    if line == "QUIT" {
+                        break;
+                    }
+                }
             }
-            said.push(heard);
+        });
+        Self {
+            port,
+            refuses,
+            took,
+            _server: AbortOnDropHandle::new(server),
         }
-        said
-    });
-    (format!("localhost:{port}"), server)
+    }
+
+    fn refuse(&self, readers: impl IntoIterator<Item = &'static str>) {
+        *self.refuses.lock().expect("whole") = readers.into_iter().collect();
+    }
+
+    /// What it took since it was asked last.
+    fn took(&self) -> Vec<String> {
+        std::mem::take(&mut *self.took.lock().expect("whole"))
+    }
+
+    /// A lab whose channel mails by it to these.
+    async fn lab(&self, to: &[&str]) -> Lab {
+        let mut lab = Lab::new(0).await;
+        let settings = Smtp {
+            server: format!("localhost:{}", self.port),
+            protection: Protection::None,
+            login: None,
+            from: "muster@example.org".to_owned(),
+            to: to.iter().map(|to| format!("{to}@example.org")).collect(),
+        };
+        lab.queue.channel = Arc::new(channel("ops", Kind::Email(settings)));
+        lab
+    }
 }
 
 #[tokio::test]
 async fn a_reader_refused_for_now_gets_the_mail_later_and_the_others_once() {
-    let mut lab = Lab::new(0).await;
-    let (server, heard) = greylisting(2).await;
-    let settings = Smtp {
-        server,
-        protection: Protection::None,
-        login: None,
-        from: "muster@example.org".to_owned(),
-        to: vec!["ops@example.org".to_owned(), "grey@example.org".to_owned()],
-    };
-    lab.queue.channel = Arc::new(channel("ops", Kind::Email(settings)));
+    let relay = Relay::start().await;
+    let lab = relay.lab(&["ops", "grey"]).await;
+    relay.refuse(["grey"]);
     lab.queue(1, "firing").await;
-    while lab.queue.step(&mut 0).await.is_zero() {}
-    let said = heard.await.expect("two conversations");
-    assert!(said[0].contains("RCPT TO:<ops@") && said[0].contains("RCPT TO:<grey@"));
-    assert!(!said[1].contains("RCPT TO:<ops@") && said[1].contains("RCPT TO:<grey@"));
-    for mail in &said {
-        assert!(
-            mail.contains("\r\nMessage-ID: <1.firing@example.org>\r\n"),
-            "{mail}"
-        );
-    }
+    lab.drain().await;
+    assert_eq!(relay.took(), ["1.firing to ops"]);
+    relay.refuse([]);
+    lab.drain().await;
+    assert_eq!(relay.took(), [""; 0], "it is not asked again at once");
+    lab.clock.advance(LONGEST_PAUSE);
+    lab.drain().await;
+    assert_eq!(relay.took(), ["1.firing to grey"], "with the same key");
     let books = lab.queue.control.channel_books("ops", START).await;
-    assert_eq!(books.expect("readable").waiting, 0);
+    let books = books.expect("readable");
+    assert_eq!((books.waiting, books.delivered), (0, 1));
+}
+
+#[tokio::test]
+async fn whom_the_server_refuses_keeps_nobody_waiting_and_gets_all_in_order() {
+    let relay = Relay::start().await;
+    let lab = relay.lab(&["a", "b", "full"]).await;
+    relay.refuse(["full"]);
+    for (page, event) in [(1, "firing"), (1, "grew"), (2, "firing")] {
+        lab.queue(page, event).await;
+        lab.drain().await;
+        assert_eq!(relay.took(), [format!("{page}.{event} to a, b")]);
+    }
+    // Another is refused for a moment, and waits for its own only.
+    relay.refuse(["b", "full"]);
+    lab.queue(1, "steady").await;
+    lab.drain().await;
+    assert_eq!(relay.took(), ["1.steady to a"]);
+    relay.refuse(["full"]);
+    lab.queue(1, "resolved").await;
+    lab.drain().await;
+    assert_eq!(
+        relay.took(),
+        ["1.resolved to a", "1.steady to b", "1.resolved to b"]
+    );
+    relay.refuse([]);
+    lab.clock.advance(LONGEST_PAUSE);
+    lab.drain().await;
+    let full = ["1.firing", "1.grew", "2.firing", "1.steady", "1.resolved"];
+    assert_eq!(relay.took(), full.map(|key| format!("{key} to full")));
+    lab.queue(2, "resolved").await;
+    lab.drain().await;
+    assert_eq!(relay.took(), ["2.resolved to a, b, full"]);
+}
+
+#[tokio::test]
+async fn a_reader_who_is_refused_for_days_is_given_up_and_a_page_that_opens_again_does_not_wait() {
+    let relay = Relay::start().await;
+    let lab = relay.lab(&["a", "full"]).await;
+    relay.refuse(["full"]);
+    for event in ["firing", "resolved"] {
+        lab.queue(1, event).await;
+    }
+    lab.drain().await;
+    assert_eq!(relay.took(), ["1.firing to a", "1.resolved to a"]);
+    // It fails anew: what was said of it before then is not of now.
+    lab.clock.advance(HOUR);
+    lab.page(1).await;
+    lab.queue_as(1, "firing", "1.firing.2").await;
+    lab.drain().await;
+    assert_eq!(relay.took(), ["1.firing.2 to a"]);
+    relay.refuse([]);
+    lab.clock.advance(LONGEST_PAUSE);
+    lab.drain().await;
+    assert_eq!(relay.took(), ["1.firing.2 to full"]);
+    // Ends for one reader are not tried for ever.
+    relay.refuse(["full"]);
+    lab.queue_as(1, "resolved", "1.resolved.2").await;
+    lab.drain().await;
+    lab.clock.advance(GIVE_UP_AFTER);
+    relay.refuse([]);
+    lab.drain().await;
+    assert_eq!(relay.took(), ["1.resolved.2 to a"]);
+    let books = lab.queue.control.channel_books("ops", START).await;
+    let books = books.expect("readable");
+    assert_eq!((books.waiting, books.given_up, books.held_back), (0, 1, 2));
 }
 
 #[tokio::test]
@@ -379,7 +520,7 @@ async fn a_program_gets_the_message_and_is_ended_when_it_hangs() {
     };
     let write = format!("cat > {}; echo $MUSTER_KEY >> {0}", out.display());
     let mut channel = channel("run", program(&write));
-    send::send(&channel, &channel.client, &message, START)
+    send::send(&channel, &message, &To::All, START)
         .await
         .expect("it ran");
     let written = std::fs::read_to_string(&out).expect("written");
@@ -388,10 +529,10 @@ async fn a_program_gets_the_message_and_is_ended_when_it_hangs() {
         "{written}"
     );
     channel.kind = program("exit 3");
-    let failed = send::send(&channel, &channel.client, &message, START).await;
+    let failed = send::send(&channel, &message, &To::All, START).await;
     assert!(failed.is_err_and(|error| error.to_string().contains("exit status: 3")));
     channel.kind = program("exec sleep 600");
     channel.timeout = Duration::from_millis(50);
-    let late = send::send(&channel, &channel.client, &message, START).await;
+    let late = send::send(&channel, &message, &To::All, START).await;
     assert!(matches!(late, Err(SendError::Late { .. })), "{late:?}");
 }

@@ -1,0 +1,470 @@
+//! Rules of the pack judged once more over the samples in history: as they are, and as they would be.
+//!
+//! The samples of a host go through the engine of the live path ([`Engine::step_rules`]), tick by tick in event time, under
+//! both sets of rules at once. Only hosts and rules are looked at whose answer can differ, only the series these rules
+//! look at are read, a window of a few hosts at a time, so memory is bounded whatever is asked; [`GiveUp`] ends it
+//! between two windows. What comes out are transitions; [`crate::incident::replay`] makes pages of them.
+//!
+//! Where every sample is kept the live path's transitions come out again. Beyond, a point of a minute or of a quarter of an
+//! hour stands for all its samples by its last, so that answers are near the truth and not the truth; [`Report`] counts
+//! both. Samples that came late were never judged live, and are judged here: history does not tell them apart.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::ControlFlow,
+    sync::Arc,
+    time::Duration,
+};
+
+use muster_proto::{
+    catalog::{self, METRICS},
+    codec::Intern as _,
+    id::HostId,
+    time::Timestamp,
+};
+
+use crate::{
+    detect::{
+        Engine, HostDetection, Observation, Opening, Transition,
+        rules::{self, Definition, Overrides, Value},
+    },
+    fleet::{
+        Enrolled,
+        derive::{self, Gather},
+        host::{MAX_RATE_SPAN, rule_samples},
+        names::Names,
+    },
+    history::{
+        GiveUp, HistoryError, HostSeries, Point, SampleQuery, SampleStore, SeriesKey, StoreStats,
+        Tier, fold,
+    },
+};
+
+/// Hosts whose samples are in memory at a time: of some ten series each a few MB.
+const HOSTS_AT_ONCE: usize = 16;
+/// Ticks of a window, about: the packed files of raw samples cover as many at 10 s.
+const TICKS_A_WINDOW: i64 = 720;
+/// Most points of one metric of the hosts of a window: 56 bytes each.
+const MAX_POINTS: u64 = 1_000_000;
+/// Openings and clearings of a replay: what says more is no rule that anybody would want.
+const MAX_TRANSITIONS: usize = 200_000;
+/// A host that booted has another boot time by more than what setting its clock moves it.
+const SAME_BOOT_SECONDS: f64 = 30.0;
+
+/// A host, and what was open on it when the replay begins.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// Who it is, as selectors of rules see it.
+    pub who: Enrolled,
+    /// Interval between its ticks, as it is now.
+    pub interval: Duration,
+    /// What was open then of the rules that are judged.
+    pub open: Vec<Opening>,
+    /// Names of the rules that are judged on it.
+    pub rules: BTreeSet<&'static str>,
+}
+
+/// What is to be judged.
+pub struct Question<'a> {
+    /// Where the samples are.
+    pub store: &'a dyn SampleStore,
+    /// Hosts with a rule to judge.
+    pub hosts: Vec<Subject>,
+    /// The rules as they are.
+    pub old: Arc<Overrides>,
+    /// The rules as they would be.
+    pub new: Arc<Overrides>,
+    /// From here on samples are read.
+    pub from: Timestamp,
+    /// Up to here.
+    pub to: Timestamp,
+    /// Nobody wants to know any more.
+    pub give_up: GiveUp,
+}
+
+/// What rules say of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// Whose.
+    pub host: HostId,
+    /// By the rules as they are.
+    pub old: Vec<Transition>,
+    /// By the rules as they would be.
+    pub new: Vec<Transition>,
+}
+
+/// How far it goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Ticks that were judged as they were.
+    pub ticks: u64,
+    /// Ticks of which one sample stands for a minute, or for a quarter of an hour.
+    pub coarse: u64,
+    /// Since when every sample is kept; `None`: all along.
+    pub every_since: Option<Timestamp>,
+    /// What could not be read, in words for people.
+    pub missing: BTreeSet<String>,
+}
+
+/// Since when points are as fine as that.
+#[derive(Debug, Clone, Copy)]
+struct Fineness {
+    raw: i64,
+    minute: i64,
+}
+
+impl Fineness {
+    fn of(stats: &StoreStats) -> Self {
+        let [raw, minute, quarter] = stats.oldest_ms;
+        // Without files of a kind there is nothing finer than the next; without any, all is in memory, as it came.
+        let since = |own: i64, coarser: i64| match (own, coarser) {
+            (0, 0) => i64::MIN,
+            (0, _) => i64::MAX,
+            (own, _) => own,
+        };
+        Self {
+            raw: since(raw, minute.max(quarter)),
+            minute: since(minute, quarter),
+        }
+    }
+
+    fn at(self, at: i64) -> Tier {
+        match at {
+            at if at >= self.raw => Tier::Raw,
+            at if at >= self.minute => Tier::Minute,
+            _ => Tier::Quarter,
+        }
+    }
+}
+
+/// Why rules were not judged.
+#[derive(Debug, thiserror::Error)]
+pub enum RejudgeError {
+    /// Nobody waits for it.
+    #[error("nobody waits for the answer")]
+    GivenUp,
+    /// Their bounds are within what is usual.
+    #[error(
+        "these rules would open and clear more than {MAX_TRANSITIONS} times; compare a shorter time, or less eager rules"
+    )]
+    TooMany,
+}
+
+/// Judges; `each` takes what comes of a host, `progress` how many of how many windows are done.
+///
+/// # Errors
+/// [`RejudgeError`]. What cannot be read is named in the report.
+pub fn judge(
+    question: Question<'_>,
+    each: &mut dyn FnMut(Judged),
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Report, RejudgeError> {
+    let Question {
+        store,
+        hosts,
+        old,
+        new,
+        from,
+        to,
+        give_up,
+    } = question;
+    let fineness = Fineness::of(&store.stats());
+    let windows = windows(from.as_millis(), to.as_millis(), fineness);
+    let of_all: BTreeSet<&str> = hosts.iter().flat_map(|host| host.rules.clone()).collect();
+    // A host has a series for each of its CPUs and their modes.
+    let has_signal = rules::pack()
+        .iter()
+        .any(|rule| of_all.contains(&*rule.name) && rule.value.signal.is_some());
+    let at_once = if has_signal { 1 } else { HOSTS_AT_ONCE };
+    let batches = hosts.chunks(at_once);
+    let of = batches.len() as u64 * windows.len() as u64;
+    let engines = [old, new].map(Engine::of_rules);
+    let mut report = Report::default();
+    let (mut done, mut said) = (0, 0);
+    for batch in batches {
+        let mut names = Names::default();
+        let metrics = metrics(batch.iter().flat_map(|host| host.rules.iter().copied()));
+        let mut folds: Vec<Fold> = batch
+            .iter()
+            .map(|host| Fold::new(host.clone(), &engines))
+            .collect();
+        for &(begin, end) in &windows {
+            give_up.check().map_err(|_| RejudgeError::GivenUp)?;
+            let query = SampleQuery {
+                hosts: batch.iter().map(|host| host.who.id).collect(),
+                metric: None,
+                labels: Vec::new(),
+                from: begin,
+                to: end,
+                step_ms: 0,
+                max_points: MAX_POINTS,
+                give_up: give_up.clone(),
+            };
+            let mut read = read(store, &query, &metrics, &mut report)?;
+            for fold in &mut folds {
+                let series = read.remove(&fold.who.id).unwrap_or_default();
+                let series = series.into_iter().map(|one| {
+                    let family = names.family((*one.name.family).clone());
+                    (names.series(&family, &one.name.labels), one.points)
+                });
+                let series: Vec<_> = series.collect();
+                said -= fold.said();
+                fold.window(&series, &engines, fineness, &mut report);
+                said += fold.said();
+            }
+            if said > MAX_TRANSITIONS {
+                return Err(RejudgeError::TooMany);
+            }
+            done += 1;
+            progress(done, of);
+        }
+        for fold in folds {
+            each(fold.end());
+        }
+    }
+    if fineness.raw > from.as_millis() {
+        let since = fineness.raw.min(to.as_millis());
+        report.every_since = Some(Timestamp::from_millis(since));
+    }
+    Ok(report)
+}
+
+/// The windows from one time to another: as long as is read at once where points are as fine.
+fn windows(from: i64, to: i64, fineness: Fineness) -> Vec<(i64, i64)> {
+    let mut windows = Vec::new();
+    let mut begin = from;
+    while begin < to {
+        let (step, until) = match fineness.at(begin) {
+            Tier::Raw => (10_000, to),
+            Tier::Minute => (60_000, fineness.raw),
+            Tier::Quarter => (900_000, fineness.minute.min(fineness.raw)),
+        };
+        let end = (begin + step * TICKS_A_WINDOW).min(until).min(to);
+        windows.push((begin, end));
+        begin = end;
+    }
+    windows
+}
+
+/// The series of these metrics, by host.
+fn read(
+    store: &dyn SampleStore,
+    query: &SampleQuery,
+    metrics: &BTreeSet<&str>,
+    report: &mut Report,
+) -> Result<HashMap<HostId, Vec<HostSeries>>, RejudgeError> {
+    let mut read: HashMap<HostId, Vec<HostSeries>> = HashMap::new();
+    for metric in metrics {
+        let query = SampleQuery {
+            metric: Some((*metric).to_owned()),
+            ..query.clone()
+        };
+        let outcome = store.read(&query, &mut |series| {
+            read.entry(series.host).or_default().push(series);
+            ControlFlow::Continue(())
+        });
+        match outcome {
+            Ok(found) => report.missing.extend(found.missing),
+            Err(HistoryError::GivenUp) => return Err(RejudgeError::GivenUp),
+            Err(error) => {
+                report.missing.insert(format!("{metric}: {error}"));
+            }
+        }
+    }
+    Ok(read)
+}
+
+/// All that these rules look at.
+fn metrics(judged: impl Iterator<Item = &'static str>) -> BTreeSet<&'static str> {
+    let judged: BTreeSet<&str> = judged.collect();
+    let name = |id: catalog::FamilyId| METRICS[id.0 as usize].name;
+    // Counters begin anew with the host.
+    let mut metrics = BTreeSet::from([name(catalog::BOOT_TIME_SECONDS)]);
+    for rule in rules::pack() {
+        if judged.contains(&*rule.name) {
+            metrics.extend(looks_at(rule));
+            if rule.collector.is_some() {
+                metrics.insert(name(catalog::SCRAPE_COLLECTOR_SUCCESS));
+                metrics.insert(name(catalog::AGENT_COLLECTOR_ABSENT));
+            }
+        }
+    }
+    metrics
+}
+
+/// The metrics that stand in a rule, and those its signal is made of.
+fn looks_at(rule: &'static Definition) -> impl Iterator<Item = &'static str> {
+    let of = |value: &'static Value| {
+        let signal = value.signal.as_deref().map_or(&[][..], derive::made_of);
+        let named = [&value.metric, &value.per, &value.done];
+        named
+            .into_iter()
+            .filter_map(Option::as_deref)
+            .chain(signal.iter().copied())
+    };
+    let detail = rule.detail.as_ref().map(|detail| &*detail.metric);
+    of(&rule.value)
+        .chain(rule.and.iter().flat_map(of))
+        .chain(detail)
+        .chain(rule.unless.as_deref())
+}
+
+/// One host on its way through time.
+struct Fold {
+    who: Enrolled,
+    interval: Duration,
+    rules: BTreeSet<&'static str>,
+    last_tick: Option<Timestamp>,
+    boot: Option<f64>,
+    /// The last point of each series that has a rate, by the address of its name.
+    before: HashMap<usize, Point>,
+    /// By the rules as they are and as they would be.
+    states: [HostDetection; 2],
+    told: [Vec<Transition>; 2],
+}
+
+impl Fold {
+    fn new(host: Subject, engines: &[Engine; 2]) -> Self {
+        let mut states = [HostDetection::default(), HostDetection::default()];
+        for (state, engine) in states.iter_mut().zip(engines) {
+            engine.adopt(state, &host.open);
+        }
+        Self {
+            who: host.who,
+            interval: host.interval,
+            rules: host.rules,
+            last_tick: None,
+            boot: None,
+            before: HashMap::new(),
+            states,
+            told: [Vec::new(), Vec::new()],
+        }
+    }
+
+    /// Goes through the ticks of a window.
+    fn window(
+        &mut self,
+        series: &[(Arc<SeriesKey>, Vec<Point>)],
+        engines: &[Engine; 2],
+        fineness: Fineness,
+        report: &mut Report,
+    ) {
+        let ticks: BTreeSet<i64> = series
+            .iter()
+            .flat_map(|(_, points)| points.iter().map(|point| point.at))
+            .collect();
+        let mut rest: Vec<&[Point]> = series.iter().map(|(_, points)| &points[..]).collect();
+        let mut shown: Vec<(&SeriesKey, Point)> = Vec::new();
+        for at in ticks {
+            shown.clear();
+            for ((key, _), points) in series.iter().zip(&mut rest) {
+                if let Some((point, later)) = points.split_first().filter(|(p, _)| p.at == at) {
+                    shown.push((key, *point));
+                    *points = later;
+                }
+            }
+            let step = fineness.at(at).step_ms();
+            match step {
+                None => report.ticks += 1,
+                Some(_) => report.coarse += 1,
+            }
+            let step = Duration::from_millis(step.unwrap_or(0).unsigned_abs());
+            let interval = self.interval.max(step);
+            self.tick(Timestamp::from_millis(at), interval, &shown, engines);
+        }
+    }
+
+    /// As `HostState` takes a sample in, for the part of it that these rules look at.
+    fn tick(
+        &mut self,
+        tick: Timestamp,
+        interval: Duration,
+        shown: &[(&SeriesKey, Point)],
+        engines: &[Engine; 2],
+    ) {
+        let span = self.last_tick.map(|last| tick.since(last));
+        let seconds = span
+            .filter(|span| *span <= MAX_RATE_SPAN)
+            .map(|span| span.as_secs_f64());
+        let mut gather = Gather::default();
+        let rates = self.rates(shown, seconds);
+        let mut valued = Vec::with_capacity(shown.len());
+        for ((key, point), rate) in shown.iter().zip(rates) {
+            gather.add(key.input, point.last, rate);
+            #[expect(clippy::cast_possible_truncation, reason = "as the live path keeps it")]
+            let rate = rate.unwrap_or(f64::NAN) as f32;
+            valued.push((*key, point.last, rate));
+        }
+        let signals = gather.signals(&gather.derived(Vec::new()));
+        let samples = rule_samples(valued.into_iter(), span);
+        let seen = Observation {
+            tick,
+            interval,
+            live: true,
+            signals: &signals,
+            filesystems: &[],
+            filesystems_known: false,
+            units: &[],
+            units_known: false,
+            samples: &samples,
+            who: Some(&self.who),
+        };
+        let mut out = Vec::new();
+        for ((engine, state), told) in engines.iter().zip(&mut self.states).zip(&mut self.told) {
+            engine.step_rules(state, &seen, &mut out);
+            told.extend(out.drain(..).filter(|one| self.rules.contains(one.rule)));
+        }
+        self.last_tick = Some(tick);
+    }
+
+    /// What each series grew by a second since the tick before.
+    fn rates(&mut self, shown: &[(&SeriesKey, Point)], seconds: Option<f64>) -> Vec<Option<f64>> {
+        let boot_time = METRICS[catalog::BOOT_TIME_SECONDS.0 as usize].name;
+        let boot = shown
+            .iter()
+            .find(|(key, _)| key.family.name == boot_time)
+            .map(|(_, point)| point.last);
+        if let Some(boot) = boot
+            && self
+                .boot
+                .replace(boot)
+                .is_some_and(|before| (before - boot).abs() > SAME_BOOT_SECONDS)
+        {
+            self.before.clear();
+        }
+        let mut now = HashMap::with_capacity(self.before.len());
+        let rates = shown.iter().map(|(key, point)| {
+            if !key.rated {
+                return None;
+            }
+            let place = std::ptr::from_ref::<SeriesKey>(key).addr();
+            now.insert(place, *point);
+            let (before, seconds) = self.before.get(&place).zip(seconds)?;
+            if point.dropped == 0.0 {
+                return derive::rate(before.last, point.last, seconds);
+            }
+            // A counter began anew within the point: what it lost then is known.
+            Some(fold::increase(before, point) / seconds).filter(|rate| *rate >= 0.0)
+        });
+        let rates = rates.collect();
+        self.before = now;
+        rates
+    }
+
+    /// How often something opened or cleared.
+    fn said(&self) -> usize {
+        self.told.iter().map(Vec::len).sum()
+    }
+
+    fn end(self) -> Judged {
+        let [old, new] = self.told;
+        Judged {
+            host: self.who.id,
+            old,
+            new,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,441 @@
+//! A fleet that was live once, with its samples in a store, judged again: by the same rules the same, by others what
+//! they would have said.
+
+use muster_proto::{
+    codec::{Changes, Encoder},
+    id::Incarnation,
+    series::{Family, Kind, Raw, Scale, Series, Table},
+    v1,
+};
+use tokio::time::Instant;
+
+use super::*;
+use crate::{
+    detect::Change,
+    fleet::{
+        HostState,
+        host::{FrameIn, Lane, Receiving, Session, Verdict},
+    },
+    history::PlainStore,
+    incident::{
+        pages::{self, Turn},
+        replay::{self, Rejudged, Scope, Script, Told, Turned},
+        roster::{Card, Roster},
+    },
+};
+
+const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);
+const INTERVAL: Duration = Duration::from_secs(10);
+const TICKS: u32 = 720;
+const LIFE: Incarnation = Incarnation(1);
+
+fn id(number: u8) -> HostId {
+    HostId::from_bytes([number; 16])
+}
+
+fn at(tick: u32) -> Timestamp {
+    START.plus(INTERVAL * tick)
+}
+
+fn who(number: u8) -> Enrolled {
+    Enrolled {
+        id: id(number),
+        name: format!("web-{number}"),
+        labels: [("rack".to_owned(), format!("r{number}"))].into(),
+        facts: v1::HostFacts::default(),
+        certificate_not_after: None,
+    }
+}
+
+/// What a host shows at a tick: 1 has its table of connections full for a while, 2 nearly so, 3 waits for its CPUs.
+fn table(host: u8, tick: u32) -> Table {
+    let family = |name: &str, kind, labels: &[&str]| Family {
+        name: name.into(),
+        kind,
+        scale: Scale::One,
+        labels: labels.iter().map(|&label| label.into()).collect(),
+    };
+    let middle = (200..320).contains(&tick);
+    let entries = match host {
+        1 if middle => 95_000,
+        2 if middle => 85_000,
+        _ => 20_000 + i64::from(tick % 7),
+    };
+    // It boots at 400, and its counters begin anew.
+    let waited = f64::from(tick % 400) * if host == 3 { 9.3 } else { 0.01 };
+    let families = vec![
+        family("node_nf_conntrack_entries", Kind::Gauge, &[]),
+        family("node_nf_conntrack_entries_limit", Kind::Gauge, &[]),
+        Family {
+            scale: Scale::Float,
+            ..family(
+                "node_pressure_cpu_waiting_seconds_total",
+                Kind::Counter,
+                &[],
+            )
+        },
+        family("muster_check_status", Kind::Gauge, &["check"]),
+        family("node_boot_time_seconds", Kind::Gauge, &[]),
+        family("node_scrape_collector_success", Kind::Gauge, &["collector"]),
+    ];
+    let failing = host == 2 && (500..510).contains(&tick);
+    let labels = [vec![], vec![], vec![], vec!["web"], vec![], vec!["checks"]];
+    let series = (0..).zip(labels).map(|(family, labels)| Series {
+        family,
+        labels: labels.into_iter().map(Into::into).collect(),
+    });
+    Table {
+        families,
+        series: series.collect(),
+        raw: vec![
+            Raw::int(entries),
+            Raw::int(100_000),
+            Raw::float(waited),
+            Raw::int(if failing { 2 } else { 0 }),
+            Raw::int(if tick < 400 {
+                1_700_000_000
+            } else {
+                1_795_004_000
+            }),
+            Raw::int(1),
+        ],
+        present: vec![true; 6],
+        ..Table::default()
+    }
+}
+
+/// The fleet as it was: its samples, and what the live path made of them.
+struct Past {
+    store: PlainStore,
+    live: Vec<(HostId, Transition)>,
+}
+
+impl Past {
+    fn new() -> Self {
+        let mut past = Self {
+            store: PlainStore::default(),
+            live: Vec::new(),
+        };
+        for host in 1..=3 {
+            past.live(host);
+        }
+        past
+    }
+
+    fn live(&mut self, number: u8) {
+        let mut host = HostState::new(who(number), START);
+        let (engine, mut changes) = (Engine::default(), Changes::default());
+        let (mut names, mut stored, mut encoder) =
+            (Names::default(), Names::default(), Encoder::new());
+        let session = |boot| Session {
+            incarnation: LIFE,
+            session: 1,
+            boot_id: vec![boot; 16],
+            interval: INTERVAL,
+            clock_offset_ms: 0,
+        };
+        host.begin_session(session(1));
+        let ticks = (0..TICKS).filter(|tick| !(600..606).contains(tick));
+        for (seq, tick) in (1..).zip(ticks) {
+            if tick == 400 {
+                host.begin_session(session(2));
+            }
+            let table = table(number, tick);
+            let mut payload = Vec::new();
+            encoder.encode(&table, &[], seq == 1, &mut payload);
+            let frame = FrameIn {
+                incarnation: LIFE,
+                seq,
+                lane: Lane::Live,
+                tick: at(tick),
+                received: at(tick),
+                crc32c: crc32c::crc32c(&payload),
+                payload: payload.into(),
+            };
+            let mut context = Receiving {
+                names: &mut names,
+                engine: &engine,
+                changes: &mut changes,
+                series_quota: 100,
+                now: Instant::now(),
+                replayed: false,
+            };
+            let mut out = Vec::new();
+            let verdict = host.receive(&frame, &mut context, &mut out);
+            assert_eq!(verdict, Verdict::Store);
+            self.live
+                .extend(out.into_iter().map(|one| (id(number), one)));
+            let keys: Vec<_> = table
+                .series
+                .iter()
+                .map(|series| {
+                    let family = &table.families[series.family as usize];
+                    let family = stored.family(family.clone());
+                    let labels: Vec<String> = series
+                        .labels
+                        .iter()
+                        .map(|label| label.to_string())
+                        .collect();
+                    stored.series(&family, &labels)
+                })
+                .collect();
+            let mut values = keys.iter().zip(table.raw.iter().copied());
+            self.store
+                .append(seq, id(number), at(tick).as_millis(), &mut values)
+                .expect("a map takes everything");
+        }
+    }
+
+    /// The record of it, with a round every second.
+    fn script(&self) -> Script {
+        let mut script = Script {
+            roster: Roster::of((1..=3).map(|number| {
+                let card = Card {
+                    name: who(number).name,
+                    labels: who(number).labels,
+                    ..Card::default()
+                };
+                (id(number), card)
+            })),
+            ..Script::default()
+        };
+        let seconds = (0..TICKS * 10).map(|second| Turned {
+            at: START.plus(Duration::from_secs(second.into())),
+            turn: None,
+        });
+        script.turns.extend(seconds);
+        let mut ordered: Vec<_> = self.live.iter().collect();
+        ordered.sort_by_key(|(_, one)| one.at);
+        let mut open = HashMap::new();
+        for (host, one) in ordered {
+            let key = (*host, one.rule, one.subject.clone());
+            let (number, turn) = match &one.change {
+                Change::Opened { summary, .. } => {
+                    let number = script.subjects.len() as u64 + 1;
+                    open.insert(key, number);
+                    let subject = pages::Subject {
+                        id: format!("id {number}"),
+                        host: *host,
+                        rule: one.rule.to_owned(),
+                        subject: one.subject.clone(),
+                        severity: one.severity,
+                        summary: summary.clone(),
+                        evidence: String::new(),
+                        since: one.since,
+                    };
+                    script.subjects.insert(number, subject);
+                    (number, Turn::Opened)
+                }
+                Change::Cleared { .. } => (open[&key], Turn::Cleared),
+            };
+            script.turns.push(Turned {
+                at: one.at.plus(Duration::from_secs(1)),
+                turn: Some((number, turn)),
+            });
+        }
+        // What happened is taken in before the round looks at the time.
+        script.turns.sort_by_key(|one| (one.at, one.turn.is_none()));
+        script
+    }
+
+    fn judge(&self, new: &str, all: bool) -> (Rejudged, Report, Vec<Judged>) {
+        let script = self.script();
+        let rules = || Overrides::default();
+        let parsed = || Overrides::parse(new).expect("they read");
+        let mut scope = Scope {
+            from: START,
+            ..Scope::default()
+        };
+        for number in 1..=3 {
+            for rule in rules::pack() {
+                let change = rules().change_to(&parsed(), &rule.name, Some(&who(number)));
+                if all || change.needs_samples {
+                    let judged = scope.rules.entry(id(number)).or_default();
+                    judged.insert(&*rule.name);
+                }
+            }
+        }
+        let hosts = scope.rules.iter().map(|(id, rules)| Subject {
+            who: who(id.as_bytes()[0]),
+            interval: INTERVAL,
+            open: Vec::new(),
+            rules: rules.clone(),
+        });
+        let question = Question {
+            store: &self.store,
+            hosts: hosts.collect(),
+            old: Arc::new(rules()),
+            new: Arc::new(parsed()),
+            from: START,
+            to: at(TICKS),
+            give_up: GiveUp::default(),
+        };
+        let mut judged = Vec::new();
+        let mut windows = (0, 0);
+        let report = judge(question, &mut |one| judged.push(one), &mut |done, of| {
+            windows = (done, of);
+        })
+        .expect("nobody gives up");
+        assert_eq!(windows.0, windows.1, "it says when it is done");
+        let said = [0, 1].map(|which| {
+            let of = |one: &Judged| {
+                let said = if which == 0 { &one.old } else { &one.new };
+                let host = one.host;
+                said.iter()
+                    .map(move |one| (host, one.clone()))
+                    .collect::<Vec<_>>()
+            };
+            judged.iter().flat_map(of).collect::<Vec<_>>()
+        });
+        let names = (1..=3).map(|number| (id(number), who(number))).collect();
+        let [by_old, by_new] = &said;
+        let rejudged = replay::with_samples(
+            &script,
+            &names,
+            (&rules(), &parsed()),
+            &scope,
+            [by_old, by_new],
+            START,
+        );
+        (rejudged, report, judged)
+    }
+}
+
+/// `second: event rule on host`.
+fn words(told: &[Told]) -> Vec<String> {
+    let word = |one: &Told| {
+        let second = one.said.at.since(START).as_secs();
+        let (event, lead) = (&one.said.event, &one.lead);
+        format!("{second}: {event} {} on {}", lead.rule, lead.host)
+    };
+    told.iter().map(word).collect()
+}
+
+#[test]
+fn the_same_rules_say_the_same_of_the_same_samples() {
+    let past = Past::new();
+    let (rejudged, report, judged) = past.judge("", true);
+    let again: Vec<_> = judged
+        .iter()
+        .flat_map(|one| one.old.iter().map(|said| (one.host, said.clone())))
+        .collect();
+    assert_eq!(again, past.live, "bit by bit, evidence and all");
+    assert!(judged.iter().all(|one| one.old == one.new));
+    let recorded = replay::as_recorded(&past.script());
+    assert_eq!(words(&rejudged.again), words(&recorded));
+    assert_eq!(rejudged.again, recorded);
+    assert_eq!(rejudged.other.told, recorded, "no page more, none less");
+    assert!(words(&recorded).len() >= 4, "{:?}", words(&recorded));
+    for (rule, counts) in &rejudged.rules {
+        assert_eq!(
+            (counts.found, counts.beside),
+            (counts.recorded, 0),
+            "{rule}"
+        );
+    }
+    assert_eq!(report.ticks, 3 * u64::from(TICKS - 6));
+    assert_eq!((report.coarse, report.every_since), (0, None));
+    assert!(report.missing.is_empty());
+}
+
+#[test]
+fn a_lower_bound_names_the_page_that_it_makes() {
+    let text = "[[rules]]\nrule = \"conntrack_full\"\nabove = 0.8\nclear = 0.7\n";
+    let (rejudged, ..) = Past::new().judge(text, false);
+    let (before, then) = (words(&rejudged.again), words(&rejudged.other.told));
+    let new: Vec<_> = then.iter().filter(|one| !before.contains(one)).collect();
+    // From tick 200 on, for two minutes, told a second after its tick and gathered for 20 s.
+    let opens = 2000 + 120 + 1 + 20;
+    let ends = 3200 + 300 + 1 + 180;
+    assert_eq!(
+        new,
+        [
+            &format!("{opens}: firing conntrack_full on web-2"),
+            &format!("{ends}: resolved conntrack_full on web-2"),
+        ]
+    );
+    assert!(
+        before.iter().all(|one| then.contains(one)),
+        "nothing is gone"
+    );
+    let counts = rejudged.rules["conntrack_full"];
+    assert_eq!((counts.recorded, counts.found, counts.then), (1, 1, 2));
+    assert!(rejudged.other.not_judged.is_empty());
+}
+
+#[test]
+fn a_higher_bound_takes_its_page_away_and_a_longer_time_moves_it() {
+    let past = Past::new();
+    let higher = "[[rules]]\nrule = \"conntrack_full\"\nabove = 0.97\nclear = 0.9\n";
+    let (rejudged, ..) = past.judge(higher, false);
+    let gone = |one: &String| one.contains("conntrack_full");
+    assert_eq!(
+        words(&rejudged.again)
+            .iter()
+            .filter(|one| gone(one))
+            .count(),
+        2
+    );
+    assert_eq!(
+        words(&rejudged.other.told)
+            .iter()
+            .filter(|one| gone(one))
+            .count(),
+        0
+    );
+    // With another bound, so that samples judge it; the same incident, later.
+    let later = "[[rules]]\nrule = \"conntrack_full\"\nabove = 0.94\nclear = 0.8\nfor = \"10m\"\n";
+    let (rejudged, ..) = past.judge(later, false);
+    let firing = |told: &[Told]| {
+        let one = told.iter().find(|one| one.lead.rule == "conntrack_full");
+        one.map(|one| (one.said.page, one.said.at))
+    };
+    let (page, before) = firing(&rejudged.again).expect("it was told");
+    let (same, then) = firing(&rejudged.other.told).expect("it would be told");
+    assert_eq!((page, then.since(before)), (same, Duration::from_secs(480)));
+}
+
+#[test]
+fn nobody_who_gave_up_is_worked_for() {
+    let past = Past::new();
+    let question = Question {
+        store: &past.store,
+        hosts: vec![Subject {
+            who: who(1),
+            interval: INTERVAL,
+            open: Vec::new(),
+            rules: BTreeSet::from(["conntrack_full"]),
+        }],
+        old: Arc::default(),
+        new: Arc::default(),
+        from: START,
+        to: at(TICKS),
+        give_up: GiveUp::default(),
+    };
+    question.give_up.now();
+    let outcome = judge(question, &mut |_| {}, &mut |_, _| {});
+    assert!(matches!(outcome, Err(RejudgeError::GivenUp)));
+}
+
+#[test]
+fn windows_go_on_from_one_another_and_are_as_long_as_their_points_are_coarse() {
+    let stats = |oldest_ms| StoreStats {
+        oldest_ms,
+        ..StoreStats::default()
+    };
+    let (hour, day) = (3_600_000, 86_400_000);
+    let all = Fineness::of(&stats([0, 0, 0]));
+    assert_eq!(all.at(1), Tier::Raw, "all of it is in memory");
+    let fineness = Fineness::of(&stats([28 * day, 10 * day, day]));
+    let tiers = [5, 15, 29].map(|at| fineness.at(at * day));
+    assert_eq!(tiers, [Tier::Quarter, Tier::Minute, Tier::Raw]);
+    let windows = windows(2 * day, 30 * day, fineness);
+    assert_eq!(
+        (windows[0].0, windows[windows.len() - 1].1),
+        (2 * day, 30 * day)
+    );
+    assert!(windows.windows(2).all(|two| two[0].1 == two[1].0));
+    let spans: BTreeSet<i64> = windows.iter().map(|(from, to)| to - from).collect();
+    assert!(spans.contains(&(2 * hour)) && spans.contains(&(12 * hour)));
+    assert!(windows.len() < 100, "{} windows", windows.len());
+}
