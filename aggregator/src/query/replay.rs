@@ -2,14 +2,14 @@
 //!
 //! What is told again comes from the control store; what of it other rules change is judged by
 //! [`crate::incident::replay`], apart from the runtime, one question at a time. What only samples can judge is read from
-//! history and judged by [`crate::rejudge`] on a thread of its own, of the lowest priority, which ends as soon as nobody
-//! listens any more.
+//! history and judged by [`crate::rejudge`] on a thread of its own, which rests as long as it works and ends as soon as
+//! nobody listens any more.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use muster_proto::{
@@ -48,8 +48,6 @@ const MAX_RULES_BYTES: usize = 64 * 1024;
 const MAX_NAMED: usize = 1_000;
 /// Samples are judged from so long before what is compared, at least: what was going on then is in its place.
 const BEFORE: Duration = Duration::from_secs(6 * 3600);
-/// The lowest priority there is.
-const NICE: i32 = 19;
 /// Messages that wait for a reader; beyond, how far it is is not told.
 const AHEAD: usize = 4;
 
@@ -362,8 +360,12 @@ impl Work {
                 said.extend(host.into_iter().map(|one| (judged.host, one)));
             }
         };
+        let mut began = Instant::now();
         let report = rejudge::judge(question, &mut each, &mut |done, of| {
             outlet.progress(done, of);
+            // Half of a processor at most: the fleet's samples come first.
+            thread::sleep(began.elapsed());
+            began = Instant::now();
         })
         .map_err(|error| match error {
             RejudgeError::GivenUp => Status::cancelled(error.to_string()),
@@ -498,10 +500,6 @@ impl Replay for ReplayService {
         let begun = thread::Builder::new()
             .name("muster-replay".to_owned())
             .spawn(move || {
-                // On Linux this is of the thread alone. Without it, it is only less polite.
-                if let Err(error) = rustix::process::nice(NICE) {
-                    tracing::debug!(%error, "a replay keeps its priority");
-                }
                 outlet.end(work.run(&outlet));
             });
         begun.map_err(|error| Status::internal(format!("cannot begin a thread: {error}")))?;
