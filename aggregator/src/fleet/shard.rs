@@ -1332,6 +1332,20 @@ mod tests {
         });
     }
 
+    /// To be put in by hand: a shard without a log sends away who says Hello.
+    fn stream(to_agent: ToAgent) -> Stream {
+        Stream {
+            connection: 1,
+            incarnation: Incarnation(1),
+            received: 0,
+            refused: 0,
+            untold: BTreeMap::new(),
+            unsaid: Vec::new(),
+            to_agent,
+            close: CancellationToken::new(),
+        }
+    }
+
     fn enrolled(shard: &mut Shard, id: HostId) {
         shard.upsert(Enrolled {
             id,
@@ -1399,17 +1413,7 @@ mod tests {
             let id = HostId::from_bytes([1; 16]);
             enrolled(&mut shard, id);
             let (to_agent, mut said) = mpsc::channel(8);
-            let stream = Stream {
-                connection: 1,
-                incarnation: Incarnation(1),
-                received: 0,
-                refused: 0,
-                untold: BTreeMap::new(),
-                unsaid: Vec::new(),
-                to_agent,
-                close: CancellationToken::new(),
-            };
-            shard.streams.insert(id, stream);
+            shard.streams.insert(id, stream(to_agent));
             let now = shard.clock.now();
             let ahead = now.plus(Duration::from_secs(2 * 3600));
             shard.frame(id, 1, first_frame(ahead, now), None);
@@ -1447,18 +1451,7 @@ mod tests {
         let id = HostId::from_bytes([1; 16]);
         enrolled(&mut shard, id);
         let (to_agent, mut told) = mpsc::channel(2);
-        // Put in by hand: this shard has no log, so it would send away who says Hello.
-        let stream = Stream {
-            connection: 1,
-            incarnation: Incarnation(1),
-            received: 0,
-            refused: 0,
-            untold: BTreeMap::new(),
-            unsaid: Vec::new(),
-            to_agent,
-            close: CancellationToken::new(),
-        };
-        shard.streams.insert(id, stream);
+        shard.streams.insert(id, stream(to_agent));
         let now = shard.clock.now();
         for (incarnation, seq) in (1..=50).map(|seq| (1, seq)).chain([(7, 1), (7, 2)]) {
             let frame = FrameIn {

@@ -29,7 +29,7 @@ use super::{
     rows,
     service::{
         HostUnits, count, group_services, incident_row, limit, parse_names, parse_selector,
-        state_counts, store_failed, version_counts, worst, worst_of,
+        parse_severity, state_counts, store_failed, version_counts, worst, worst_of,
     },
 };
 use crate::{
@@ -439,16 +439,7 @@ impl PastService {
                 "nothing is kept of {at}: the record of incidents begins at {begins} at the earliest"
             )));
         }
-        let severity = match question.severity.as_str() {
-            "" => None,
-            "critical" => Some(v1::Severity::Critical),
-            "warning" => Some(v1::Severity::Warning),
-            "info" => Some(v1::Severity::Info),
-            other => {
-                let text = format!("a severity is critical, warning or info, not {other:?}");
-                return Err(Status::invalid_argument(text));
-            }
-        };
+        let severity = parse_severity(&question.severity)?;
         let selector = parse_selector(&question.selector)?;
         let host = one(question.host);
         let patterns = parse_names(&host)?;

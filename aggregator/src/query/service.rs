@@ -540,16 +540,7 @@ impl OperatorService {
         &self,
         request: v1::ListIncidentsRequest,
     ) -> Result<v1::ListIncidentsResponse, Status> {
-        let severity = match request.severity.as_str() {
-            "" => None,
-            "critical" => Some(v1::Severity::Critical),
-            "warning" => Some(v1::Severity::Warning),
-            "info" => Some(v1::Severity::Info),
-            other => {
-                let text = format!("a severity is critical, warning or info, not {other:?}");
-                return Err(Status::invalid_argument(text));
-            }
-        };
+        let severity = parse_severity(&request.severity)?;
         let wanted = self.only(&request.host).await?;
         let counts = self.open().await.counts;
         let names = self
@@ -907,6 +898,19 @@ pub(super) fn incident_row(
         opened_ms: incident.opened.as_millis(),
         resolved_ms: incident.resolved.map(Timestamp::as_millis),
         since_ms: incident.since.as_millis(),
+    }
+}
+
+/// Empty for all.
+pub(super) fn parse_severity(word: &str) -> Result<Option<v1::Severity>, Status> {
+    match word {
+        "" => Ok(None),
+        "critical" => Ok(Some(v1::Severity::Critical)),
+        "warning" => Ok(Some(v1::Severity::Warning)),
+        "info" => Ok(Some(v1::Severity::Info)),
+        other => Err(Status::invalid_argument(format!(
+            "a severity is critical, warning or info, not {other:?}"
+        ))),
     }
 }
 
