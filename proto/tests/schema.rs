@@ -170,6 +170,7 @@ const METHODS: &[&str] = &[
     "Past.SummaryAt",
     // Reads the record and judges it in memory: changes nothing, tells nobody.
     "Replay.ReplayPages",
+    "Replay.ReplaySamples",
     "Uplink.Renew",
     "Uplink.Session",
 ];
