@@ -391,7 +391,10 @@ impl Fold {
         let round = self.rates(tick, span, shown);
         let mut valued = Vec::with_capacity(shown.len());
         for (key, point) in shown {
-            let rate = self.before.get(&place(key)).map_or(f32::NAN, |(_, rate)| *rate);
+            let rate = self
+                .before
+                .get(&place(key))
+                .map_or(f32::NAN, |(_, rate)| *rate);
             gather.add(key.input, point.last, held_rate(rate));
             valued.push((*key, point.last, rate));
         }
@@ -461,9 +464,7 @@ impl Fold {
     /// Counters begin anew with the host.
     fn notice_boot(&mut self, shown: &[(&SeriesKey, Point)]) {
         let boot_time = METRICS[catalog::BOOT_TIME_SECONDS.0 as usize].name;
-        let mut boots = shown
-            .iter()
-            .filter(|(key, _)| key.family.name == boot_time);
+        let mut boots = shown.iter().filter(|(key, _)| key.family.name == boot_time);
         let Some((_, boot)) = boots.next() else {
             return;
         };
