@@ -12,7 +12,6 @@ mod gate;
 mod hosts;
 #[expect(dead_code, reason = "the faults use the rest")]
 mod installation;
-#[expect(dead_code, reason = "the faults use the rest")]
 mod load;
 #[expect(dead_code, reason = "only the faults cut the power")]
 mod loop_disk;

@@ -363,7 +363,10 @@ impl Running {
             agents.filter(|(_, monitor)| monitor.is_connected()).count()
         };
         let began = Instant::now();
-        while count % CONNECTING == 0 && connected() < count && began.elapsed() < CONNECTS_IN {
+        while count.is_multiple_of(CONNECTING)
+            && connected() < count
+            && began.elapsed() < CONNECTS_IN
+        {
             time::sleep(LOOK_EVERY).await;
         }
     }
