@@ -110,7 +110,7 @@ impl Used {
     fn rests(&self, number: u32, scan: u32) -> bool {
         self.looked != 0
             && self.idle >= IDLE_SCANS
-            && number.wrapping_add(scan) % REST != 0
+            && !number.wrapping_add(scan).is_multiple_of(REST)
             && scan.wrapping_sub(self.looked) < REST
     }
 
