@@ -15,7 +15,6 @@ use muster_proto::{
 };
 use tokio::{
     net::TcpListener,
-    runtime::Handle,
     sync::{mpsc, watch},
     task::JoinSet,
     time,
@@ -47,7 +46,7 @@ use crate::{
     peers::{self, PeerWatch},
     pki::{Authority, Doors},
     query,
-    threads::ShardThreads,
+    threads::{ShardThread, ShardThreads},
     time_guard::{GuardedClock, Machine},
 };
 
@@ -198,7 +197,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         state_dir: config.state_dir.clone(),
         log_max_bytes: config.log_max_bytes,
         history: config.history.clone(),
-        threads: threads.handles().to_vec(),
+        threads: threads.each().to_vec(),
         engine: Arc::new(Engine::new(&config.detect)),
         sink: Arc::new(incidents.clone()),
         open: Box::new(move |host| open.open_on(host)),
@@ -279,7 +278,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         history: started.history.clone(),
         addresses,
         counters: DoorCounters::default(),
-        threads: threads.handles().to_vec(),
+        threads: threads.each().to_vec(),
         stop: stop_doors.clone(),
     };
     let socket = config.runtime_dir.join("admin.sock");
@@ -507,7 +506,7 @@ struct Opening<'a> {
     addresses: Addresses,
     counters: DoorCounters,
     /// Of the shards.
-    threads: Vec<Handle>,
+    threads: Vec<ShardThread>,
     stop: CancellationToken,
 }
 
@@ -631,7 +630,7 @@ impl Opening<'_> {
                     .await;
                 ("uplink door", served.map_err(anyhow::Error::new))
             };
-            tasks.spawn_on(serving, thread);
+            tasks.spawn_on(serving, &thread.runtime);
         }
         let stop = self.stop.clone();
         tasks.spawn(async move {

@@ -29,7 +29,7 @@ use super::{
     host_score::{HostScore, Watch},
     host_silent::HostSilent,
     memory_leak::{MemoryLeak, Usage},
-    rules::{self, Bounds, Grown, Overrides, Watcher},
+    rules::{self, Attention, Bounds, Grown, Overrides, RuleSet, Watcher},
     unit_failed::UnitFailed,
 };
 use crate::fleet::SIGNALS;
@@ -140,9 +140,22 @@ impl Engine {
         seen: &Observation<'_>,
         out: &mut Vec<Transition>,
     ) {
+        self.step_attending(state, seen, Attention::default(), out);
+    }
+
+    /// The same without the rules that sleep; gives those that may sleep until the next tick.
+    pub fn step_attending(
+        &self,
+        state: &mut HostDetection,
+        seen: &Observation<'_>,
+        attention: Attention,
+        out: &mut Vec<Transition>,
+    ) -> RuleSet {
         if let Some(step) = state.advance(seen) {
-            self.judge(state, step, out);
+            self.judge(state, step, attention, out);
         }
+        let HostDetection { grown, tracks, .. } = state;
+        grown.may_sleep(|rule| tracks.contains_key(rule))
     }
 
     /// The same for the rules of the pack alone, whatever else the observation holds.
@@ -154,7 +167,7 @@ impl Engine {
     ) {
         if let Some(step) = state.advance(seen) {
             let HostDetection { grown, tracks, .. } = state;
-            self.judge_pack(grown, tracks, seen, step, out);
+            self.judge_pack((grown, tracks), seen, Attention::default(), step, out);
         }
     }
 
@@ -171,7 +184,7 @@ impl Engine {
             at,
             live: true,
         };
-        self.judge(state, step, out);
+        self.judge(state, step, Attention::default(), out);
     }
 
     /// Makes what counts as open here what is open in the store, which survives what a checkpoint does not.
@@ -202,7 +215,13 @@ impl Engine {
     }
 
     /// The one list of detectors.
-    fn judge(&self, state: &mut HostDetection, step: Step<'_>, out: &mut Vec<Transition>) {
+    fn judge(
+        &self,
+        state: &mut HostDetection,
+        step: Step<'_>,
+        attention: Attention,
+        out: &mut Vec<Transition>,
+    ) {
         let HostDetection {
             silent,
             score,
@@ -213,7 +232,7 @@ impl Engine {
             ..
         } = state;
         if let Evidence::Tick(seen) = &step.evidence {
-            self.judge_pack(grown, tracks, seen, step, out);
+            self.judge_pack((grown, tracks), seen, attention, step, out);
         }
         run(&self.host_silent, silent, tracks, step, out);
         run(&self.filesystem_full, &mut (), tracks, step, out);
@@ -255,14 +274,17 @@ impl Engine {
     /// Runs the rules of the pack that know something or have something open.
     fn judge_pack(
         &self,
-        grown: &mut Grown,
-        tracks: &mut BTreeMap<String, Tracks>,
+        (grown, tracks): (&mut Grown, &mut BTreeMap<String, Tracks>),
         seen: &Observation<'_>,
+        attention: Attention,
         step: Step<'_>,
         out: &mut Vec<Transition>,
     ) {
-        let watcher = Watcher::new(seen, grown);
+        let watcher = Watcher::new(seen, attention, grown);
         for (at, definition) in rules::pack().iter().enumerate() {
+            if watcher.sleeps(at) {
+                continue;
+            }
             if !watcher.knows(at) && !tracks.contains_key(&definition.name) {
                 continue;
             }

@@ -35,7 +35,8 @@ use super::{
     silence::{self, Ended, Mark, Past, Question, Refused, Return, Strain, Trace},
 };
 use crate::detect::{
-    Engine, HostDetection, Observation, Opening, Standing, Transition, rules::Sample,
+    Engine, HostDetection, Observation, Opening, Standing, Transition,
+    rules::{Attention, RuleSet, Sample},
 };
 
 /// Recent values kept of each field of [`RECENT_FIELDS`].
@@ -333,6 +334,8 @@ pub struct HostState {
     /// The value each series had at the tick before; parallel to the decoder's slots.
     before: Vec<Before>,
     rates: Vec<f32>,
+    /// Rules that sleep until what they look at changes.
+    asleep: RuleSet,
     events: VecDeque<v1::Event>,
     checksums: VecDeque<(Incarnation, u64, u32)>,
     heard: Option<Instant>,
@@ -366,6 +369,7 @@ impl HostState {
             aside: None,
             before: Vec::new(),
             rates: Vec::new(),
+            asleep: RuleSet::default(),
             events: VecDeque::new(),
             checksums: VecDeque::new(),
             heard: None,
@@ -600,6 +604,8 @@ impl HostState {
     /// Takes over what enrolment or a Hello changed about it.
     pub fn set_identity(&mut self, who: Enrolled) {
         self.who = who;
+        // Other labels may mean other bounds.
+        self.asleep = RuleSet::default();
     }
 
     /// The boot id of the host's newest session.
@@ -1129,6 +1135,7 @@ impl HostState {
 
     /// Tells the detectors what is open in the store.
     pub fn adopt(&mut self, engine: &Engine, open: &[Opening]) {
+        self.asleep = RuleSet::default();
         engine.adopt(&mut self.kept.detection, open);
     }
 
@@ -1227,6 +1234,7 @@ impl HostState {
             // A clock was wrong when that sample was taken, ours or the host's, and is not any more: what is
             // right now must not wait until then.
             self.kept.last_tick = None;
+            self.asleep = RuleSet::default();
             self.kept.detection.forget_time();
         }
         if self.kept.last_tick >= Some(frame.tick) {
@@ -1234,7 +1242,11 @@ impl HostState {
             return Ok(());
         }
         let span = self.kept.last_tick.map(|last| frame.tick.since(last));
-        let (signals, clock) = self.derive(frame.tick, context.changes);
+        let Tick {
+            signals,
+            clock,
+            attention,
+        } = self.derive(frame.tick, context.changes);
         if let Some(clock) = clock.filter(|_| frame.lane == Lane::Live && !context.replayed) {
             if self.clock_offsets.len() == CLOCK_SAMPLES {
                 self.clock_offsets.pop_front();
@@ -1246,7 +1258,9 @@ impl HostState {
         self.kept.trace.strain = strain(&signals);
         let slots = self.decoder.slots().iter().zip(&self.rates);
         let shown = slots
-            .filter(|(slot, _)| slot.present && !slot.key.rules.is_empty())
+            .filter(|(slot, _)| {
+                slot.present && !slot.key.rule_set.but(attention.asleep).is_empty()
+            })
             .map(|(slot, rate)| (&*slot.key, slot.scale.value(slot.raw), *rate));
         let samples = rule_samples(shown, span);
         let seen = Observation {
@@ -1261,7 +1275,10 @@ impl HostState {
             samples: &samples,
             who: Some(&self.who),
         };
-        context.engine.step(&mut self.kept.detection, &seen, out);
+        let detection = &mut self.kept.detection;
+        self.asleep = context
+            .engine
+            .step_attending(detection, &seen, attention, out);
         Ok(())
     }
 
@@ -1327,14 +1344,14 @@ impl HostState {
     }
 
     /// Rates of all counters, then everything made of them.
-    /// Gives the signals, and the host's clock where it is in the sample.
-    fn derive(&mut self, tick: Timestamp, changes: &Changes) -> (Signals, Option<Timestamp>) {
+    fn derive(&mut self, tick: Timestamp, changes: &Changes) -> Tick {
         let span = self.kept.last_tick.map(|last| tick.since(last));
         let seconds = span
             .filter(|span| *span <= MAX_RATE_SPAN)
             .map(|span| span.as_secs_f64());
         let mut gather = Gather::default();
-        let mut filesystem_seen = false;
+        let (mut filesystem_seen, mut lists_collectors) = (false, false);
+        let mut touched = RuleSet::default();
         let parallel = self.before.iter_mut().zip(&mut self.rates);
         for (slot, (before, rate)) in self.decoder.slots().iter().zip(parallel) {
             if !slot.present {
@@ -1350,39 +1367,61 @@ impl HostState {
                     .zip(seconds)
                     .and_then(|(last, seconds)| derive::rate(last, value, seconds));
                 #[expect(clippy::cast_possible_truncation, reason = "7 digits do for a rate")]
-                {
-                    *rate = per_second.unwrap_or(f64::NAN) as f32;
+                let now = per_second.unwrap_or(f64::NAN) as f32;
+                if now.to_bits() != rate.to_bits() {
+                    touched = touched.and(slot.key.rule_set);
                 }
+                *rate = now;
                 *before = Before::of(slot.raw);
             }
             filesystem_seen |= matches!(slot.key.input, Input::Filesystem(_));
+            lists_collectors |= slot.key.lists_collector;
             gather.add(slot.key.input, value, per_second);
         }
         self.kept.boot_time_seconds = gather.boot_time_seconds().or(self.kept.boot_time_seconds);
-        let filesystems = if filesystem_seen {
-            self.filesystems()
-        } else {
-            Vec::new()
-        };
-        self.kept.derived = gather.derived(filesystems);
+        let slots = self.decoder.slots();
+        let mut filesystem_changed = changes.key;
+        for &number in changes.changed.iter().chain(&changes.absent) {
+            let key = &slots[number as usize].key;
+            touched = touched.and(key.rule_set);
+            filesystem_changed |= matches!(key.input, Input::Filesystem(_));
+        }
+        if !filesystem_seen {
+            self.kept.derived.filesystems.clear();
+        } else if filesystem_changed || self.kept.derived.filesystems.is_empty() {
+            let mut points = std::mem::take(&mut self.kept.derived.filesystems);
+            if !derive::refresh(&mut points, self.filesystem_figures()) {
+                points = derive::filesystems(self.filesystem_figures());
+            }
+            self.kept.derived.filesystems = points;
+        }
+        gather.derive_into(&mut self.kept.derived);
         self.derive_units(tick, changes);
         let recent = RECENT_FIELDS.map(|field| self.recent_value(field));
         if self.kept.recent.len() == RECENT_TICKS {
             self.kept.recent.pop_front();
         }
         self.kept.recent.push_back(recent);
-        let clock = gather.host_clock_seconds().map(from_seconds);
-        (gather.signals(&self.kept.derived), clock)
+        Tick {
+            signals: gather.signals(&self.kept.derived),
+            clock: gather.host_clock_seconds().map(from_seconds),
+            attention: Attention {
+                asleep: self.asleep.but(touched),
+                lists_collectors,
+            },
+        }
     }
 
-    fn filesystems(&self) -> Vec<derive::FilesystemPoint> {
+    fn filesystem_figures(
+        &self,
+    ) -> impl Iterator<Item = (derive::FilesystemFigure, &[String], f64)> {
         let present = self.decoder.slots().iter().filter(|slot| slot.present);
-        derive::filesystems(present.filter_map(|slot| match slot.key.input {
+        present.filter_map(|slot| match slot.key.input {
             Input::Filesystem(figure) => {
                 Some((figure, &slot.key.labels[..], slot.scale.value(slot.raw)))
             }
             _ => None,
-        }))
+        })
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "for a chart of one line")]
@@ -1530,6 +1569,14 @@ impl HostState {
     }
 }
 
+/// What is made of a sample, beside what the host is listed by.
+struct Tick {
+    signals: Signals,
+    /// The host's clock, where it is in the sample.
+    clock: Option<Timestamp>,
+    attention: Attention,
+}
+
 /// What rules of the pack look at, of series with their values and rates (NaN: none); `span` is the time since the tick
 /// before.
 pub(crate) fn rule_samples<'a>(
@@ -1554,15 +1601,11 @@ pub(crate) fn rule_samples<'a>(
 
 /// The readings that tell how hard a host is pressed.
 fn strain(signals: &Signals) -> Strain {
-    let signal = |name: &str| {
-        let at = derive::SIGNALS.iter().position(|known| *known == name);
-        at.map_or(f32::NAN, |at| signals[at])
-    };
     Strain {
-        cpu: signal("pressure_cpu_ratio"),
-        memory: signal("pressure_memory_ratio"),
-        io: signal("pressure_io_ratio"),
-        memory_used: signal("memory_used_ratio"),
+        cpu: signals[const { derive::place_of("pressure_cpu_ratio") }],
+        memory: signals[const { derive::place_of("pressure_memory_ratio") }],
+        io: signals[const { derive::place_of("pressure_io_ratio") }],
+        memory_used: signals[const { derive::place_of("memory_used_ratio") }],
     }
 }
 

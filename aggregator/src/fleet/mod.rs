@@ -37,6 +37,7 @@ use self::{
     host::CheckpointedHost,
     shard::{Message, Reader},
 };
+use crate::threads::ShardThread;
 
 /// Messages a shard holds before its senders wait: the stream is then read more slowly.
 pub const INBOX: usize = 1024;
@@ -192,15 +193,35 @@ pub struct Answer<T> {
 pub struct Fleet {
     shards: Arc<[mpsc::Sender<Message>]>,
     counters: Arc<Counters>,
+    /// Of each shard, where it has one to itself.
+    threads: Arc<[ShardThread]>,
 }
 
 impl Fleet {
     /// A handle to shards that listen on the other ends of `shards`.
     #[must_use]
     pub fn new(shards: Vec<mpsc::Sender<Message>>, counters: Arc<Counters>) -> Self {
+        Self::on_threads(shards, counters, Vec::new())
+    }
+
+    /// The same of shards that run on threads of their own, which are woken for questions.
+    #[must_use]
+    pub fn on_threads(
+        shards: Vec<mpsc::Sender<Message>>,
+        counters: Arc<Counters>,
+        threads: Vec<ShardThread>,
+    ) -> Self {
         Self {
             shards: shards.into(),
             counters,
+            threads: threads.into(),
+        }
+    }
+
+    /// Somebody waits for what this shard was asked.
+    fn rouse(&self, shard: usize) {
+        if let Some(thread) = self.threads.get(shard) {
+            thread.rouse();
         }
     }
 
@@ -257,7 +278,7 @@ impl Fleet {
         f: impl Fn(&HostState, &ReadContext) -> Option<T> + Send + Sync + Clone + 'static,
     ) -> Answer<T> {
         let mut asked = Vec::with_capacity(self.shards.len());
-        for shard in self.shards.iter() {
+        for (index, shard) in self.shards.iter().enumerate() {
             let (reply, answer) = oneshot::channel();
             let f = f.clone();
             let reader: Reader = Box::new(move |hosts, context| {
@@ -267,6 +288,7 @@ impl Fleet {
             });
             let sent = tokio::time::timeout(READ_TIMEOUT, shard.send(Message::Read(reader)));
             asked.push(matches!(sent.await, Ok(Ok(()))).then_some(answer));
+            self.rouse(index);
         }
         let mut whole = Answer {
             items: Vec::new(),
@@ -306,6 +328,7 @@ impl Fleet {
             }
         });
         self.tell(id, Message::Read(reader)).await.then_some(())?;
+        self.rouse(Self::shard_of(id, self.shards.len()));
         tokio::time::timeout(READ_TIMEOUT, answer).await.ok()?.ok()
     }
 

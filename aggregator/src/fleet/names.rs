@@ -15,7 +15,7 @@ use muster_proto::{
 };
 
 use super::derive::Input;
-use crate::detect::rules::{Use, need_rate, uses_of};
+use crate::detect::rules::{RuleSet, Use, lists_collector, need_rate, uses_of};
 
 /// A series of any host: family, label values, and what it contributes to what is derived.
 #[derive(Debug)]
@@ -32,6 +32,10 @@ pub struct SeriesKey {
     pub of_agent: bool,
     /// Rules that look at it.
     pub rules: Box<[Use]>,
+    /// The same as a set.
+    pub rule_set: RuleSet,
+    /// Whether it says that the host has a collector.
+    pub lists_collector: bool,
 }
 
 /// The table of names.
@@ -108,6 +112,8 @@ impl Intern for Names {
             labels: labels.to_vec(),
             input,
             rated: input.is_rated(family.kind) || need_rate(&rules),
+            rule_set: RuleSet::of(&rules),
+            lists_collector: lists_collector(&rules),
             rules,
             of_agent: family.kind == Kind::Counter && family.name.starts_with("muster_agent_"),
         });

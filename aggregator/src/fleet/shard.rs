@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -41,6 +42,9 @@ use crate::{
 
 /// How often a shard asks itself who has fallen silent.
 const JUDGE_EVERY: Duration = Duration::from_millis(500);
+
+/// Messages that are taken out of the inbox at once.
+const TOGETHER: usize = 64;
 
 /// A shard that was kept from judging for longer than this has not been listening either.
 const STALL: Duration = Duration::from_secs(2);
@@ -358,11 +362,13 @@ impl Shard {
         let mut judge = time::interval(JUDGE_EVERY);
         judge.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut judged = (Instant::now(), self.clock.now());
+        let mut stopped = pin!(stop.cancelled());
+        let mut messages = Vec::with_capacity(TOGETHER);
         loop {
             // The tick comes first: after a stall nothing is judged before it is known that there was one.
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = &mut stopped => return,
                 _ = judge.tick() => {
                     let now = Instant::now();
                     let wall = self.clock.now();
@@ -375,9 +381,11 @@ impl Shard {
                     self.tell_untold();
                     self.names.sweep_if_grown();
                 }
-                message = inbox.recv() => match message {
-                    Some(message) => self.handle(message),
-                    None => return,
+                count = inbox.recv_many(&mut messages, TOGETHER) => {
+                    if count == 0 {
+                        return;
+                    }
+                    messages.drain(..).for_each(|message| self.handle(message));
                 },
             }
         }

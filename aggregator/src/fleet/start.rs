@@ -14,7 +14,6 @@ use muster_proto::{
     time::Clock,
 };
 use tokio::{
-    runtime::Handle,
     sync::mpsc,
     task::JoinSet,
     time::{self, MissedTickBehavior},
@@ -60,7 +59,7 @@ pub struct Parts {
     /// Size at which the log's oldest segments go.
     pub log_max_bytes: u64,
     /// The thread of each shard; as many as processors are right.
-    pub threads: Vec<Handle>,
+    pub threads: Vec<ShardThread>,
     /// Detectors.
     pub engine: Arc<Engine>,
     /// Takes what the detectors conclude.
@@ -214,13 +213,13 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
         }
         Err(why) => Err(why),
     };
-    let fleet = Fleet::new(senders, counters);
+    let fleet = Fleet::on_threads(senders, counters, parts.threads.clone());
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     for (index, (shard, inbox)) in shards.into_iter().zip(inboxes).enumerate() {
         let running = shard.run(inbox, journal.clone(), stop.clone());
         match parts.threads.get(index) {
-            Some(thread) => tasks.spawn_on(running, thread),
+            Some(thread) => tasks.spawn_on(running, &thread.runtime),
             None => tasks.spawn(running),
         };
     }
