@@ -30,8 +30,9 @@ use crate::{
     },
     fleet::{
         Enrolled,
+        cadence::{Changed, Readings, Round},
         derive::{self, Gather},
-        host::{MAX_RATE_SPAN, rule_samples},
+        host::{held_rate, kept_rate, rate_seconds, rule_samples},
         names::Names,
     },
     history::{
@@ -316,8 +317,10 @@ struct Fold {
     rules: BTreeSet<&'static str>,
     last_tick: Option<Timestamp>,
     boot: Option<f64>,
-    /// The last point of each series that has a rate, by the address of its name.
-    before: HashMap<usize, Point>,
+    /// Of each series that has a rate the point at which it was read last, and the rate then; by [`place`].
+    before: HashMap<usize, (Point, f32)>,
+    /// When counters were read that are not at each tick.
+    readings: Readings,
     /// By the rules as they are and as they would be.
     states: [HostDetection; 2],
     told: [Vec<Transition>; 2],
@@ -336,6 +339,7 @@ impl Fold {
             last_tick: None,
             boot: None,
             before: HashMap::new(),
+            readings: Readings::default(),
             states,
             told: [Vec::new(), Vec::new()],
         }
@@ -383,20 +387,19 @@ impl Fold {
         engines: &[Engine; 2],
     ) {
         let span = self.last_tick.map(|last| tick.since(last));
-        let seconds = span
-            .filter(|span| *span <= MAX_RATE_SPAN)
-            .map(|span| span.as_secs_f64());
         let mut gather = Gather::default();
-        let rates = self.rates(shown, seconds);
+        let round = self.rates(tick, span, shown);
         let mut valued = Vec::with_capacity(shown.len());
-        for ((key, point), rate) in shown.iter().zip(rates) {
-            gather.add(key.input, point.last, rate);
-            #[expect(clippy::cast_possible_truncation, reason = "as the live path keeps it")]
-            let rate = rate.unwrap_or(f64::NAN) as f32;
+        for (key, point) in shown {
+            let rate = self
+                .before
+                .get(&place(key))
+                .map_or(f32::NAN, |(_, rate)| *rate);
+            gather.add(key.input, point.last, held_rate(rate));
             valued.push((*key, point.last, rate));
         }
         let signals = gather.signals(&gather.derived(Vec::new()));
-        let samples = rule_samples(valued.into_iter(), span);
+        let samples = rule_samples(valued.into_iter(), span, &round);
         let seen = Observation {
             tick,
             interval,
@@ -417,38 +420,58 @@ impl Fold {
         self.last_tick = Some(tick);
     }
 
-    /// What each series grew by a second since the tick before.
-    fn rates(&mut self, shown: &[(&SeriesKey, Point)], seconds: Option<f64>) -> Vec<Option<f64>> {
+    /// Brings up to date what each series grew by a second, as `HostState` does; what slow collectors did.
+    fn rates(
+        &mut self,
+        tick: Timestamp,
+        span: Option<Duration>,
+        shown: &[(&SeriesKey, Point)],
+    ) -> Round {
+        self.notice_boot(shown);
+        let mut changed = Changed::default();
+        for (key, point) in shown {
+            if let Some(cadence) = key.cadence
+                && self
+                    .before
+                    .get(&place(key))
+                    .is_none_or(|(before, _)| before.last.to_bits() != point.last.to_bits())
+            {
+                changed.note(cadence);
+            }
+        }
+        let round = self.readings.step(tick, &changed);
+        let mut now = HashMap::with_capacity(self.before.len());
+        for (key, point) in shown.iter().filter(|(key, _)| key.rated) {
+            let place = place(key);
+            let before = self.before.get(&place);
+            let since = match key.cadence.map(|cadence| round.of(cadence)) {
+                None => span,
+                Some(reading) if reading.ran => reading.since,
+                Some(_) => {
+                    now.extend(before.map(|before| (place, *before)));
+                    continue;
+                }
+            };
+            let rate = before
+                .zip(rate_seconds(since))
+                .and_then(|((before, _), seconds)| rate_between(before, point, seconds));
+            now.insert(place, (*point, kept_rate(rate)));
+        }
+        self.before = now;
+        round
+    }
+
+    /// Counters begin anew with the host.
+    fn notice_boot(&mut self, shown: &[(&SeriesKey, Point)]) {
         let boot_time = METRICS[catalog::BOOT_TIME_SECONDS.0 as usize].name;
-        let boot = shown
-            .iter()
-            .find(|(key, _)| key.family.name == boot_time)
-            .map(|(_, point)| point.last);
-        if let Some(boot) = boot
-            && self
-                .boot
-                .replace(boot)
-                .is_some_and(|before| (before - boot).abs() > SAME_BOOT_SECONDS)
-        {
+        let mut boots = shown.iter().filter(|(key, _)| key.family.name == boot_time);
+        let Some((_, boot)) = boots.next() else {
+            return;
+        };
+        let before = self.boot.replace(boot.last);
+        if before.is_some_and(|before| (before - boot.last).abs() > SAME_BOOT_SECONDS) {
             self.before.clear();
         }
-        let mut now = HashMap::with_capacity(self.before.len());
-        let rates = shown.iter().map(|(key, point)| {
-            if !key.rated {
-                return None;
-            }
-            let place = std::ptr::from_ref::<SeriesKey>(key).addr();
-            now.insert(place, *point);
-            let (before, seconds) = self.before.get(&place).zip(seconds)?;
-            if point.dropped == 0.0 {
-                return derive::rate(before.last, point.last, seconds);
-            }
-            // A counter began anew within the point: what it lost then is known.
-            Some(fold::increase(before, point) / seconds).filter(|rate| *rate >= 0.0)
-        });
-        let rates = rates.collect();
-        self.before = now;
-        rates
     }
 
     /// How often something opened or cleared.
@@ -464,6 +487,20 @@ impl Fold {
             new,
         }
     }
+}
+
+/// A series, by where its name is: names are kept for as long as the host is judged.
+fn place(key: &SeriesKey) -> usize {
+    std::ptr::from_ref(key).addr()
+}
+
+/// What a counter grew by a second from one point to the next.
+fn rate_between(before: &Point, point: &Point, seconds: f64) -> Option<f64> {
+    if point.dropped == 0.0 {
+        return derive::rate(before.last, point.last, seconds);
+    }
+    // A counter began anew within the point: what it lost then is known.
+    Some(fold::increase(before, point) / seconds).filter(|rate| *rate >= 0.0)
 }
 
 #[cfg(test)]

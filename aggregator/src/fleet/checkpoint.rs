@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::host::CheckpointedHost;
 
 const MAGIC: &[u8; 8] = b"MUSTERCP";
-const VERSION: u32 = 8;
+const VERSION: u32 = 9;
 const HEADER_BYTES: usize = 16;
 
 /// What the file holds.

@@ -27,6 +27,7 @@ use tokio::time::Instant;
 
 use super::{
     before::Before,
+    cadence::{Changed, Readings, Round},
     derive::{self, Derived, Gather, Input, Signals},
     gaps::Gaps,
     liveness::{self, Liveness, Silence, Voice},
@@ -265,7 +266,7 @@ pub struct SeriesView<'a> {
     pub labels: &'a [String],
     /// Latest value in base units.
     pub value: f64,
-    /// Counters: per second over the last tick.
+    /// Counters: per second, over the time between the last two readings.
     pub rate: Option<f64>,
 }
 
@@ -310,6 +311,8 @@ struct Kept {
     gaps: Gaps,
     /// What was seen around its silences.
     trace: Trace,
+    /// When counters were read that are not at each tick.
+    readings: Readings,
     detection: HostDetection,
 }
 
@@ -686,9 +689,10 @@ impl HostState {
             .map(|session| session.incarnation);
         let new_agent = last != Some(session.incarnation);
         if new_boot || new_agent {
-            for (slot, before) in self.decoder.slots().iter().zip(&mut self.before) {
+            let parallel = self.before.iter_mut().zip(&mut self.rates);
+            for (slot, (before, rate)) in self.decoder.slots().iter().zip(parallel) {
                 if new_boot || slot.key.of_agent {
-                    *before = Before::NONE;
+                    (*before, *rate) = (Before::NONE, f32::NAN);
                 }
             }
         }
@@ -1235,6 +1239,7 @@ impl HostState {
             // right now must not wait until then.
             self.kept.last_tick = None;
             self.asleep = RuleSet::default();
+            self.kept.readings.forget_time();
             self.kept.detection.forget_time();
         }
         if self.kept.last_tick >= Some(frame.tick) {
@@ -1246,6 +1251,7 @@ impl HostState {
             signals,
             clock,
             attention,
+            round,
         } = self.derive(frame.tick, context.changes);
         if let Some(clock) = clock.filter(|_| frame.lane == Lane::Live && !context.replayed) {
             if self.clock_offsets.len() == CLOCK_SAMPLES {
@@ -1262,7 +1268,7 @@ impl HostState {
                 slot.present && !slot.key.rule_set.but(attention.asleep).is_empty()
             })
             .map(|(slot, rate)| (&*slot.key, slot.scale.value(slot.raw), *rate));
-        let samples = rule_samples(shown, span);
+        let samples = rule_samples(shown, span, &round);
         let seen = Observation {
             tick: frame.tick,
             interval: self.interval(),
@@ -1309,24 +1315,28 @@ impl HostState {
             })
     }
 
-    /// Values before a key frame, by series.
-    fn last_values(&self) -> HashMap<*const SeriesKey, Raw> {
-        let slots = self.decoder.slots().iter().zip(&self.before);
+    /// Values and rates before a key frame, by series.
+    fn last_values(&self) -> HashMap<*const SeriesKey, (Raw, f32)> {
+        let parallel = self.before.iter().zip(&self.rates);
+        let slots = self.decoder.slots().iter().zip(parallel);
         slots
-            .filter_map(|(slot, before)| Some((Arc::as_ptr(&slot.key), before.get()?)))
+            .filter_map(|(slot, (before, rate))| {
+                Some((Arc::as_ptr(&slot.key), (before.get()?, *rate)))
+            })
             .collect()
     }
 
     /// Finds the values before a key frame again under the series' new numbers.
-    fn carry_over(&mut self, old: &HashMap<*const SeriesKey, Raw>) {
+    fn carry_over(&mut self, old: &HashMap<*const SeriesKey, (Raw, f32)>) {
         let slots = self.decoder.slots().iter();
-        self.before = slots
+        (self.before, self.rates) = slots
             .map(|slot| {
                 let held = old.get(&Arc::as_ptr(&slot.key));
-                held.map_or(Before::NONE, |raw| Before::of(*raw))
+                held.map_or((Before::NONE, f32::NAN), |(raw, rate)| {
+                    (Before::of(*raw), *rate)
+                })
             })
-            .collect();
-        self.rates.clear();
+            .unzip();
     }
 
     fn take_events(&mut self, changes: &mut Changes) {
@@ -1346,28 +1356,32 @@ impl HostState {
     /// Rates of all counters, then everything made of them.
     fn derive(&mut self, tick: Timestamp, changes: &Changes) -> Tick {
         let span = self.kept.last_tick.map(|last| tick.since(last));
-        let seconds = span
-            .filter(|span| *span <= MAX_RATE_SPAN)
-            .map(|span| span.as_secs_f64());
+        let seconds = rate_seconds(span);
         let mut gather = Gather::default();
         let (mut filesystem_seen, mut lists_collectors) = (false, false);
+        let (mut any_slow, mut changed) = (false, Changed::default());
         let mut touched = RuleSet::default();
         let parallel = self.before.iter_mut().zip(&mut self.rates);
-        for (slot, (before, rate)) in self.decoder.slots().iter().zip(parallel) {
+        let slots = self.decoder.slots();
+        for (slot, (before, rate)) in slots.iter().zip(parallel) {
             if !slot.present {
                 *before = Before::NONE;
                 *rate = f32::NAN;
                 continue;
             }
+            if let Some(cadence) = slot.key.cadence {
+                if *before != Before::of(slot.raw) {
+                    changed.note(cadence);
+                }
+                any_slow = true;
+                lists_collectors |= slot.key.lists_collector;
+                continue;
+            }
             let value = slot.scale.value(slot.raw);
             let mut per_second = None;
             if slot.key.rated {
-                let last = before.get().map(|raw| slot.scale.value(raw));
-                per_second = last
-                    .zip(seconds)
-                    .and_then(|(last, seconds)| derive::rate(last, value, seconds));
-                #[expect(clippy::cast_possible_truncation, reason = "7 digits do for a rate")]
-                let now = per_second.unwrap_or(f64::NAN) as f32;
+                per_second = rate_since(*before, slot, seconds);
+                let now = kept_rate(per_second);
                 if now.to_bits() != rate.to_bits() {
                     touched = touched.and(slot.key.rule_set);
                 }
@@ -1378,8 +1392,26 @@ impl HostState {
             lists_collectors |= slot.key.lists_collector;
             gather.add(slot.key.input, value, per_second);
         }
+        let round = self.kept.readings.step(tick, &changed);
+        let parallel = self.before.iter_mut().zip(&mut self.rates);
+        let parallel = slots.iter().zip(parallel).filter(|_| any_slow);
+        for (slot, (before, rate)) in parallel.filter(|(slot, _)| slot.present) {
+            let Some(cadence) = slot.key.cadence else {
+                continue;
+            };
+            let reading = round.of(cadence);
+            if reading.ran {
+                let per_second = rate_since(*before, slot, rate_seconds(reading.since));
+                let now = kept_rate(per_second);
+                if now.to_bits() != rate.to_bits() {
+                    touched = touched.and(slot.key.rule_set);
+                }
+                *rate = now;
+                *before = Before::of(slot.raw);
+            }
+            gather.add(slot.key.input, slot.scale.value(slot.raw), held_rate(*rate));
+        }
         self.kept.boot_time_seconds = gather.boot_time_seconds().or(self.kept.boot_time_seconds);
-        let slots = self.decoder.slots();
         let mut filesystem_changed = changes.key;
         for &number in changes.changed.iter().chain(&changes.absent) {
             let key = &slots[number as usize].key;
@@ -1409,6 +1441,7 @@ impl HostState {
                 asleep: self.asleep.but(touched),
                 lists_collectors,
             },
+            round,
         }
     }
 
@@ -1511,12 +1544,19 @@ impl HostState {
             events: self.events.iter().cloned().collect(),
         };
         self.kept.events = events.encode_to_vec();
+        let slots = self.decoder.slots().iter().zip(&self.rates);
+        self.kept.readings.rates = slots
+            .filter(|(slot, _)| slot.key.cadence.is_some())
+            .map(|(_, rate)| *rate)
+            .collect();
         let mut decoder = Vec::new();
         if self.decoder.decoded_to() != 0 {
             self.decoder.snapshot(|key| &key.labels[..], &mut decoder);
         }
         decoder.shrink_to_fit();
-        let mut kept = postcard::to_stdvec(&self.kept)?;
+        let kept = postcard::to_stdvec(&self.kept);
+        self.kept.readings.rates = Vec::new();
+        let mut kept = kept?;
         // All hosts' wait for the file at once.
         kept.shrink_to_fit();
         Ok(CheckpointedHost {
@@ -1564,7 +1604,15 @@ impl HostState {
                 }
             })
             .collect();
-        self.rates = vec![f32::NAN; slots.len()];
+        // What is read seldom has the rate that it had until it is read again.
+        let mut held = std::mem::take(&mut self.kept.readings.rates).into_iter();
+        self.rates = slots
+            .iter()
+            .map(|slot| match slot.key.cadence {
+                Some(_) => held.next().unwrap_or(f32::NAN),
+                None => f32::NAN,
+            })
+            .collect();
         Ok(())
     }
 }
@@ -1575,18 +1623,56 @@ struct Tick {
     /// The host's clock, where it is in the sample.
     clock: Option<Timestamp>,
     attention: Attention,
+    /// What the slow collectors did.
+    round: Round,
+}
+
+/// The time of a rate in seconds; none of a pause that is too long to say anything of now.
+pub(crate) fn rate_seconds(span: Option<Duration>) -> Option<f64> {
+    let span = span.filter(|span| *span <= MAX_RATE_SPAN)?;
+    Some(span.as_secs_f64())
+}
+
+/// What a series grew by a second since it had the value before.
+fn rate_since(
+    before: Before,
+    slot: &codec::Slot<Arc<SeriesKey>>,
+    seconds: Option<f64>,
+) -> Option<f64> {
+    let last = slot.scale.value(before.get()?);
+    derive::rate(last, slot.scale.value(slot.raw), seconds?)
+}
+
+/// A rate as it is kept: NaN where there is none.
+#[expect(clippy::cast_possible_truncation, reason = "7 digits do for a rate")]
+pub(crate) fn kept_rate(rate: Option<f64>) -> f32 {
+    rate.unwrap_or(f64::NAN) as f32
+}
+
+/// A rate that was kept.
+pub(crate) fn held_rate(rate: f32) -> Option<f64> {
+    Some(f64::from(rate)).filter(|rate| rate.is_finite())
 }
 
 /// What rules of the pack look at, of series with their values and rates (NaN: none); `span` is the time since the tick
-/// before.
+/// before, `round` what slow collectors did.
 pub(crate) fn rule_samples<'a>(
     series: impl Iterator<Item = (&'a SeriesKey, f64, f32)>,
     span: Option<Duration>,
+    round: &Round,
 ) -> Vec<Sample<'a>> {
     let mut samples = Vec::new();
     for (key, value, rate) in series {
-        let rate = Some(f64::from(rate)).filter(|rate| rate.is_finite());
-        let grown = rate.zip(span).map(|(rate, span)| rate * span.as_secs_f64());
+        let rate = held_rate(rate);
+        let since = match key.cadence.map(|cadence| round.of(cadence)) {
+            None => span,
+            Some(reading) if reading.ran => reading.since,
+            // It grows when it is read.
+            Some(_) => Some(Duration::ZERO),
+        };
+        let grown = rate
+            .zip(since)
+            .map(|(rate, since)| rate * since.as_secs_f64());
         samples.extend(key.rules.iter().map(|&used| Sample {
             used,
             family: &key.family,

@@ -5,6 +5,7 @@
 //! random id, so shards are even.
 
 mod before;
+pub mod cadence;
 pub mod checkpoint;
 pub mod derive;
 pub mod gaps;

@@ -14,7 +14,7 @@ use muster_proto::{
     series::{Family, Kind},
 };
 
-use super::derive::Input;
+use super::{cadence::Cadence, derive::Input};
 use crate::detect::rules::{RuleSet, Use, lists_collector, need_rate, uses_of};
 
 /// A series of any host: family, label values, and what it contributes to what is derived.
@@ -28,6 +28,8 @@ pub struct SeriesKey {
     pub input: Input,
     /// Whether a rate is kept for it.
     pub rated: bool,
+    /// Its collector, if a rate is kept and that is slower than ticks may be.
+    pub cadence: Option<Cadence>,
     /// Whether it restarts with the agent and not with the host.
     pub of_agent: bool,
     /// Rules that look at it.
@@ -107,11 +109,13 @@ impl Intern for Names {
         }
         let input = Input::of(family, labels);
         let rules = uses_of(family, labels);
+        let rated = input.is_rated(family.kind) || need_rate(&rules);
         let key = Arc::new(SeriesKey {
             family: Arc::clone(family),
             labels: labels.to_vec(),
             input,
-            rated: input.is_rated(family.kind) || need_rate(&rules),
+            rated,
+            cadence: Cadence::of(&family.name).filter(|_| rated),
             rule_set: RuleSet::of(&rules),
             lists_collector: lists_collector(&rules),
             rules,

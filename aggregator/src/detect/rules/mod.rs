@@ -129,7 +129,7 @@ pub enum Reading {
     /// Its value.
     #[default]
     Value,
-    /// Its growth a second, over the last tick.
+    /// Its growth a second, over the last tick or, where it is read less often, between its last two readings.
     Rate,
     /// How much it grew lately: half of what it grew counts after 15 min, a quarter after 30.
     Recent,

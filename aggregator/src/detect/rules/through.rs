@@ -25,6 +25,7 @@ const START: Timestamp = Timestamp::from_millis(1_795_000_000_000);
 /// The same in seconds.
 const START_SECONDS: f64 = 1.795e9;
 const INTERVAL: Duration = Duration::from_secs(10);
+const SECOND: Duration = Duration::from_secs(1);
 
 /// How a series goes on.
 #[derive(Debug, Clone, Copy)]
@@ -354,23 +355,27 @@ struct Host {
     table: Table,
     seq: u64,
     at: Timestamp,
+    interval: Duration,
+}
+
+fn who() -> Enrolled {
+    Enrolled {
+        id: HostId::from_bytes([1; 16]),
+        name: "web-01".to_owned(),
+        labels: BTreeMap::new(),
+        facts: v1::HostFacts::default(),
+        certificate_not_after: None,
+    }
 }
 
 impl Host {
-    fn new() -> Self {
-        let who = Enrolled {
-            id: HostId::from_bytes([1; 16]),
-            name: "web-01".to_owned(),
-            labels: BTreeMap::new(),
-            facts: v1::HostFacts::default(),
-            certificate_not_after: None,
-        };
-        let mut state = HostState::new(who, START);
+    fn new(interval: Duration) -> Self {
+        let mut state = HostState::new(who(), START);
         state.begin_session(Session {
             incarnation: Incarnation(1),
             session: 1,
             boot_id: vec![1; 16],
-            interval: INTERVAL,
+            interval,
             clock_offset_ms: 0,
         });
         Self {
@@ -382,6 +387,7 @@ impl Host {
             table: Table::default(),
             seq: 0,
             at: START,
+            interval,
         }
     }
 
@@ -468,8 +474,29 @@ impl Host {
         let verdict = self.state.receive(&frame, &mut context, &mut out);
         assert_eq!(verdict, Verdict::Store);
         self.state.stored(Incarnation(1), self.seq);
-        self.at = self.at.plus(INTERVAL);
+        self.at = self.at.plus(self.interval);
         out
+    }
+
+    /// The agent connects anew.
+    fn reconnect(&mut self) {
+        self.encoder = Encoder::new();
+    }
+
+    /// The aggregator is killed after a checkpoint, and starts.
+    fn restart(&mut self) {
+        let kept = self.state.write_checkpoint().expect("it writes");
+        self.names = Names::default();
+        self.state = HostState::new(who(), START);
+        let mut context = Receiving {
+            names: &mut self.names,
+            engine: &self.engine,
+            changes: &mut self.changes,
+            series_quota: 1000,
+            now: Instant::now(),
+            replayed: false,
+        };
+        self.state.restore(&kept, &mut context).expect("it reads");
     }
 
     /// Ticks for so long, with all series going on as `how` picks; what the rule said.
@@ -502,7 +529,7 @@ impl Host {
 
     /// A host on which what the case is about was well, and is not any more.
     fn with_open(case: &Case) -> Self {
-        let mut host = Self::new();
+        let mut host = Self::new(INTERVAL);
         let (rule, _, _) = case;
         let definition = pack().iter().find(|known| known.name == *rule);
         let definition = definition.expect("it is in the pack");
@@ -603,4 +630,60 @@ fn what_concerns_the_host_ends_when_its_collector_says_there_is_no_such_thing() 
         let expected: &[&str] = if cleared { &["-"] } else { &[] };
         assert_eq!(told, expected, "the collector {what}");
     }
+}
+
+/// What a rule says of a counter of /proc/vmstat or of a link while a host ticks every second; they are read every 5
+/// and 10 s. `grows` says by how much at a second.
+fn by_the_second(
+    host: &mut Host,
+    (name, labels): (&str, &[(&str, &str)]),
+    seconds: std::ops::Range<u64>,
+    grows: impl Fn(u64) -> f64,
+) -> Vec<(u64, &'static str, bool)> {
+    let mut told = Vec::new();
+    for second in seconds {
+        let more = grows(second);
+        let value = host.value(name, labels);
+        host.set(name, labels, value + more);
+        let opened = |one: &Transition| matches!(one.change, Change::Opened { .. });
+        let now = host.tick();
+        told.extend(now.iter().map(|one| (second, one.rule, opened(one))));
+    }
+    told
+}
+
+#[test]
+fn what_is_read_every_few_seconds_goes_on_between_two_readings() {
+    let mut host = Host::new(SECOND);
+    let swapped = ("node_vmstat_pswpin", &[][..]);
+    let read = |second: u64, pages: f64| {
+        if second.is_multiple_of(5) { pages } else { 0.0 }
+    };
+    let told = by_the_second(&mut host, swapped, 0..20, |_| 0.0);
+    assert_eq!(told, []);
+    // 3,000 pages a second, seen by the first reading after it begins.
+    let told = by_the_second(&mut host, swapped, 20..402, |at| read(at, 15_000.0));
+    assert_eq!(told, []);
+    // Between two readings the agent connects anew, with a key frame, and the aggregator is killed.
+    host.reconnect();
+    host.restart();
+    let told = by_the_second(&mut host, swapped, 402..700, |at| read(at, 15_000.0));
+    assert_eq!(told, [(620, "swapping", true)]);
+    let told = by_the_second(&mut host, swapped, 700..1100, |_| 0.0);
+    assert_eq!(
+        told,
+        [(1000, "swapping", false)],
+        "from 700 on nothing grew"
+    );
+}
+
+#[test]
+fn what_happened_once_counts_once_however_often_it_is_shown() {
+    let mut host = Host::new(SECOND);
+    let downs = ("node_network_carrier_down_changes_total", ETH0);
+    let told = by_the_second(&mut host, downs, 0..120, |second| match second {
+        60 => 2.0,
+        _ => 0.0,
+    });
+    assert_eq!(told, [], "twice is not three times");
 }

@@ -137,9 +137,9 @@ pub struct Sample<'a> {
     pub labels: &'a [String],
     /// Its value.
     pub value: f64,
-    /// What it grew by a second over the last tick, where that is known.
+    /// What it grew by a second over the last tick or between its last two readings, where that is known.
     pub rate: Option<f64>,
-    /// What it grew by.
+    /// What it grew by since the tick before.
     pub grown: Option<f64>,
 }
 
