@@ -529,9 +529,9 @@ impl UplinkService {
         let (to_agent, outbound) = mpsc::channel(TO_AGENT);
         let service = Arc::clone(&self.0);
         tokio::spawn(async move {
-            let opened = service
-                .open(&presented, address, &mut inbound, &to_agent)
-                .await;
+            // Boxed, so that what opening takes is not held for as long as the stream lasts.
+            let opened =
+                Box::pin(service.open(&presented, address, &mut inbound, &to_agent)).await;
             let opened = match opened {
                 Ok(opened) => opened,
                 Err(refusal) => {
@@ -719,7 +719,8 @@ impl Inner {
             let host = opened.host;
             // It keeps the bundle of the Welcome before it says anything else.
             if let Some(version) = gave_bundle.take()
-                && let Err(error) = self.renewing.control.bundle_taken(host, version).await
+                && let Err(error) =
+                    Box::pin(self.renewing.control.bundle_taken(host, version)).await
             {
                 tracing::warn!(%host, error = crate::chain(&error), "that the host holds the new trust bundle was not noted");
             }

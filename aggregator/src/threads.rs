@@ -27,6 +27,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// ([`crate::journal::GATHER`]), and whoever asks a question ends the rest ([`ShardThread::rouse`]).
 pub const REST: Duration = Duration::from_millis(20);
 
+/// So many tasks run before the kernel is asked again what came, if there are as many: each sample takes a few.
+const TURNS: u32 = 512;
+
 /// The threads; they end when this is dropped, and what runs on them with them.
 pub struct ShardThreads {
     threads: Vec<ShardThread>,
@@ -103,6 +106,7 @@ impl ShardThreads {
             let (before, after) = (Arc::clone(&rest), Arc::clone(&rest));
             let runtime = Builder::new_current_thread()
                 .enable_all()
+                .event_interval(TURNS)
                 .on_thread_park(move || before.before_sleep())
                 .on_thread_unpark(move || after.after_sleep())
                 .build()?;

@@ -958,10 +958,7 @@ impl HostState {
         let listening_since = self
             .excused
             .map_or(listening_since, |excused| listening_since.max(excused));
-        if self.gap_from.is_some_and(|from| from < listening_since) {
-            // We did not listen in between: it is no gap of the host's.
-            self.gap_from = None;
-        }
+        self.listened_since(listening_since);
         if self.goes_on(now) {
             return None;
         }
@@ -1013,17 +1010,28 @@ impl HostState {
         Some(liveness)
     }
 
+    /// Nobody listened to it before.
+    pub fn listened_since(&mut self, since: Instant) {
+        // We did not listen in between: it is no gap of the host's.
+        self.gap_from = self.gap_from.filter(|from| *from >= since);
+    }
+
     /// Whether it was live, which everybody knows, and was heard since as often as it should be: then it still is.
-    /// Asked of every host twice a second, so without all else that is looked at.
     fn goes_on(&self, now: Instant) -> bool {
-        self.kept.liveness == Some(Liveness::Live)
+        self.lives_until(now).is_some()
+    }
+
+    /// Until when it counts as live at least, if it does now and everybody knows; it may still say goodbye, or its
+    /// stream end.
+    #[must_use]
+    pub fn lives_until(&self, now: Instant) -> Option<Instant> {
+        let known = self.kept.liveness == Some(Liveness::Live)
             && self.observed
             && self.connected
-            && self.kept.goodbye.is_none()
-            && self.heard.is_some_and(|heard| {
-                let late_after = self.kept.gaps.late_after(self.interval());
-                now.saturating_duration_since(heard) <= late_after
-            })
+            && self.kept.goodbye.is_none();
+        let heard = self.heard.filter(|_| known)?;
+        let until = heard + self.kept.gaps.late_after(self.interval());
+        (now <= until).then_some(until)
     }
 
     /// The cause of the silence as far as it can be told now.
@@ -1810,6 +1818,16 @@ pub struct CheckpointedHost {
 }
 
 impl CheckpointedHost {
+    /// In the place of one of which there is nothing to keep: it does not read.
+    pub(super) fn nothing(id: HostId) -> Self {
+        Self {
+            id,
+            kept: Vec::new(),
+            decoded_to: 0,
+            decoder: Vec::new(),
+        }
+    }
+
     /// Whose it is.
     #[must_use]
     pub fn id(&self) -> HostId {

@@ -46,6 +46,9 @@ pub const INBOX: usize = 1024;
 /// Longest a reader waits for a shard before the answer goes out without it.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Hosts whose state is put into a checkpoint between two looks at what came: some milliseconds.
+const CHECKPOINT_PART: usize = 128;
+
 /// What the shards are told at start.
 #[derive(Debug, Clone)]
 pub struct FleetConfig {
@@ -344,15 +347,39 @@ impl Fleet {
     /// The state of all hosts for a checkpoint; `None` if a shard did not answer.
     pub async fn checkpoint(&self) -> Option<Vec<CheckpointedHost>> {
         let mut all = Vec::new();
-        for shard in self.shards.iter() {
-            let (reply, answer) = oneshot::channel();
-            let asked = async {
-                shard.send(Message::Checkpoint(reply)).await.ok()?;
-                answer.await.ok()
-            };
-            all.extend(tokio::time::timeout(READ_TIMEOUT, asked).await.ok()??);
+        for part in self.checkpoint_parts().await? {
+            all.extend(self.checkpoint_of(part).await?);
         }
         Some(all)
+    }
+
+    /// All hosts, in parts that [`Fleet::checkpoint_of`] is to be asked for one after another, so that a shard is not
+    /// held up by all of its hosts, and their states never lie in memory all at once. `None` if a shard did not answer.
+    pub async fn checkpoint_parts(&self) -> Option<Vec<Vec<HostId>>> {
+        let all = self.each(|host, _| Some(host.id())).await;
+        if !all.missing.is_empty() {
+            return None;
+        }
+        let shards = self.shards.len();
+        let mut of_shard = vec![Vec::new(); shards];
+        for id in all.items {
+            of_shard[Self::shard_of(id, shards)].push(id);
+        }
+        let parts = of_shard.iter().flat_map(|ids| ids.chunks(CHECKPOINT_PART));
+        Some(parts.map(<[HostId]>::to_vec).collect())
+    }
+
+    /// The state of the hosts of a part, one for each of them; `None` if the shard did not answer.
+    pub async fn checkpoint_of(&self, part: Vec<HostId>) -> Option<Vec<CheckpointedHost>> {
+        let index = Self::shard_of(*part.first()?, self.shards.len());
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            let message = Message::Checkpoint(part, reply);
+            self.shards[index].send(message).await.ok()?;
+            self.rouse(index);
+            answer.await.ok()
+        };
+        tokio::time::timeout(READ_TIMEOUT, asked).await.ok()?
     }
 
     /// Whether every shard still answers.

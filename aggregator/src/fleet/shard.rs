@@ -5,7 +5,8 @@
 //! to come back later, with nothing acknowledged.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, HashMap, binary_heap::PeekMut},
     net::IpAddr,
     pin::pin,
     sync::{Arc, atomic::Ordering},
@@ -149,8 +150,8 @@ pub enum Message {
     NotStored(Vec<Stored>),
     /// Someone asks.
     Read(Reader),
-    /// The state is to be carried over a restart.
-    Checkpoint(oneshot::Sender<Vec<CheckpointedHost>>),
+    /// The state of these hosts is to be carried over a restart.
+    Checkpoint(Vec<HostId>, oneshot::Sender<Vec<CheckpointedHost>>),
     /// The aggregator stops: all agents are asked to leave, each within the spread, and those that come back are
     /// sent away again.
     Drain(Duration),
@@ -192,6 +193,8 @@ pub struct Shard {
     config: FleetConfig,
     hosts: HashMap<HostId, HostState>,
     streams: HashMap<HostId, Stream>,
+    /// When each host is to be judged, if nothing is heard of it: once for each.
+    looks: BinaryHeap<Reverse<(Instant, HostId)>>,
     names: Names,
     changes: Changes,
     engine: Arc<Engine>,
@@ -245,6 +248,7 @@ impl Shard {
             config,
             hosts: HashMap::new(),
             streams: HashMap::new(),
+            looks: BinaryHeap::new(),
             names: Names::default(),
             changes: Changes::default(),
             engine,
@@ -268,6 +272,7 @@ impl Shard {
         match self.hosts.get_mut(&who.id) {
             Some(host) => host.set_identity(who),
             None => {
+                self.look_at(who.id, Instant::now());
                 self.hosts.insert(who.id, HostState::new(who, now));
                 self.counters.hosts.fetch_add(1, Ordering::Relaxed);
             }
@@ -404,6 +409,9 @@ impl Shard {
         } else {
             now
         };
+        for host in self.hosts.values_mut() {
+            host.listened_since(self.listening_since);
+        }
     }
 
     fn handle(&mut self, message: Message) {
@@ -469,14 +477,8 @@ impl Shard {
                     now: self.clock.now(),
                 },
             ),
-            Message::Checkpoint(reply) => {
-                let hosts = self.hosts.values_mut().filter_map(|host| {
-                    host.write_checkpoint()
-                        .inspect_err(|error| {
-                            tracing::error!(host = %host.id(), %error, "host left out of the checkpoint");
-                        })
-                        .ok()
-                });
+            Message::Checkpoint(ids, reply) => {
+                let hosts = ids.into_iter().map(|id| self.checkpointed(id));
                 // Whoever asked may have given up; the next checkpoint comes.
                 let _ = reply.send(hosts.collect());
             }
@@ -487,6 +489,20 @@ impl Shard {
                 self.ask_to_leave(drain);
             }
         }
+    }
+
+    /// A host as it is carried over a restart. One that was removed meanwhile is carried over without anything: nobody
+    /// asks for it.
+    fn checkpointed(&mut self, id: HostId) -> CheckpointedHost {
+        let written = self.hosts.get_mut(&id).map(HostState::write_checkpoint);
+        let written = written.and_then(|written| {
+            written
+                .inspect_err(|error| {
+                    tracing::error!(host = %id, %error, "host left out of the checkpoint");
+                })
+                .ok()
+        });
+        written.unwrap_or_else(|| CheckpointedHost::nothing(id))
     }
 
     /// Agents that leave come back, each at its own moment.
@@ -1097,14 +1113,35 @@ impl Shard {
         self.close(id);
     }
 
+    /// Judges everybody of whom it is not known that nothing changes until later.
     fn judge_all(&mut self, now: Instant) {
         let journal = self.journal.as_ref();
         self.held_up = journal.is_some_and(|journal| journal.health().problem().is_some());
         let wall = self.clock.now();
-        let ids: Vec<HostId> = self.hosts.keys().copied().collect();
-        for id in ids {
-            self.judge_at(id, now, wall);
+        if self.held_up {
+            // All who are connected have time from now on.
+            let ids: Vec<HostId> = self.hosts.keys().copied().collect();
+            for id in ids {
+                self.judge_at(id, now, wall);
+            }
+            return;
         }
+        let mut looked_at = Vec::new();
+        while let Some(next) = self.looks.peek_mut().filter(|next| next.0.0 <= now) {
+            looked_at.push(PeekMut::pop(next).0.1);
+        }
+        for id in looked_at {
+            self.judge_at(id, now, wall);
+            // One that was removed is looked at no more.
+            if let Some(host) = self.hosts.get(&id) {
+                self.look_at(id, host.lives_until(now).unwrap_or(now));
+            }
+        }
+    }
+
+    /// A host is to be judged at this time, if nothing happens before.
+    fn look_at(&mut self, id: HostId, at: Instant) {
+        self.looks.push(Reverse((at, id)));
     }
 
     fn judge_one(&mut self, id: HostId, now: Instant) {

@@ -62,7 +62,7 @@ impl OneShard {
             .start_paused(true)
             .build()?;
         std::fs::create_dir_all(folder.join("log"))?;
-        let clock = Arc::new(FakeClock::new(Timestamp::from_millis(START)));
+        let clock = Arc::new(FakeClock::at(Timestamp::from_millis(START)));
         let counters = Arc::new(Counters::default());
         let common = Common {
             engine: Arc::new(Engine::default()),
