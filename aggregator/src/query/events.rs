@@ -32,8 +32,8 @@ use tonic::{Request, Response, Status};
 
 use super::{
     access::{Access, Caller},
+    ask::{parse_names, parse_selector, store_failed},
     rows::Asked,
-    service::{parse_names, parse_selector, store_failed},
 };
 use crate::{
     chain,

@@ -31,7 +31,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{access::Access, rows::Asked, service::store_failed};
+use super::{access::Access, ask::store_failed, rows::Asked};
 use crate::{
     chain,
     control::{Control, Host},

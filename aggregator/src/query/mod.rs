@@ -1,12 +1,15 @@
 //! What operators ask: the service behind the `muster` command line.
 //!
-//! [`access`] decides who may ask what, [`rows`] turns a host into messages, [`order`] sorts them, and
+//! [`access`] decides who may ask what, `ask` reads what a question says, [`rows`] turns a host into messages, `glance` sums them up,
+//! [`order`] sorts them, and
 //! [`service`], [`identity`], [`paging`], [`past`] and the others answer. Everything is read from the fleet's shards and from the control store; nothing here
 //! changes a host. Every list is ordered and says whether it is complete and as of when.
 
 pub mod access;
+mod ask;
 pub mod checks;
 pub mod events;
+mod glance;
 pub mod history;
 pub mod identity;
 pub mod order;

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     access::{Access, Caller},
-    service::{count, not_written, store_failed},
+    ask::{count, not_written, store_failed},
 };
 use crate::{
     control::{

@@ -24,13 +24,12 @@ use muster_proto::{
 use tonic::{Request, Response, Status};
 
 use super::{
+    ask::{count, limit, parse_names, parse_selector, parse_severity, store_failed},
+    glance::{HostUnits, group_services, state_counts, version_counts, worst, worst_of},
     history::{BEHIND, HistoryService, Labelled, refused},
     order::{self, Order},
     rows,
-    service::{
-        HostUnits, count, group_services, incident_row, limit, parse_names, parse_selector,
-        parse_severity, state_counts, store_failed, version_counts, worst, worst_of,
-    },
+    service::incident_row,
 };
 use crate::{
     chain,

@@ -25,7 +25,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{access::Access, service::store_failed};
+use super::{access::Access, ask::store_failed};
 use crate::{
     control::Control,
     detect::{

@@ -19,28 +19,25 @@ use tonic::{Request, Response, Status};
 
 use super::{
     access::{Access, Caller},
+    ask::{count, limit, not_written, parse_names, parse_selector, parse_severity, store_failed},
+    glance::{Glance, HostUnits, group_services, state_counts, told_rate, version_counts, worst},
     order::Order,
     rows::{self, Asked},
 };
 use crate::{
-    chain,
     control::{AuditFilter, Control, Incident, IncidentFilter, Removal, Removed},
     detect::peers::Shift,
-    fleet::{Answer, Derived, Fleet, HostState, Unit, UnitState},
+    fleet::{Answer, Fleet, HostState},
     incident::Incidents,
     notify::{Told, teller::Standing},
     peers::PeerWatch,
-    selector::{Selector, pattern::Pattern},
+    selector::pattern::Pattern,
 };
 
 /// Largest question: a few thousand names.
 const MAX_QUESTION_BYTES: usize = 4 * 1024 * 1024;
-/// Entries of "worst now".
-const WORST: usize = 8;
 /// More keystrokes away than this is another host's name, not a slip.
 const MOST_SLIPS: usize = 2;
-/// From which share on something is worth looking at: CPU busy, memory, filesystem, disk busy, stalled.
-const WORTH: [f64; 5] = [0.80, 0.90, 0.90, 0.90, 0.20];
 
 /// Lines of the audit log unless the caller says otherwise, and at most.
 const AUDIT_LINES: u32 = 100;
@@ -676,182 +673,6 @@ fn among(wanted: Option<&HashSet<HostId>>, host: HostId) -> bool {
     wanted.is_none_or(|wanted| wanted.contains(&host))
 }
 
-/// What the summary takes from a host.
-struct Glance {
-    id: HostId,
-    state: v1::HostState,
-    version: String,
-    last_seen: Option<Timestamp>,
-    worst: Option<v1::WorstEntry>,
-    /// Whether its services are known now.
-    has_units: bool,
-    failing: HostUnits,
-    /// Frames refused or reported lost, by its books.
-    dropped: u64,
-    /// Alerts of its score and weeks with one.
-    told: (f64, f64),
-}
-
-impl Glance {
-    fn of(host: &HostState) -> Self {
-        let units = rows::units(host);
-        let books = host.books();
-        let failing = units.unwrap_or_default().iter();
-        let failing = failing.filter(|unit| unit.is_failing());
-        Self {
-            id: host.id(),
-            state: rows::state(host.liveness()).0,
-            version: host.facts().agent_version.clone(),
-            last_seen: host.last_seen(),
-            worst: rows::is_current(host)
-                .then(|| worst_of(host.name(), host.derived()))
-                .flatten(),
-            has_units: units.is_some(),
-            dropped: books.rejected + books.lost,
-            told: host.detection().told(),
-            failing: HostUnits {
-                host: host.name().to_owned(),
-                units: failing.cloned().collect(),
-            },
-        }
-    }
-}
-
-/// Units of one host.
-pub(super) struct HostUnits {
-    pub(super) host: String,
-    pub(super) units: Vec<Unit>,
-}
-
-/// What most deserves a look on a host, if anything does.
-pub(super) fn worst_of(host: &str, derived: &Derived) -> Option<v1::WorstEntry> {
-    let values = [
-        derived.cpu_ratio,
-        derived.memory_ratio,
-        derived.disk_ratio,
-        derived.io_ratio,
-        derived.pressure_ratio,
-    ];
-    let (at, value) = values
-        .iter()
-        .enumerate()
-        .filter_map(|(at, value)| {
-            value
-                .filter(|value| *value >= WORTH[at])
-                .map(|value| (at, value))
-        })
-        .max_by(|(_, a), (_, b)| a.total_cmp(b))?;
-    let what = match at {
-        0 => "cpu".to_owned(),
-        1 => "memory".to_owned(),
-        2 => format!("disk {}", derived.disk_mountpoint),
-        3 => "io busy".to_owned(),
-        _ => "stalled".to_owned(),
-    };
-    Some(v1::WorstEntry {
-        host: host.to_owned(),
-        what,
-        value,
-    })
-}
-
-/// The worst of them, worst first.
-pub(super) fn worst(mut worst: Vec<v1::WorstEntry>) -> Vec<v1::WorstEntry> {
-    worst.sort_by(|a, b| {
-        b.value
-            .total_cmp(&a.value)
-            .then_with(|| a.host.cmp(&b.host))
-    });
-    worst.truncate(WORST);
-    worst
-}
-
-/// How many of these are in each state, every state present.
-pub(super) fn state_counts(
-    states: impl Iterator<Item = v1::HostState> + Clone,
-) -> Vec<v1::StateCount> {
-    [
-        v1::HostState::Joined,
-        v1::HostState::Live,
-        v1::HostState::Late,
-        v1::HostState::Silent,
-    ]
-    .into_iter()
-    .map(|state| v1::StateCount {
-        state: state.into(),
-        hosts: count(states.clone().filter(|one| *one == state).count()),
-    })
-    .collect()
-}
-
-/// Hosts by version of their agent, the most frequent first.
-pub(super) fn version_counts<'a>(versions: impl Iterator<Item = &'a str>) -> Vec<v1::VersionCount> {
-    let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
-    for version in versions.filter(|version| !version.is_empty()) {
-        *counts.entry(version).or_default() += 1;
-    }
-    let mut versions: Vec<v1::VersionCount> = counts
-        .into_iter()
-        .map(|(version, hosts)| v1::VersionCount {
-            version: version.to_owned(),
-            hosts,
-        })
-        .collect();
-    versions.sort_by_key(|version| std::cmp::Reverse(version.hosts));
-    versions
-}
-
-/// Units of many hosts as one group for each name and state: failing first, then the most widespread.
-pub(super) fn group_services(hosts: impl Iterator<Item = HostUnits>) -> Vec<v1::ServiceGroup> {
-    let mut groups: BTreeMap<(u8, String), v1::ServiceGroup> = BTreeMap::new();
-    for HostUnits { host, units } in hosts {
-        for unit in units {
-            let state = unit.word();
-            let group = groups
-                .entry((rank(&unit), unit.name.clone()))
-                .or_insert_with(|| v1::ServiceGroup {
-                    name: unit.name,
-                    state: state.to_owned(),
-                    ..v1::ServiceGroup::default()
-                });
-            group.hosts.push(host.clone());
-            group.restarts += unit.restarts;
-            if let Some(since) = unit.since.map(Timestamp::as_millis) {
-                group.since_ms = Some(group.since_ms.map_or(since, |first| first.min(since)));
-            }
-        }
-    }
-    let mut groups: Vec<((u8, String), v1::ServiceGroup)> = groups.into_iter().collect();
-    groups.sort_by(|((a, a_name), a_group), ((b, b_name), b_group)| {
-        let most = b_group.hosts.len().cmp(&a_group.hosts.len());
-        a.cmp(b).then(most).then_with(|| a_name.cmp(b_name))
-    });
-    groups
-        .into_iter()
-        .map(|(_, mut group)| {
-            group.hosts.sort();
-            group
-        })
-        .collect()
-}
-
-fn rank(unit: &Unit) -> u8 {
-    match unit.state {
-        UnitState::Failed => 0,
-        _ if unit.is_crash_loop() => 1,
-        UnitState::Activating => 2,
-        UnitState::Deactivating => 3,
-        UnitState::Active => 4,
-        UnitState::Inactive => 5,
-    }
-}
-
-/// Alerts of host scores a host-week, of hosts' alerts and weeks; of a few hours no rate can be told.
-fn told_rate(told: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
-    let (alerts, weeks) = told.fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-    (weeks >= 1.0).then(|| alerts / weeks)
-}
-
 fn group_shift(shift: Shift) -> v1::GroupShift {
     v1::GroupShift {
         since_ms: shift.since.as_millis(),
@@ -898,59 +719,6 @@ pub(super) fn incident_row(
         opened_ms: incident.opened.as_millis(),
         resolved_ms: incident.resolved.map(Timestamp::as_millis),
         since_ms: incident.since.as_millis(),
-    }
-}
-
-/// Empty for all.
-pub(super) fn parse_severity(word: &str) -> Result<Option<v1::Severity>, Status> {
-    match word {
-        "" => Ok(None),
-        "critical" => Ok(Some(v1::Severity::Critical)),
-        "warning" => Ok(Some(v1::Severity::Warning)),
-        "info" => Ok(Some(v1::Severity::Info)),
-        other => Err(Status::invalid_argument(format!(
-            "a severity is critical, warning or info, not {other:?}"
-        ))),
-    }
-}
-
-pub(super) fn parse_selector(text: &str) -> Result<Selector, Status> {
-    Selector::parse(text)
-        .map_err(|error| Status::invalid_argument(format!("this is no selector: {error}")))
-}
-
-pub(super) fn parse_names(names: &[String]) -> Result<Arc<[Pattern]>, Status> {
-    let mut patterns = Vec::new();
-    for name in names {
-        let list = Pattern::parse_list(name).map_err(|error| {
-            Status::invalid_argument(format!("{name:?} is no name or pattern: {error}"))
-        })?;
-        patterns.extend(list);
-    }
-    Ok(patterns.into())
-}
-
-pub(super) fn store_failed(error: &crate::control::ControlError) -> Status {
-    tracing::error!(error = %chain(error), "the control store cannot be read");
-    Status::unavailable("the control store cannot be read, see the aggregator's log")
-}
-
-pub(super) fn not_written(error: &crate::control::ControlError) -> Status {
-    tracing::error!(error = %chain(error), "the control store cannot be written");
-    Status::unavailable(
-        "nothing was changed: the control store cannot be written, see the aggregator's log",
-    )
-}
-
-pub(super) fn count(number: usize) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
-}
-
-/// 0 stands for no limit.
-pub(super) fn limit(limit: u32) -> usize {
-    match limit {
-        0 => usize::MAX,
-        limit => usize::try_from(limit).unwrap_or(usize::MAX),
     }
 }
 
