@@ -4,7 +4,7 @@
 //! test or a bench runs thousands in one process. Whose values it ships is behind [`Source`].
 
 use std::{
-    collections::VecDeque, future::Future, net::SocketAddr, path::PathBuf, sync::Arc,
+    collections::VecDeque, future::Future, net::SocketAddr, path::PathBuf, sync::Arc, task::Poll,
     time::Duration,
 };
 
@@ -34,7 +34,7 @@ use crate::{
     spool::{Event, SpoolConfig, SpoolHandle, SpoolLimits},
     status,
     telemetry::{Own, OwnSpool},
-    uplink::{Common, Uplink},
+    uplink::{Common, Uplink, quiet::Ear},
     watch::left_out_event,
 };
 
@@ -231,6 +231,11 @@ impl Agent {
                 Arc::clone(&common),
                 fixed,
             ));
+            if let Some(ear) = common.ear().filter(|_| alone) {
+                ear.will_be_rung();
+            }
+            // A tick that waits until what came in since the last is read.
+            let mut begun = None;
             let (pages, mut asked) = mpsc::channel(page::MAX_ASKED);
             let mut paged = std::pin::pin!(page::serve(page, pages));
             loop {
@@ -238,7 +243,7 @@ impl Agent {
                     reason = &mut shutdown => {
                         common.set_fin_reason(reason);
                         // Its own clock: a tick that is due is as good as a round in between.
-                        let tick = match sampler.extra() {
+                        let tick = match begun.take().or_else(|| sampler.extra()) {
                             Some(tick) => Some(tick),
                             None => time::timeout(LAST_TICK, sampler.next()).await.ok(),
                         };
@@ -250,18 +255,28 @@ impl Agent {
                         }
                         break;
                     }
-                    tick = sampler.next() => {
-                        rounds.take(tick);
-                        urgent.done();
+                    tick = sampler.next(), if begun.is_none() => {
+                        if common.ear().is_some_and(Ear::ring) {
+                            begun = Some(tick);
+                        } else {
+                            rounds.take(tick);
+                            urgent.done();
+                        }
                     }
-                    () = urgent.due() => {
+                    () = others_have_run(), if begun.is_some() => {
+                        if let Some(tick) = begun.take() {
+                            rounds.take(tick);
+                            urgent.done();
+                        }
+                    }
+                    () = urgent.due(), if begun.is_none() => {
                         // With a tick about to come, that one has it.
                         if let Some(tick) = sampler.extra() {
                             rounds.take(tick);
                         }
                         urgent.done();
                     }
-                    () = time::sleep_until(rounds.due()), if rounds.records() => {
+                    () = time::sleep_until(rounds.due()), if rounds.records() && begun.is_none() => {
                         // With a tick about to come, that one is recorded.
                         match sampler.extra() {
                             Some(tick) if rounds.is_sending() => {
@@ -341,6 +356,20 @@ impl Urgent {
         self.waiting = false;
         self.last_round = time::Instant::now();
     }
+}
+
+/// Completes when the tasks that are ready now, and the link after them, have run.
+async fn others_have_run() {
+    let mut left = 2;
+    std::future::poll_fn(|cx| match left {
+        0 => Poll::Ready(()),
+        _ => {
+            left -= 1;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
 }
 
 /// Whose frames a spool keeps, and who hears what it has to say.

@@ -36,8 +36,8 @@ use crate::{
         names::Names,
     },
     history::{
-        GiveUp, HistoryError, HostSeries, Point, SampleQuery, SampleStore, SeriesKey, StoreStats,
-        Tier, fold,
+        GiveUp, HistoryError, HostSeries, Needs, Point, SampleQuery, SampleStore, SeriesKey,
+        StoreStats, Tier, fold,
     },
 };
 
@@ -198,6 +198,7 @@ pub fn judge(
                 from: begin,
                 to: end,
                 step_ms: 0,
+                needs: Needs::ALL,
                 max_points: MAX_POINTS,
                 give_up: give_up.clone(),
             };

@@ -127,7 +127,7 @@ impl Agent {
     pub fn new(counters: Arc<AgentCounters>) -> Self {
         Self {
             machine: HostRoot::at("/"),
-            status: KeptFile::new(PATH),
+            status: KeptFile::whole(PATH),
             started: SystemClock.now(),
             counters,
         }

@@ -34,7 +34,7 @@ pub struct Arp {
 impl Default for Arp {
     fn default() -> Self {
         Self {
-            file: KeptFile::new(PATH),
+            file: KeptFile::lines(PATH),
             devices: Vec::new(),
         }
     }

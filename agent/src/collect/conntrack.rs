@@ -45,9 +45,9 @@ pub struct Conntrack {
 impl Default for Conntrack {
     fn default() -> Self {
         Self {
-            count: KeptFile::new(COUNT),
-            max: KeptFile::new(MAX),
-            statistics: KeptFile::new(STATISTICS),
+            count: KeptFile::whole(COUNT),
+            max: KeptFile::whole(MAX),
+            statistics: KeptFile::lines(STATISTICS),
         }
     }
 }

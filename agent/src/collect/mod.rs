@@ -101,6 +101,9 @@ use crate::host::{HostRoot, ReadError};
 /// be a large part of every frame.
 const MEASURE_EVERY: Duration = Duration::from_secs(15);
 
+/// How often it is looked for what the host does not have, if its collector runs more often.
+const LOOK_FOR_ABSENT: Duration = Duration::from_secs(60);
+
 /// Ticks follow the aggregator's clock and may come a little early: that must not cost a whole tick.
 const SLACK: Duration = Duration::from_millis(250);
 
@@ -352,6 +355,17 @@ impl Slot {
             took: Duration::ZERO,
         }
     }
+
+    /// Whether it is to run. What the host did not have (a driver, a kind of device) comes seldom: of those collectors
+    /// that do not run at every tick anyway.
+    fn is_due(&self, tick: Timestamp) -> bool {
+        let every = match self.collector.every() {
+            Duration::ZERO => Duration::ZERO,
+            every if self.absent => every.max(LOOK_FOR_ABSENT),
+            every => every,
+        };
+        is_due(self.ran, every, tick)
+    }
 }
 
 impl Collection {
@@ -402,11 +416,7 @@ impl Collection {
         self.readings.set_tick(tick);
         let mut changed = false;
         for number in 0..self.slots.len() {
-            if is_due(
-                self.slots[number].ran,
-                self.slots[number].collector.every(),
-                tick,
-            ) {
+            if self.slots[number].is_due(tick) {
                 changed |= self.run_one(number, tick);
                 self.warn_of_room(number);
             }
@@ -742,6 +752,33 @@ mod tests {
         let table = collection.table();
         assert!(value(table, AGENT_SERIES, None).is_some());
         assert!(collection.take_events().is_empty());
+    }
+
+    #[test]
+    fn what_a_host_does_not_have_is_looked_for_once_a_minute() {
+        let seldom = |about, family| Scripted {
+            about,
+            family,
+            script: vec![Ok(Outcome::NoData)],
+        };
+        let both: Vec<Box<dyn Collector>> = vec![
+            Box::new(seldom(&OFTEN, LOAD1)),
+            Box::new(seldom(&SELDOM, LOAD5)),
+        ];
+        let mut collection = Collection::with(HostRoot::at("/nowhere"), both, 100);
+        let mut ran = |seconds| {
+            let table = collection.run(at(seconds));
+            [LOAD1, LOAD5].map(|family| value(table, family, None))
+        };
+        assert_eq!(ran(0), [None, None]);
+        assert_eq!(
+            ran(30),
+            [Some(30_000), None],
+            "each tick, whatever it found"
+        );
+        assert_eq!(ran(59), [Some(59_000), None]);
+        assert_eq!(ran(60), [Some(60_000); 2]);
+        assert_eq!(ran(90), [Some(90_000); 2], "there: as often as it is due");
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub struct UdpQueues {
 impl Default for UdpQueues {
     fn default() -> Self {
         Self {
-            files: FILES.map(|(path, _)| KeptFile::new(path)),
+            files: FILES.map(|(path, _)| KeptFile::lines(path)),
         }
     }
 }

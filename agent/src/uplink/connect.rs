@@ -24,7 +24,10 @@ use tokio::{
     time,
 };
 
-use super::fault::Fault;
+use super::{
+    fault::Fault,
+    quiet::{Ear, QuietTcp},
+};
 
 /// A byte stream to the aggregator.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -43,6 +46,10 @@ pub trait Connector: Send + Sync {
     /// All addresses it was configured with, the one of [`Connector::address`] first.
     fn servers(&self) -> Vec<String> {
         vec![self.address().to_owned()]
+    }
+    /// Tells its connections whether incoming bytes are waited for, where they can be told.
+    fn ear(&self) -> Option<Arc<Ear>> {
+        None
     }
     /// As [`Connector::connect`], to one of several servers. Where there is one way only, that is taken.
     fn connect_to<'a>(&'a self, _server: &'a str) -> Connecting<'a> {
@@ -66,6 +73,7 @@ pub struct TlsConnector {
     tls: Arc<TlsSource>,
     /// Attempts that failed: the next begins with another of the name's addresses.
     failures: AtomicUsize,
+    ear: Arc<Ear>,
 }
 
 impl TlsConnector {
@@ -76,6 +84,7 @@ impl TlsConnector {
             servers,
             tls: Arc::new(tls),
             failures: AtomicUsize::new(0),
+            ear: Arc::default(),
         }
     }
 }
@@ -107,6 +116,10 @@ impl Connector for TlsConnector {
         self.servers.clone()
     }
 
+    fn ear(&self) -> Option<Arc<Ear>> {
+        Some(Arc::clone(&self.ear))
+    }
+
     fn connect_to<'a>(&'a self, server: &'a str) -> Connecting<'a> {
         Box::pin(async move {
             let config = self.config().await?;
@@ -114,6 +127,7 @@ impl Connector for TlsConnector {
             let failures = self.failures.fetch_add(1, Ordering::Relaxed);
             let tcp = dial(server, failures).await?;
             tcp.set_nodelay(true).map_err(Fault::Tcp)?;
+            let tcp = QuietTcp::new(tcp, Arc::clone(&self.ear)).map_err(Fault::Tcp)?;
             let stream = handshake(config, tcp).await?;
             self.failures.store(failures, Ordering::Relaxed);
             Ok(stream)

@@ -7,6 +7,7 @@ mod aside;
 pub mod backoff;
 pub mod connect;
 pub mod fault;
+pub mod quiet;
 pub mod renew;
 pub mod servers;
 mod session;
@@ -40,6 +41,7 @@ use crate::{
 use backoff::{Backoff, Ended};
 use connect::{Connector, Watched, Witness};
 use fault::Fault;
+use quiet::Ear;
 use renew::{Renewing, Slots, refuses_certificate};
 use servers::{Announced, Servers};
 use session::{End, OpenError, Session};
@@ -130,6 +132,8 @@ pub(crate) struct Common {
     link: Mutex<Link>,
     servers: Mutex<Servers>,
     rounds: Mutex<RoundStats>,
+    /// Of the connections, where they have one.
+    ear: OnceLock<Arc<Ear>>,
     schedule: watch::Sender<Schedule>,
     fin_reason: AtomicI32,
     /// What the aggregator recalls of the flight recorder, until it is answered.
@@ -159,6 +163,7 @@ impl Common {
             link: Mutex::new(Link::default()),
             servers: Mutex::default(),
             rounds: Mutex::new(RoundStats::default()),
+            ear: OnceLock::new(),
             schedule: watch::Sender::new(Schedule::new(&*clock, interval)),
             fin_reason: AtomicI32::new(v1::FinReason::Stopped.into()),
             recall: Mutex::default(),
@@ -216,6 +221,11 @@ impl Common {
     /// `host:port` of the aggregator in use, or of the one that is tried next.
     pub(crate) fn server(&self) -> String {
         self.servers().current().to_owned()
+    }
+
+    /// Whether incoming bytes are waited for, where connections can be told.
+    pub(crate) fn ear(&self) -> Option<&Ear> {
+        self.ear.get().map(|ear| &**ear)
     }
 
     pub(crate) fn rounds(&self) -> MutexGuard<'_, RoundStats> {
@@ -283,6 +293,10 @@ impl Uplink {
         seed: u64,
     ) -> Self {
         *common.servers() = Servers::new(connector.servers(), memory.servers());
+        if let Some(ear) = connector.ear() {
+            // There is one connector.
+            let _ = common.ear.set(ear);
+        }
         Self {
             common,
             connector,

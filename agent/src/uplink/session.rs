@@ -37,6 +37,8 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 pub(super) const QUEUE: usize = 4;
 /// From the time of the build: for so long an aggregator's time is believed.
 const CREDIBLE_FOR: Duration = Duration::from_secs(50 * 365 * 86_400);
+/// With rounds as often as this the acknowledgement of one may wait for the next.
+const OFTEN: Duration = Duration::from_millis(1_500);
 /// Refusals of frames that are logged one by one in a session.
 const LOGGED_REJECTIONS: u64 = 5;
 
@@ -282,6 +284,9 @@ impl<'a> Session<'a> {
             }
             let outbound = self.outbound.clone();
             let may_send = outbound.is_some() && self.has_more();
+            if let Some(ear) = self.common.ear() {
+                ear.doze(!may_send && self.may_doze());
+            }
             let stopping = matches!(self.leaving, Some((Leaving::Stopping, _)));
             let patience = self.patience();
             let waiting = !self.in_flight.is_empty() || self.aside.is_in_flight();
@@ -379,6 +384,15 @@ impl<'a> Session<'a> {
             Some((Leaving::Draining(_) | Leaving::Switching, _)) => self.in_flight.is_empty(),
             None => false,
         }
+    }
+
+    /// Whether nothing is expected that could not wait for the next round.
+    fn may_doze(&self) -> bool {
+        self.leaving.is_none()
+            && self.acknowledged
+            && self.in_flight.len() <= 1
+            && !self.aside.is_in_flight()
+            && self.common.interval() <= OFTEN
     }
 
     fn has_more(&self) -> bool {
@@ -602,6 +616,9 @@ impl<'a> Session<'a> {
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
+        if let Some(ear) = self.common.ear() {
+            ear.doze(false);
+        }
         if self.rejections > LOGGED_REJECTIONS {
             tracing::warn!(frames = self.rejections, "frames refused in this session");
         }

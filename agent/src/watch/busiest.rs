@@ -9,6 +9,9 @@
 //!
 //! The files of a few hundred processes are kept open: reading one again costs half of what opening it anew does.
 //! A descriptor of a process that ended reads nothing, whoever has its number now.
+//!
+//! Most processes and units of a host do nothing. One that used no CPU in two scans is looked at in every third only,
+//! and until then is what it was; what it used meanwhile counts for all the time since.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -54,6 +57,10 @@ const STAT_BYTES: usize = 2048;
 /// the one of which it will be asked who did it.
 const SELDOM: Duration = Duration::from_secs(60);
 
+/// After so many scans in which it used no CPU, a process or unit is looked at in one scan of [`REST`] only.
+const IDLE_SCANS: u8 = 2;
+const REST: u32 = 3;
+
 /// Longest name of a process: `TASK_COMM_LEN` without its end.
 const MAX_COMM_BYTES: usize = 15;
 
@@ -85,14 +92,41 @@ impl Default for BusiestConfig {
     }
 }
 
-/// What a unit had used at the scan before.
+/// What a process or unit had used when it was looked at last.
 #[derive(Debug, Clone, Copy, Default)]
 struct Used {
     cpu_ns: u64,
+    memory_bytes: u64,
     io_bytes: Option<u64>,
+    /// The scan that looked at it last; 0 for none.
+    looked: u32,
+    /// Looks in a row that found that it had used no CPU since the one before.
+    idle: u8,
 }
 
-/// A process as the scan before left it.
+impl Used {
+    /// Whether this scan leaves it alone. Which of three scans looks at it is drawn from `number`, so that each has
+    /// about as much to do.
+    fn rests(&self, number: u32, scan: u32) -> bool {
+        self.looked != 0
+            && self.idle >= IDLE_SCANS
+            && !number.wrapping_add(scan).is_multiple_of(REST)
+            && scan.wrapping_sub(self.looked) < REST
+    }
+
+    /// Takes over what it has used by now; gives how much CPU is new.
+    fn take(&mut self, cpu_ns: u64, memory_bytes: u64, scan: u32) -> u64 {
+        let new = cpu_ns.saturating_sub(self.cpu_ns);
+        self.idle = match new {
+            0 => self.idle.saturating_add(1),
+            _ => 0,
+        };
+        (self.cpu_ns, self.memory_bytes, self.looked) = (cpu_ns, memory_bytes, scan);
+        new
+    }
+}
+
+/// A process as the last look left it.
 #[derive(Debug, Default)]
 struct Process {
     used: Used,
@@ -100,8 +134,11 @@ struct Process {
     began: u64,
     /// Its file, if it is one of those that are kept open.
     stat: Option<File>,
-    /// The scan that saw it last; 0 for none.
+    /// The last scan in which it was there.
     seen: u32,
+    comm: Comm,
+    state: u8,
+    threads: u32,
 }
 
 /// One of those that use most, and what it used.
@@ -120,18 +157,18 @@ struct User {
 
 /// A process's name as the kernel has it, and its length.
 #[derive(Debug, Clone, Copy, Default)]
-struct Comm([u8; MAX_COMM_BYTES], usize);
+struct Comm([u8; MAX_COMM_BYTES], u8);
 
 impl Comm {
     fn new(name: &[u8]) -> Self {
         let length = name.len().min(MAX_COMM_BYTES);
         let mut bytes = [0; MAX_COMM_BYTES];
         bytes[..length].copy_from_slice(&name[..length]);
-        Self(bytes, length)
+        Self(bytes, u8::try_from(length).unwrap_or(0))
     }
 
     fn text(&self) -> String {
-        event::printable(&text::lossy(&self.0[..self.1]), MAX_COMM_BYTES)
+        event::printable(&text::lossy(&self.0[..usize::from(self.1)]), MAX_COMM_BYTES)
     }
 }
 
@@ -141,9 +178,49 @@ struct Stat {
     comm: Comm,
     state: u8,
     cpu_ns: u64,
-    threads: u64,
+    threads: u32,
     began: u64,
     memory_bytes: u64,
+}
+
+/// The moments of the last scans, the newest first: how long ago one was that looked.
+#[derive(Debug, Default)]
+struct Past([Option<Instant>; REST as usize + 1]);
+
+impl Past {
+    /// Notes the scan that begins.
+    fn push(&mut self, now: Instant) {
+        self.0.rotate_right(1);
+        self.0[0] = Some(now);
+    }
+
+    /// Between this scan and the one so many before it, or the oldest that is known.
+    fn since(&self, scans: u32) -> Duration {
+        let at = usize::try_from(scans).unwrap_or(usize::MAX);
+        let [Some(now), ..] = self.0 else {
+            return Duration::ZERO;
+        };
+        let before = self
+            .0
+            .iter()
+            .take(at.saturating_add(1))
+            .flatten()
+            .next_back();
+        before.map_or(Duration::ZERO, |before| {
+            now.saturating_duration_since(*before)
+        })
+    }
+
+    /// Of what was used since the scan that looked last, the part that falls on the time since the scan before this.
+    fn part(&self, new: u64, scan: u32, looked: u32) -> u64 {
+        let scans = scan.wrapping_sub(looked);
+        if looked == 0 || scans <= 1 {
+            return new;
+        }
+        let (own, all) = (self.since(1).as_millis(), self.since(scans).as_millis());
+        let part = u128::from(new) * own.max(1) / all.max(1);
+        u64::try_from(part).unwrap_or(new).min(new)
+    }
 }
 
 /// See the module.
@@ -157,7 +234,7 @@ pub struct Busiest {
     scan: u32,
     census: Option<Census>,
     units: HashMap<String, Used>,
-    last: Option<Instant>,
+    past: Past,
     names: Names,
     files: Files,
     tick_ns: u64,
@@ -202,7 +279,7 @@ impl Busiest {
             scan: 0,
             census: None,
             units: HashMap::new(),
-            last: None,
+            past: Past::default(),
             names: Names::default(),
             files: Files::default(),
             tick_ns: 1_000_000_000 / hertz,
@@ -213,10 +290,11 @@ impl Busiest {
     /// One scan. The first finds nothing: it has nothing to compare with.
     pub fn look(&mut self, host: &HostRoot, at: Timestamp) -> Option<v1::Busiest> {
         let now = Instant::now();
-        let over = self.last.replace(now).map(|last| now - last);
+        self.past.push(now);
+        self.scan = self.scan.wrapping_add(1).max(1);
         let (processes, left_out) = self.processes(host, now + DEADLINE);
         let units = self.units(host);
-        let over = over.filter(|over| !over.is_zero())?;
+        let over = Some(self.past.since(1)).filter(|over| !over.is_zero())?;
         Some(v1::Busiest {
             at_ms: at.as_millis(),
             over_ms: u32::try_from(over.as_millis()).unwrap_or(u32::MAX),
@@ -238,7 +316,6 @@ impl Busiest {
         if self.names.list(host, b"proc").is_err() {
             return (users, left_out);
         }
-        self.scan = self.scan.wrapping_add(1).max(1);
         let units = (self.tick_ns, self.page_bytes);
         // Those of a capture are read anew, so that it sees them.
         let may_keep = host.is_live() && host.recorder().is_none();
@@ -256,16 +333,21 @@ impl Busiest {
                 continue;
             }
             let known = self.processes.entry(pid).or_default();
-            let Some(stat) = known.read(host, digits, units, &mut self.files) else {
-                // It ended in between.
-                continue;
-            };
-            if may_keep && known.stat.is_none() && self.kept < MAX_KEPT {
-                known.stat = open(host, digits);
-                self.kept += usize::from(known.stat.is_some());
+            let mut cpu_new_ns = 0;
+            if !known.used.rests(pid, self.scan) {
+                let Some(stat) = known.read(host, digits, units, &mut self.files) else {
+                    // It ended in between.
+                    continue;
+                };
+                if may_keep && known.stat.is_none() && self.kept < MAX_KEPT {
+                    known.stat = open(host, digits);
+                    self.kept += usize::from(known.stat.is_some());
+                }
+                cpu_new_ns = known.note(&stat, self.scan, &self.past);
             }
-            census.count(stat.state, stat.threads);
-            users.push(known.note(pid, &stat, self.scan));
+            known.seen = self.scan;
+            census.count(known.state, known.threads.into());
+            users.push(known.user(pid, cpu_new_ns));
         }
         let scan = self.scan;
         self.processes.retain(|_, known| known.seen == scan);
@@ -299,30 +381,38 @@ impl Busiest {
     }
 
     fn units(&mut self, host: &HostRoot) -> Vec<User> {
-        let before = std::mem::take(&mut self.units);
+        let mut before = std::mem::take(&mut self.units);
         let mut users = Vec::new();
-        for unit in cgroups::units(host) {
+        for (number, unit) in (0..).zip(cgroups::units(host)) {
             let path = unit.path.as_os_str().as_bytes();
-            let files = &mut self.files;
-            let cpu = files.read(host, &[path, b"/cpu.stat"]).ok();
-            let Some(cpu) = cpu.and_then(|stat| sum_of(stat, &[b"usage_usec"])) else {
-                continue;
-            };
-            let memory = files.unsigned(host, &[path, b"/memory.current"]);
-            let io = files.read(host, &[path, b"/io.stat"]).ok();
-            let io_bytes = io.map(unit_io);
             let name = event::printable(&unit.name, MAX_UNIT_BYTES);
-            let old = before.get(&name);
-            let cpu_ns = cpu.saturating_mul(1_000);
-            let used = Used { cpu_ns, io_bytes };
+            let mut used = before.remove(&name).unwrap_or_default();
+            let (io_before, looked) = (used.io_bytes, used.looked);
+            let mut cpu_new_ns = 0;
+            if !used.rests(number, self.scan) {
+                let files = &mut self.files;
+                let cpu = files.read(host, &[path, b"/cpu.stat"]).ok();
+                let Some(cpu) = cpu.and_then(|stat| sum_of(stat, &[b"usage_usec"])) else {
+                    continue;
+                };
+                let memory = files.unsigned(host, &[path, b"/memory.current"]);
+                let cpu_ns = cpu.saturating_mul(1_000);
+                let new = used.take(cpu_ns, memory.unwrap_or(0), self.scan);
+                cpu_new_ns = self.past.part(new, self.scan, looked);
+                // What used no CPU has read and written nothing either.
+                if new > 0 || looked == 0 {
+                    let io = files.read(host, &[path, b"/io.stat"]).ok();
+                    used.io_bytes = io.map(unit_io);
+                }
+            }
             self.units.insert(name.clone(), used);
             users.push(User {
                 pid: 0,
                 comm: Comm::default(),
-                cpu_new_ns: cpu_ns.saturating_sub(old.map_or(0, |old| old.cpu_ns)),
-                memory_bytes: memory.unwrap_or(0),
-                io_bytes,
-                io_new_bytes: new_since(io_bytes, old.and_then(|old| old.io_bytes)),
+                cpu_new_ns,
+                memory_bytes: used.memory_bytes,
+                io_bytes: used.io_bytes,
+                io_new_bytes: new_since(used.io_bytes, io_before),
                 name,
             });
         }
@@ -350,23 +440,26 @@ impl Process {
         parse(files.read(host, &[b"proc/", digits, b"/stat"]).ok()?, units)
     }
 
-    /// Takes over what it has used; gives what is new of it.
-    fn note(&mut self, pid: u32, stat: &Stat, scan: u32) -> User {
-        let same = self.seen != 0 && self.began == stat.began;
-        let before = if same { self.used } else { Used::default() };
-        self.used = Used {
-            cpu_ns: stat.cpu_ns,
-            ..before
-        };
-        self.began = stat.began;
-        self.seen = scan;
+    /// Takes over what its file says; gives the CPU it used since the scan before.
+    fn note(&mut self, stat: &Stat, scan: u32, past: &Past) -> u64 {
+        if self.used.looked == 0 || self.began != stat.began {
+            // One that began since has used all it used since.
+            self.used = Used::default();
+        }
+        let looked = self.used.looked;
+        (self.began, self.comm) = (stat.began, stat.comm);
+        (self.state, self.threads) = (stat.state, stat.threads);
+        let new = self.used.take(stat.cpu_ns, stat.memory_bytes, scan);
+        past.part(new, scan, looked)
+    }
+
+    fn user(&self, pid: u32, cpu_new_ns: u64) -> User {
         User {
             name: String::new(),
-            comm: stat.comm,
+            comm: self.comm,
             pid,
-            // One that began since has used all it used since.
-            cpu_new_ns: stat.cpu_ns.saturating_sub(before.cpu_ns),
-            memory_bytes: stat.memory_bytes,
+            cpu_new_ns,
+            memory_bytes: self.used.memory_bytes,
             io_bytes: None,
             io_new_bytes: None,
         }
@@ -407,7 +500,7 @@ fn parse(stat: &[u8], units: (u64, u64)) -> Option<Stat> {
         cpu_ns: number(14)?
             .saturating_add(number(15)?)
             .saturating_mul(tick_ns),
-        threads: number(20)?,
+        threads: u32::try_from(number(20)?).unwrap_or(u32::MAX),
         began: number(22)?,
         memory_bytes: number(24)?.saturating_mul(page_bytes),
     })
@@ -508,7 +601,11 @@ mod tests {
 
     /// As if a scan ten seconds ago.
     fn again(busiest: &mut Busiest, tree: &Tree) -> v1::Busiest {
-        busiest.last = Instant::now().checked_sub(Duration::from_secs(10));
+        for moment in busiest.past.0.iter_mut().flatten() {
+            *moment = moment
+                .checked_sub(Duration::from_secs(10))
+                .expect("up for longer");
+        }
         busiest.look(&tree.host(), at(10)).expect("a scan")
     }
 
@@ -628,6 +725,56 @@ mod tests {
         let found = &busiest.processes[&own];
         assert!(found.began > 0 && found.seen == busiest.scan);
         assert_eq!(kept(&busiest), busiest.kept);
+    }
+
+    #[test]
+    fn those_that_do_nothing_rest_and_what_they_use_then_counts_for_the_whole_time() {
+        let tree = Tree::new(&[("proc/10/stat", &stat(10, "x", 5, 7, 1))]);
+        let mut busiest = busiest(100);
+        busiest.look(&tree.host(), at(0));
+        for _ in 0..IDLE_SCANS {
+            again(&mut busiest, &tree);
+        }
+        // From now on it is looked at in every third scan; 9 s of CPU in at most 30 s are no more than 0.9 of one.
+        tree.write("proc/10/stat", &stat(10, "y", 905, 7, 2));
+        let mut shown = Vec::new();
+        for _ in 0..REST {
+            let scan = again(&mut busiest, &tree);
+            let census = busiest.take_census().expect("all are there");
+            assert_eq!(census.pids, 1, "also those that rest are counted");
+            let process = &scan.processes[0];
+            shown.push((process.name.clone(), process.cpus, process.memory_bytes));
+        }
+        let woke = shown.iter().position(|(name, _, _)| name == "y");
+        let woke = woke.expect("looked at within three scans");
+        for (name, cpus, memory) in &shown[..woke] {
+            assert_eq!((name.as_str(), *cpus, *memory), ("x", 0.0, 4096));
+        }
+        let (_, cpus, memory) = &shown[woke];
+        let expected = 0.9 / f32::from(u8::try_from(woke + 1).expect("few"));
+        assert!(
+            (cpus - expected).abs() < 0.01 && *memory == 2 * 4096,
+            "{shown:?}"
+        );
+        // It works: it is looked at each time again.
+        tree.write("proc/10/stat", &stat(10, "z", 1_005, 7, 2));
+        let scan = again(&mut busiest, &tree);
+        assert_eq!(scan.processes[0].name, "z");
+    }
+
+    #[test]
+    fn what_was_used_over_several_scans_is_shared_out() {
+        let mut past = Past::default();
+        assert_eq!(past.since(1), Duration::ZERO);
+        let began = Instant::now();
+        for seconds in [0, 10, 20, 30] {
+            past.push(began + Duration::from_secs(seconds));
+        }
+        assert_eq!(past.since(1), Duration::from_secs(10));
+        assert_eq!(past.since(9), Duration::from_secs(30), "the oldest known");
+        for (looked, part) in [(0, 600), (9, 600), (8, 300), (7, 200), (4, 200)] {
+            assert_eq!(past.part(600, 10, looked), part, "{looked}");
+        }
     }
 
     #[test]

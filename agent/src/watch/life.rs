@@ -116,12 +116,16 @@ impl Life {
         (events, start)
     }
 
-    /// A sign of life, if one is due: once a minute, and none after the end.
-    pub fn goes_on(&mut self, at: Timestamp) -> Option<Sign> {
+    /// Whether a sign of life is due: once a minute, also after the clock was set back, and not after the end.
+    #[must_use]
+    pub fn is_due(&self, at: Timestamp) -> bool {
         let since = at.as_millis().saturating_sub(self.now.at_ms);
-        // Also after the clock was set back.
-        let due = !(0..EVERY_MS).contains(&since) && self.now.stopped.is_none();
-        due.then(|| self.sign(at)).flatten()
+        !(0..EVERY_MS).contains(&since) && self.now.stopped.is_none() && self.path.is_some()
+    }
+
+    /// A sign of life, if one is due.
+    pub fn goes_on(&mut self, at: Timestamp) -> Option<Sign> {
+        self.is_due(at).then(|| self.sign(at)).flatten()
     }
 
     /// The agent was told to stop; what to tell about it.

@@ -37,7 +37,9 @@ struct Link {
 pub struct Links {
     excluded: Vec<String>,
     known: Option<BTreeMap<String, Link>>,
-    news: LinkNews,
+    heard: LinkNews,
+    /// Something changed that was not looked at.
+    news: bool,
 }
 
 impl Links {
@@ -47,13 +49,21 @@ impl Links {
         Self {
             excluded: excluded.to_vec(),
             known: None,
-            news: LinkNews::default(),
+            heard: LinkNews::default(),
+            news: false,
         }
     }
 
-    /// Compares with the look before.
+    /// Whether the kernel says that nothing changed since the last call: then a look finds nothing. Waits for nothing.
+    pub fn is_quiet(&mut self, host: &HostRoot) -> bool {
+        let quiet = self.heard.is_quiet(host) && self.known.is_some();
+        self.news |= !quiet;
+        quiet
+    }
+
+    /// Compares with the look before, unless [`Links::is_quiet`] has found nothing since.
     pub fn look(&mut self, host: &HostRoot, at: Timestamp, found: &mut Found) {
-        if self.news.is_quiet(host) && self.known.is_some() {
+        if !std::mem::take(&mut self.news) && self.known.is_some() && host.is_live() {
             return;
         }
         let Some(now) = self.read(host) else {

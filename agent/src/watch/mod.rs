@@ -1,10 +1,11 @@
 //! What changes on a host seldom, seen by looking now and then: the change journal, and what no counter tells.
 //!
-//! A look is taken every `QUICK` (where rounds are rarer, with each) at what costs microseconds (mounts, links, the
-//! clock) and every `SLOW` at what may cost milliseconds (packages, unit files, ports, settings), and at the processes
-//! that use most (`busiest`). Each look has a thread of its own, which ends with it: whatever hangs or is slow there
-//! delays no sample, is not started again before it returns, and a host where nothing hangs has a thread less. What a
-//! look finds waits, bounded, for the next round.
+//! Every `QUICK` (where rounds are rarer, with each) the clocks are compared and the kernel is asked whether anything
+//! about mounts and links changed, which costs microseconds and waits for nothing. Only when it did, or when it is time
+//! for what may cost milliseconds (every `SLOW` packages, unit files, ports, settings; the processes that use most, as
+//! `busiest` says), is a look taken. Each look has a thread of its own, which ends with it: whatever hangs or is slow
+//! there delays no sample, is not started again before it returns, and a host where nothing hangs has a thread less.
+//! What a look finds waits, bounded, for the next round.
 //!
 //! What is known is kept on disk, so that a change while the agent was down is told once, when it starts again
 //! ([`journal`]). The first look of all tells nothing: it only learns how things are.
@@ -54,7 +55,7 @@ use crate::{
     sampler::HostClock,
 };
 
-/// Between looks at mounts, links and the clock.
+/// Between questions about mounts, links and the clock.
 const QUICK: Duration = Duration::from_secs(5);
 
 /// Rounds may come a little early: that must not cost a whole one.
@@ -214,7 +215,9 @@ impl Watch {
     }
 
     fn look(&mut self) {
-        if lock(&self.watcher).is_none() {
+        // Without one it looks already.
+        let more = lock(&self.watcher).as_mut().is_some_and(Watcher::glance);
+        if !more {
             return;
         }
         let ours = Arc::clone(&self.watcher);
@@ -261,13 +264,25 @@ struct Watcher {
 }
 
 impl Watcher {
+    /// What waits for nothing; whether there is more to look at, which might.
+    fn glance(&mut self) -> bool {
+        let now = Instant::now();
+        let mut found = Found::default();
+        let news = self.looks.glance(&SystemClock, &mut found);
+        self.put(found);
+        news || now >= self.slow_at
+            || (self.looks.busiest.is_some() && now >= self.busiest_at)
+            || self.shared.killed.load(Ordering::Relaxed) > 0
+            || lock(&self.life).is_due(SystemClock.now())
+    }
+
     fn look(&mut self) {
         let now = Instant::now();
         let mut found = Found::default();
         let at = SystemClock.now();
         self.give_sign(at);
         self.looks.quick(
-            &SystemClock,
+            at,
             self.shared.killed.swap(0, Ordering::Relaxed),
             &mut found,
         );
@@ -342,12 +357,24 @@ impl Looks {
         }
     }
 
-    fn quick(&mut self, clock: &dyn HostClock, killed: u64, found: &mut Found) {
-        let at = clock.now();
+    /// The clocks; and whether mounts or links may have changed.
+    fn glance(&mut self, clock: &dyn HostClock, found: &mut Found) -> bool {
+        if !self.enabled {
+            return false;
+        }
+        self.clock.look(clock, found);
+        // Both are asked: what the kernel has told once it does not tell again.
+        let quiet = [
+            self.mounts.is_quiet(&self.host),
+            self.links.is_quiet(&self.host),
+        ];
+        quiet.contains(&false)
+    }
+
+    fn quick(&mut self, at: Timestamp, killed: u64, found: &mut Found) {
         if !self.enabled {
             return;
         }
-        self.clock.look(clock, found);
         self.mounts.look(&self.host, at, found);
         self.links.look(&self.host, at, found);
         self.cgroups.look(&self.host, at, killed, found);
@@ -448,6 +475,32 @@ mod tests {
         while lock(&watch.watcher).is_none() {
             thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_host_on_which_nothing_changes_is_not_looked_at_in_a_thread() {
+        let tree = Tree::new(&[]);
+        let life = Arc::new(Mutex::new(Life::new(None, "", "1")));
+        let config = WatchConfig {
+            busiest: BusiestConfig {
+                enabled: false,
+                ..BusiestConfig::default()
+            },
+            ..WatchConfig::default()
+        };
+        // This machine; what changes on it meanwhile is no part of this test.
+        let mut watch = Watch::new(HostRoot::at("/"), &config, life, Arc::default());
+        let mut watcher = lock(&watch.watcher).take().expect("it does not look");
+        assert!(watcher.glance(), "the first look learns");
+        watcher.looks.host = tree.host();
+        watcher.looks.enabled = false;
+        assert!(!watcher.glance());
+        watcher.slow_at = Instant::now();
+        assert!(watcher.glance(), "it is time for the slow look");
+        watcher.slow_at = Instant::now() + SLOW;
+        assert!(!watcher.glance());
+        watch.killed(1);
+        assert!(watcher.glance(), "somebody was killed");
     }
 
     #[test]

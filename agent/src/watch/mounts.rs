@@ -1,6 +1,6 @@
 //! What is mounted: filesystems that appeared, went, or became read-only.
 //!
-//! The kernel tells on an open mount table whether it changed (proc(5): `POLLPRI`), so a look that finds nothing
+//! The kernel tells on an open mount table whether it changed (proc(5): `POLLPRI`), so finding out that nothing did
 //! is one system call. Tables of which the kernel cannot tell, such as captured ones, are read each time.
 
 use std::{collections::BTreeMap, fs::File, os::fd::AsFd as _};
@@ -59,13 +59,28 @@ pub struct Mounts {
     known: Option<BTreeMap<String, Mounted>>,
     /// Held open to be told of changes.
     table: Option<File>,
+    /// Something changed that was not looked at.
+    news: bool,
 }
 
 impl Mounts {
-    /// Compares with the look before.
+    /// Whether the kernel says that nothing was mounted or unmounted since the last call: then a look finds nothing.
+    /// Waits for nothing.
+    pub fn is_quiet(&mut self, host: &HostRoot) -> bool {
+        let quiet = self.known.is_some() && host.is_live() && !self.has_changed();
+        self.news |= !quiet;
+        quiet
+    }
+
+    /// Compares with the look before, unless [`Mounts::is_quiet`] has found nothing since.
     pub fn look(&mut self, host: &HostRoot, at: Timestamp, found: &mut Found) {
-        if self.known.is_some() && host.is_live() && !self.has_changed(host) {
+        if !std::mem::take(&mut self.news) && self.known.is_some() && host.is_live() {
             return;
+        }
+        if host.is_live() && self.table.is_none() {
+            // First, so that what changes while it is read is news.
+            let open = |table: &&str| File::open(host.join(table)).ok();
+            self.table = TABLES.iter().find_map(open);
         }
         let Some(now) = read(host) else {
             return;
@@ -108,13 +123,7 @@ impl Mounts {
         }
     }
 
-    fn has_changed(&mut self, host: &HostRoot) -> bool {
-        if self.table.is_none() {
-            let open = |table: &&str| File::open(host.join(table)).ok();
-            self.table = TABLES.iter().find_map(open);
-            // What changed before it was opened is in no answer of this one's.
-            return true;
-        }
+    fn has_changed(&self) -> bool {
         let Some(table) = &self.table else {
             return true;
         };
