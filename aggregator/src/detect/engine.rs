@@ -151,9 +151,10 @@ impl Engine {
         attention: Attention,
         out: &mut Vec<Transition>,
     ) -> RuleSet {
-        if let Some(step) = state.advance(seen) {
-            self.judge(state, step, attention, out);
-        }
+        let Some(step) = state.advance(seen) else {
+            return RuleSet::default();
+        };
+        self.judge(state, step, attention, out);
         let HostDetection { grown, tracks, .. } = state;
         grown.may_sleep(|rule| tracks.contains_key(rule))
     }

@@ -339,6 +339,8 @@ pub struct HostState {
     rates: Vec<f32>,
     /// Rules that sleep until what they look at changes.
     asleep: RuleSet,
+    /// The decoder has taken in changes that nothing was made of.
+    unseen_changes: bool,
     events: VecDeque<v1::Event>,
     checksums: VecDeque<(Incarnation, u64, u32)>,
     heard: Option<Instant>,
@@ -373,6 +375,7 @@ impl HostState {
             before: Vec::new(),
             rates: Vec::new(),
             asleep: RuleSet::default(),
+            unseen_changes: false,
             events: VecDeque::new(),
             checksums: VecDeque::new(),
             heard: None,
@@ -1252,6 +1255,7 @@ impl HostState {
         }
         if self.kept.last_tick >= Some(frame.tick) {
             // Out of order: it completes the books and the decoder, and tells nothing about now.
+            self.unseen_changes = true;
             return Ok(());
         }
         let span = self.kept.last_tick.map(|last| frame.tick.since(last));
@@ -1420,7 +1424,11 @@ impl HostState {
             gather.add(slot.key.input, slot.scale.value(slot.raw), held_rate(*rate));
         }
         self.kept.boot_time_seconds = gather.boot_time_seconds().or(self.kept.boot_time_seconds);
-        let mut filesystem_changed = changes.key;
+        let unseen = std::mem::take(&mut self.unseen_changes);
+        if unseen {
+            self.asleep = RuleSet::default();
+        }
+        let mut filesystem_changed = changes.key || unseen;
         for &number in changes.changed.iter().chain(&changes.absent) {
             let key = &slots[number as usize].key;
             touched = touched.and(key.rule_set);
