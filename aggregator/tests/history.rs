@@ -13,7 +13,7 @@ use std::{
 use muster_aggregator::{
     backup,
     config::Config,
-    history::{GiveUp, SampleQuery, SampleStore as _},
+    history::{GiveUp, Needs, SampleQuery, SampleStore as _},
     serve::Aggregator,
     status,
 };
@@ -32,6 +32,7 @@ fn ticks(aggregator: &Aggregator, host: HostId) -> Vec<i64> {
         from: 0,
         to: i64::MAX,
         step_ms: 0,
+        needs: Needs::ALL,
         max_points: 100_000,
         give_up: GiveUp::default(),
     };

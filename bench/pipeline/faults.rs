@@ -16,6 +16,7 @@ mod disks;
 mod gate;
 mod hostile;
 mod hosts;
+#[expect(dead_code, reason = "bench/fleet asks the rest")]
 mod installation;
 mod intruders;
 mod load;

@@ -3,6 +3,7 @@
 //! ```text
 //! bench/fleet --hosts 1000 --interval 10 --seconds 60
 //! bench/fleet --hosts 1000 --interval 10 --seconds 60 --peers     Prometheus and VictoriaMetrics on the same hosts
+//! bench/fleet --hosts 10000 --interval 10 --seconds 60 --questions --restart --more 50
 //! ```
 //!
 //! The last line of the output is one JSON object. Ends with an error when a frame was dropped.
@@ -11,11 +12,11 @@ mod gate;
 mod hosts;
 #[expect(dead_code, reason = "the faults use the rest")]
 mod installation;
-#[expect(dead_code, reason = "the faults use the rest")]
 mod load;
 #[expect(dead_code, reason = "only the faults cut the power")]
 mod loop_disk;
 mod peers;
+mod questions;
 mod targets;
 
 use std::{thread, time::Duration};
@@ -25,6 +26,7 @@ use clap::Parser;
 use installation::{Installation, value};
 use load::{Load, Plan};
 use peers::{Peer, PeerFigures, Task};
+use questions::{More, Pages, Past, Restart, Top};
 use rustix::process::Signal;
 use serde::Serialize;
 use targets::Targets;
@@ -43,6 +45,15 @@ struct Options {
     /// Seed of what agents leave to chance
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Then the top ten, the pages of all hosts and the past are asked for
+    #[arg(long)]
+    questions: bool,
+    /// Then each host has so many metrics more
+    #[arg(long, default_value_t = 0)]
+    more: u32,
+    /// Then the aggregator is killed and started, and the agents come back
+    #[arg(long)]
+    restart: bool,
     /// Afterwards the same hosts are scraped by prometheus and victoria-metrics, where they are installed
     #[arg(long)]
     peers: bool,
@@ -70,6 +81,16 @@ struct Figures {
     ack_ms_p50: f64,
     ack_ms_p99: f64,
     acks_timed: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top: Option<Top>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pages: Option<Pages>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    past: Option<Past>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    more: Option<More>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restart: Option<Restart>,
     /// What the others used, and how many times as much.
     peers: Vec<Beside>,
 }
@@ -132,6 +153,7 @@ fn main() -> anyhow::Result<()> {
     thread::sleep(Duration::from_secs(options.seconds.into()));
     let after = Moment::of(&installation)?;
     let report = load.books()?;
+    let answers = Answers::of(&options, &mut installation, &mut load)?;
     let last = load.stop()?;
     installation.end(Signal::TERM)?;
 
@@ -165,6 +187,11 @@ fn main() -> anyhow::Result<()> {
         ack_ms_p50: rounded(percentile(&ack_ms, 50)),
         ack_ms_p99: rounded(percentile(&ack_ms, 99)),
         acks_timed: ack_ms.len(),
+        top: answers.top,
+        pages: answers.pages,
+        past: answers.past,
+        more: answers.more,
+        restart: answers.restart,
         peers: Vec::new(),
     };
     if options.peers {
@@ -179,6 +206,45 @@ fn main() -> anyhow::Result<()> {
         "not all agents were connected"
     );
     Ok(())
+}
+
+/// The phases behind the load.
+#[derive(Default)]
+struct Answers {
+    top: Option<Top>,
+    pages: Option<Pages>,
+    past: Option<Past>,
+    more: Option<More>,
+    restart: Option<Restart>,
+}
+
+impl Answers {
+    fn of(
+        options: &Options,
+        installation: &mut Installation,
+        load: &mut Load,
+    ) -> anyhow::Result<Self> {
+        let mut all = Self::default();
+        let tell = |phase: &dyn std::fmt::Debug| eprintln!("{phase:?}");
+        if options.questions {
+            all.top = Some(questions::top(installation, load)?);
+            tell(&all.top);
+            all.pages = Some(questions::pages(installation, load)?);
+            tell(&all.pages);
+            all.past = Some(questions::past(installation, load)?);
+            tell(&all.past);
+        }
+        if options.more > 0 {
+            let fleet = (options.hosts, options.interval);
+            all.more = Some(questions::more(installation, load, fleet, options.more)?);
+            tell(&all.more);
+        }
+        if options.restart {
+            all.restart = Some(questions::restart(installation, load, options.hosts)?);
+            tell(&all.restart);
+        }
+        Ok(all)
+    }
 }
 
 /// The others on the same hosts.

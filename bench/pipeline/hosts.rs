@@ -1,6 +1,9 @@
 //! What made-up hosts have that real ones have only on bad days: clocks that jump, and series without end.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, AtomicU32, Ordering},
+};
 
 use muster_agent::{Source, sampler::HostClock, simulate::SimulatedHost, telemetry::Own};
 use muster_proto::{
@@ -113,5 +116,75 @@ impl Source for Restless {
         table.present = vec![true; table.series.len()];
         table.generation += 1;
         (table, Vec::new())
+    }
+}
+
+/// A host that can be told to have more series than it has by itself.
+pub(crate) struct Wider {
+    host: SimulatedHost,
+    more: Arc<AtomicU32>,
+    table: Table,
+    /// What the table's series were made of: the host's generation and number of series, and how many more.
+    of: Option<(u64, usize, u32)>,
+}
+
+impl Wider {
+    /// Has so many more as `more` says at a tick.
+    pub(crate) fn new(host: SimulatedHost, more: Arc<AtomicU32>) -> Self {
+        Self {
+            host,
+            more,
+            table: Table::default(),
+            of: None,
+        }
+    }
+}
+
+/// The host's series and then those beyond.
+fn widen(wide: &mut Table, host: &Table, more: u32) {
+    wide.families.clone_from(&host.families);
+    wide.series.clone_from(&host.series);
+    let family = u32::try_from(wide.families.len()).unwrap_or(u32::MAX);
+    wide.families.push(Family {
+        name: "queue_length".to_owned(),
+        kind: Kind::Gauge,
+        scale: Scale::One,
+        labels: vec!["queue".to_owned()],
+    });
+    wide.series.extend((0..more).map(|number| Series {
+        family,
+        labels: vec![number.to_string()],
+    }));
+    wide.generation += 1;
+}
+
+impl Source for Wider {
+    fn facts(&self) -> v1::HostFacts {
+        self.host.facts()
+    }
+
+    fn boot_id(&self) -> [u8; 16] {
+        self.host.boot_id()
+    }
+
+    fn sample(&mut self, tick: Timestamp, own: &Own) -> (&Table, Vec<v1::Event>) {
+        let more = self.more.load(Ordering::Relaxed);
+        let (host, events) = self.host.sample(tick, own);
+        if more == 0 {
+            return (host, events);
+        }
+        let wide = &mut self.table;
+        let of = (host.generation, host.series.len(), more);
+        if self.of != Some(of) {
+            widen(wide, host, more);
+            self.of = Some(of);
+        }
+        let second = tick.as_millis() / 1000;
+        let beyond = (0..i64::from(more)).map(|number| Raw::int((second + number) % 97));
+        wide.raw.clone_from(&host.raw);
+        wide.raw.extend(beyond);
+        wide.present.clone_from(&host.present);
+        wide.present.resize(wide.series.len(), true);
+        (wide, events)
     }
 }

@@ -307,6 +307,33 @@ impl Installation {
         Ok(self.process.as_ref().context("no aggregator runs")?.id())
     }
 
+    /// The door for pages.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// The operator's configuration, who is signed in once [`Self::operator`] was called.
+    pub(crate) fn operator_config(&self) -> anyhow::Result<PathBuf> {
+        let config = self.folder.join("operator.toml");
+        ensure!(config.exists(), "no operator has signed in");
+        Ok(config)
+    }
+
+    /// A line of the aggregator's `/proc/PID/status`, KiB.
+    pub(crate) fn memory(&self, line: &str) -> anyhow::Result<f64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?))?;
+        let told = status
+            .lines()
+            .find_map(|told| told.strip_prefix(line)?.strip_prefix(':'));
+        let number = told.and_then(|told| told.split_whitespace().next());
+        Ok(number.with_context(|| format!("no {line}"))?.parse()?)
+    }
+
+    /// From now on `VmHWM` is of what comes.
+    pub(crate) fn forget_peak(&self) -> anyhow::Result<()> {
+        Ok(fs::write(format!("/proc/{}/clear_refs", self.pid()?), "5")?)
+    }
+
     /// The aggregator's own page.
     pub(crate) fn metrics(&self) -> anyhow::Result<String> {
         let (status, page) = get(self.http, "/metrics")?;

@@ -11,7 +11,10 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -44,11 +47,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     gate::{Gate, Gated},
-    hosts::{Jumping, Restless},
+    hosts::{Jumping, Restless, Wider},
 };
 
 /// Hosts that join at a time; the door takes 32 connections of one address.
 const JOINING: usize = 16;
+
+/// Agents that connect at a time when all are new, and how long is waited for them.
+const CONNECTING: usize = 16;
+const CONNECTS_IN: Duration = Duration::from_secs(10);
 
 /// Agents whose acknowledgements are timed, and how often they are looked at.
 const TIMED: usize = 20;
@@ -102,6 +109,8 @@ pub(crate) enum Order {
     Away(u64),
     /// Connections are possible again.
     Heal,
+    /// Each sample has so many series more from now on.
+    More(u32),
 }
 
 /// What became of the frames of one agent.
@@ -286,6 +295,7 @@ struct Running {
     agents: Vec<(String, Monitor)>,
     gate: Arc<Gate>,
     clock: Arc<Jumping>,
+    more: Arc<AtomicU32>,
     tasks: JoinSet<(usize, Books)>,
     stop: CancellationToken,
     values: u64,
@@ -296,19 +306,22 @@ impl Running {
     async fn start(plan: &Plan) -> anyhow::Result<Self> {
         let places = Arc::new(Semaphore::new(JOINING));
         let (gate, clock) = (Arc::new(Gate::default()), Arc::new(Jumping::new()));
+        let more: Arc<AtomicU32> = Arc::default();
         let mut joining = JoinSet::new();
         for number in 1..=plan.hosts {
             let (plan, places) = (plan.clone(), Arc::clone(&places));
             let (gate, clock) = (Arc::clone(&gate), Arc::clone(&clock));
+            let more = Arc::clone(&more);
             joining.spawn(async move {
                 let _place = places.acquire_owned().await;
-                join(&plan, number, gate, clock).await
+                join(&plan, number, gate, clock, more).await
             });
         }
         let mut running = Self {
             agents: Vec::new(),
             gate,
             clock,
+            more,
             tasks: JoinSet::new(),
             stop: CancellationToken::new(),
             values: 0,
@@ -318,7 +331,9 @@ impl Running {
         while let Some(joined) = joining.join_next().await {
             ready.push(joined??);
         }
-        for (host, agent, values) in ready {
+        for (at, (host, agent, values)) in ready.into_iter().enumerate() {
+            // A fleet does not start in one moment, and an address may have few connections that say nothing yet.
+            running.let_connect(at.saturating_sub(CONNECTING)).await;
             let place = running.agents.len();
             running.agents.push((host, agent.monitor()));
             running.values += values;
@@ -339,6 +354,21 @@ impl Running {
             .collect();
         tokio::spawn(time_acks(timed, Arc::clone(&running.ack_ms)));
         Ok(running)
+    }
+
+    /// Waits until so many agents are connected, as long as one of them may take.
+    async fn let_connect(&self, count: usize) {
+        let connected = || {
+            let agents = self.agents.iter();
+            agents.filter(|(_, monitor)| monitor.is_connected()).count()
+        };
+        let began = Instant::now();
+        while count.is_multiple_of(CONNECTING)
+            && connected() < count
+            && began.elapsed() < CONNECTS_IN
+        {
+            time::sleep(LOOK_EVERY).await;
+        }
     }
 
     fn report(&self) -> Report {
@@ -363,6 +393,7 @@ impl Running {
             Order::Cut => self.gate.cut(),
             Order::Away(seconds) => self.pass(Duration::from_secs(seconds)).await,
             Order::Heal => self.gate.heal(),
+            Order::More(series) => self.more.store(series, Ordering::Relaxed),
         }
     }
 
@@ -426,6 +457,7 @@ async fn join(
     number: u64,
     gate: Arc<Gate>,
     clock: Arc<Jumping>,
+    more: Arc<AtomicU32>,
 ) -> anyhow::Result<(String, Agent, u64)> {
     let state = plan.folder.join(number.to_string());
     std::fs::create_dir_all(&state)?;
@@ -457,7 +489,7 @@ async fn join(
         gate,
     });
     let source: Box<dyn Source> = match plan.fresh_series {
-        0 => Box::new(source),
+        0 => Box::new(Wider::new(source, more)),
         series => Box::new(Restless::new(source, series)),
     };
     let agent = Agent::with_clock(config, credentials, source, clock as Arc<dyn HostClock>);

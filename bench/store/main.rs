@@ -36,7 +36,8 @@ use muster_aggregator::{
         names::Names,
     },
     history::{
-        EmbeddedStore, GiveUp, HistoryConfig, SampleQuery, SampleStore as _, Tier, chains::Chains,
+        EmbeddedStore, GiveUp, HistoryConfig, Needs, SampleQuery, SampleStore as _, Tier,
+        chains::Chains, fold::Fold,
     },
     journal::Record,
 };
@@ -412,6 +413,8 @@ fn read(
         from: at - span_ms,
         to: at + 1,
         step_ms: 60_000,
+        // What is asked when nothing else is said: means.
+        needs: Needs::of(Fold::Auto),
         max_points: u64::MAX,
         give_up: GiveUp::default(),
     };

@@ -12,7 +12,7 @@
 //! holds of a host is serialised in checkpoints, and continues from there with the same bits.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -123,12 +123,12 @@ impl Engine {
         }
     }
 
-    /// An engine with these changes of the rules, and all other bounds as they are by default.
+    /// An engine with these changes of the rules, and the other bounds of `config`.
     #[must_use]
-    pub fn of_rules(overrides: Arc<Overrides>) -> Self {
+    pub fn of_rules(config: &DetectConfig, overrides: Arc<Overrides>) -> Self {
         Self {
             overrides,
-            ..Self::default()
+            ..Self::new(config)
         }
     }
 
@@ -141,20 +141,20 @@ impl Engine {
         out: &mut Vec<Transition>,
     ) {
         if let Some(step) = state.advance(seen) {
-            self.judge(state, step, out);
+            self.judge(state, step, None, out);
         }
     }
 
-    /// The same for the rules of the pack alone, whatever else the observation holds.
-    pub fn step_rules(
+    /// The same for the rules with these names alone, whatever else the observation holds.
+    pub fn step_only(
         &self,
         state: &mut HostDetection,
         seen: &Observation<'_>,
+        only: &BTreeSet<&'static str>,
         out: &mut Vec<Transition>,
     ) {
         if let Some(step) = state.advance(seen) {
-            let HostDetection { grown, tracks, .. } = state;
-            self.judge_pack(grown, tracks, seen, step, out);
+            self.judge(state, step, Some(only), out);
         }
     }
 
@@ -171,7 +171,7 @@ impl Engine {
             at,
             live: true,
         };
-        self.judge(state, step, out);
+        self.judge(state, step, None, out);
     }
 
     /// Makes what counts as open here what is open in the store, which survives what a checkpoint does not.
@@ -201,8 +201,14 @@ impl Engine {
         state.forget_settled();
     }
 
-    /// The one list of detectors.
-    fn judge(&self, state: &mut HostDetection, step: Step<'_>, out: &mut Vec<Transition>) {
+    /// The one list of detectors; of those, such as are named in `only`, if that is given.
+    fn judge(
+        &self,
+        state: &mut HostDetection,
+        step: Step<'_>,
+        only: Option<&BTreeSet<&'static str>>,
+        out: &mut Vec<Transition>,
+    ) {
         let HostDetection {
             silent,
             score,
@@ -212,15 +218,40 @@ impl Engine {
             tracks,
             ..
         } = state;
+        let asked = |rule: &str| only.is_none_or(|only| only.contains(rule));
         if let Evidence::Tick(seen) = &step.evidence {
-            self.judge_pack(grown, tracks, seen, step, out);
+            self.judge_pack(grown, tracks, seen, step, &asked, out);
         }
-        run(&self.host_silent, silent, tracks, step, out);
-        run(&self.filesystem_full, &mut (), tracks, step, out);
-        run(&self.filesystem_full_soon, filling, tracks, step, out);
-        run(&self.memory_leak, usage, tracks, step, out);
-        run(&self.unit_failed, &mut (), tracks, step, out);
-        run(&self.host_score, score, tracks, step, out);
+        let tracks = &mut Asked {
+            tracks,
+            asked: &asked,
+        };
+        tracks.run(&self.host_silent, silent, step, out);
+        tracks.run(&self.filesystem_full, &mut (), step, out);
+        tracks.run(&self.filesystem_full_soon, filling, step, out);
+        tracks.run(&self.memory_leak, usage, step, out);
+        tracks.run(&self.unit_failed, &mut (), step, out);
+        tracks.run(&self.host_score, score, step, out);
+    }
+}
+
+/// What is open or on its way, for those detectors that are asked.
+struct Asked<'a> {
+    tracks: &'a mut BTreeMap<String, Tracks>,
+    asked: &'a dyn Fn(&str) -> bool,
+}
+
+impl Asked<'_> {
+    fn run<D: Detector>(
+        &mut self,
+        detector: &D,
+        own: &mut D::State,
+        step: Step<'_>,
+        out: &mut Vec<Transition>,
+    ) {
+        if (self.asked)(detector.rule().name) {
+            run(detector, own, self.tracks, step, out);
+        }
     }
 }
 
@@ -259,11 +290,14 @@ impl Engine {
         tracks: &mut BTreeMap<String, Tracks>,
         seen: &Observation<'_>,
         step: Step<'_>,
+        asked: &dyn Fn(&str) -> bool,
         out: &mut Vec<Transition>,
     ) {
         let watcher = Watcher::new(seen, grown);
         for (at, definition) in rules::pack().iter().enumerate() {
-            if !watcher.knows(at) && !tracks.contains_key(&definition.name) {
+            if !watcher.knows(at) && !tracks.contains_key(&definition.name)
+                || !asked(&definition.name)
+            {
                 continue;
             }
             let (bounds, rule) = self.overrides.of(at, seen.who);
@@ -328,6 +362,15 @@ impl HostDetection {
     #[must_use]
     pub fn learning(&self) -> bool {
         self.score.score.learning()
+    }
+
+    /// What a rule has open or on its way.
+    pub fn followed(&self, rule: &str) -> impl Iterator<Item = &str> {
+        let tracks = self.tracks.get(rule);
+        tracks
+            .into_iter()
+            .flat_map(BTreeMap::keys)
+            .map(|subject| &**subject)
     }
 
     /// How many subjects of a rule are followed, the rest counting as one.

@@ -15,7 +15,7 @@ use muster_proto::{
 };
 
 use super::{
-    HistoryError, Point, SeriesName, Tier,
+    HistoryError, Needs, Point, SeriesName, Tier,
     column::{
         self, Corrupt, Effort, put_runs, put_varint, take_bytes, take_count, take_runs,
         take_varint, unzigzag, zigzag,
@@ -25,8 +25,9 @@ use super::{
 
 const MAGIC: &[u8; 8] = b"MUSTHIST";
 const END_MAGIC: &[u8; 8] = b"MUSTHEND";
-/// Version of the format.
-pub const VERSION: u16 = 1;
+/// Version of the format that is written. Version 1 is read too: it lacks two kinds of numbers, and the length by which
+/// the extremes of a roll-up are passed over.
+pub const VERSION: u16 = 2;
 const HEADER_BYTES: usize = 64;
 const FOOTER_BYTES: usize = 96;
 
@@ -146,6 +147,7 @@ impl Chunk {
                 out.extend(samples.map(|(at, raw)| Point::sample(*at, value(*raw))));
             }
             Cells::Gauge(cells) => {
+                out.reserve_exact(range.len());
                 for (at, cell) in self.ticks[range.clone()].iter().zip(&cells[range]) {
                     out.push(Point {
                         at: *at,
@@ -162,6 +164,7 @@ impl Chunk {
                 let begins = range.start == 0;
                 let at_first = out.len();
                 let before = out.last().map(|point| point.last);
+                out.reserve_exact(range.len());
                 for (at, cell) in self.ticks[range.clone()].iter().zip(&cells[range]) {
                     out.push(Point {
                         at: *at,
@@ -206,32 +209,27 @@ pub fn put_chunk(
             let counts: Vec<i64> = cells.iter().map(|cell| i64::from(cell.count)).collect();
             column::put(&counts, effort, out);
             put_raws(scale, cells.iter().map(|cell| cell.last), effort, out);
-            if scale == Scale::Float {
-                put_raws(scale, cells.iter().map(|cell| cell.min), effort, out);
-                put_raws(scale, cells.iter().map(|cell| cell.max), effort, out);
-                put_raws(scale, cells.iter().map(|cell| cell.sum), effort, out);
-                return;
-            }
             // What differs little from the last value is written as the difference.
-            let less = |one: Raw, other: Raw| Raw::int(one.as_int().wrapping_sub(other.as_int()));
-            put_raws(
-                scale,
-                cells.iter().map(|c| less(c.last, c.min)),
-                effort,
-                out,
-            );
-            put_raws(
-                scale,
-                cells.iter().map(|c| less(c.max, c.last)),
-                effort,
-                out,
-            );
-            put_raws(
-                scale,
-                cells.iter().map(|c| less(c.sum, all_last(c.count, c.last))),
-                effort,
-                out,
-            );
+            let is_float = scale == Scale::Float;
+            let less = |one: Raw, other: Raw| {
+                if is_float {
+                    one
+                } else {
+                    Raw::int(one.as_int().wrapping_sub(other.as_int()))
+                }
+            };
+            let mut extremes = Vec::new();
+            let below = |cell: &GaugeCell| match is_float {
+                true => cell.min,
+                false => less(cell.last, cell.min),
+            };
+            put_raws(scale, cells.iter().map(below), effort, &mut extremes);
+            let above = cells.iter().map(|cell| less(cell.max, cell.last));
+            put_raws(scale, above, effort, &mut extremes);
+            put_varint(out, extremes.len() as u64);
+            out.extend_from_slice(&extremes);
+            let beside = |cell: &GaugeCell| less(cell.sum, all_last(cell.count, cell.last));
+            put_raws(scale, cells.iter().map(beside), effort, out);
         }
         Cells::Counter { first, cells } => {
             let counts: Vec<i64> = cells.iter().map(|cell| i64::from(cell.count)).collect();
@@ -281,36 +279,48 @@ fn take_one(scale: Scale, input: &mut &[u8]) -> Result<Raw, Corrupt> {
     take_raws(scale, input, 1)?.first().copied().ok_or(Corrupt)
 }
 
+/// How the chunks of a file are written.
+#[derive(Debug, Clone, Copy)]
+struct Format {
+    tier: Tier,
+    version: u16,
+}
+
+/// Reads which of the host's ticks a chunk has values at.
+fn take_ticks(input: &mut &[u8], ticks: &[TickRun]) -> Result<Vec<i64>, Corrupt> {
+    match take_bytes(input, 1)?[0] {
+        0 => Ok(all_ticks(ticks)),
+        HAS_RUNS => {
+            let rows = ticks.iter().map(|run| run.count as usize).sum();
+            let runs = take_runs(input, rows)?;
+            let all = all_ticks(ticks);
+            let chosen = runs
+                .iter()
+                .flat_map(|(first, count)| &all[*first as usize..(first + count) as usize]);
+            Ok(chosen.copied().collect())
+        }
+        _ => Err(Corrupt),
+    }
+}
+
 /// Reads a chunk of a host that has these ticks.
 fn take_chunk(
-    tier: Tier,
+    format: Format,
     family: &Family,
     ticks: &[TickRun],
     mut input: &[u8],
 ) -> Result<Chunk, Corrupt> {
     let input = &mut input;
     let scale = family.scale;
-    let rows: usize = ticks.iter().map(|run| run.count as usize).sum();
-    let flags = take_bytes(input, 1)?[0];
-    let ticks = match flags {
-        0 => all_ticks(ticks),
-        HAS_RUNS => {
-            let runs = take_runs(input, rows)?;
-            let all = all_ticks(ticks);
-            let chosen = runs
-                .iter()
-                .flat_map(|(first, count)| &all[*first as usize..(first + count) as usize]);
-            chosen.copied().collect()
-        }
-        _ => return Err(Corrupt),
-    };
+    let tier = format.tier;
+    let ticks = take_ticks(input, ticks)?;
     let n = ticks.len();
     let cells = if tier == Tier::Raw {
         Cells::Raw(take_raws(scale, input, n)?)
     } else if is_counter(family) {
         take_counter(scale, input, n)?
     } else {
-        take_gauge(scale, input, n)?
+        take_gauge(format, scale, input, n)?
     };
     Ok(Chunk { ticks, cells })
 }
@@ -336,11 +346,23 @@ fn take_counter(scale: Scale, input: &mut &[u8], n: usize) -> Result<Cells, Corr
     Ok(Cells::Counter { first, cells })
 }
 
-fn take_gauge(scale: Scale, input: &mut &[u8], n: usize) -> Result<Cells, Corrupt> {
+/// Where the extremes of roll-ups stand: they are passed over, or read from what is returned.
+fn take_extremes<'b>(format: Format, input: &mut &'b [u8]) -> Result<Option<&'b [u8]>, Corrupt> {
+    if format.version < 2 {
+        return Ok(None);
+    }
+    let length = take_count(input)?;
+    take_bytes(input, length).map(Some)
+}
+
+fn take_gauge(format: Format, scale: Scale, input: &mut &[u8], n: usize) -> Result<Cells, Corrupt> {
     let counts: Vec<i64> = column::take(input, n)?;
     let last = take_raws(scale, input, n)?;
-    let min = take_raws(scale, input, n)?;
-    let max = take_raws(scale, input, n)?;
+    // The length is for who needs no extremes.
+    let mut extremes = take_extremes(format, input)?;
+    let input_of_extremes = extremes.as_mut().unwrap_or(input);
+    let min = take_raws(scale, input_of_extremes, n)?;
+    let max = take_raws(scale, input_of_extremes, n)?;
     let sum = take_raws(scale, input, n)?;
     let less = |one: Raw, other: Raw| Raw::int(one.as_int().wrapping_sub(other.as_int()));
     let plus = |one: Raw, other: Raw| Raw::int(one.as_int().wrapping_add(other.as_int()));
@@ -366,6 +388,69 @@ fn take_gauge(scale: Scale, input: &mut &[u8], n: usize) -> Result<Cells, Corrup
         });
     }
     Ok(Cells::Gauge(cells))
+}
+
+/// Columns that are read again and again, one chunk after another.
+#[derive(Default)]
+struct Columns {
+    counts: Vec<i64>,
+    last: Vec<i64>,
+    min: Vec<i64>,
+    max: Vec<i64>,
+    sum: Vec<i64>,
+}
+
+impl Columns {
+    /// Appends the roll-ups of a gauge of whole numbers that lie in `ranges`, with the parts that are needed.
+    fn points(
+        &mut self,
+        (family, needs): (&Family, Needs),
+        ticks: &[TickRun],
+        mut input: &[u8],
+        ranges: &[(i64, i64)],
+        out: &mut Vec<Point>,
+    ) -> Result<(), Corrupt> {
+        let input = &mut input;
+        let ticks = take_ticks(input, ticks)?;
+        let n = ticks.len();
+        column::take_into(input, n, &mut self.counts)?;
+        column::take_into(input, n, &mut self.last)?;
+        let length = take_count(input)?;
+        let mut extremes = take_bytes(input, length)?;
+        if needs.extremes {
+            column::take_into(&mut extremes, n, &mut self.min)?;
+            column::take_into(&mut extremes, n, &mut self.max)?;
+        }
+        if needs.sums {
+            column::take_into(input, n, &mut self.sum)?;
+        }
+        let value = |raw: i64| family.scale.value(Raw::int(raw));
+        for (from, to) in ranges {
+            let range = ticks.partition_point(|at| at < from)..ticks.partition_point(|at| at < to);
+            out.reserve_exact(range.len());
+            for at in range {
+                let (last, count) = (self.last[at], self.counts[at]);
+                let mut point = Point {
+                    at: ticks[at],
+                    last: value(last),
+                    min: f64::NAN,
+                    max: f64::NAN,
+                    sum: f64::NAN,
+                    count: u32::try_from(count).map_err(|_| Corrupt)?,
+                    dropped: 0.0,
+                };
+                if needs.extremes {
+                    point.min = value(last.wrapping_sub(self.min[at]));
+                    point.max = value(last.wrapping_add(self.max[at]));
+                }
+                if needs.sums {
+                    point.sum = value(last.wrapping_mul(count).wrapping_add(self.sum[at]));
+                }
+                out.push(point);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Ticks at one distance.
@@ -691,6 +776,7 @@ pub struct Block<S: Storage> {
     bytes: u64,
     points: u64,
     span: Span,
+    version: u16,
     hosts: Vec<HostId>,
     ticks: Vec<Vec<TickRun>>,
     places: HashMap<HostId, u32>,
@@ -712,7 +798,7 @@ impl<S: Storage> Block<S> {
             what,
         };
         let head: Vec<u8> = read_exact(storage, &file, name, 0, HEADER_BYTES as u64)?;
-        let span = parse_header(&head).map_err(|fault| match fault {
+        let (span, version) = parse_header(&head).map_err(|fault| match fault {
             HeaderFault::Damaged => damaged("its header"),
             HeaderFault::Newer(version) => HistoryError::NewerVersion {
                 name: name.to_owned(),
@@ -757,6 +843,7 @@ impl<S: Storage> Block<S> {
             bytes: len,
             points: u64::from_le_bytes(array(&footer[60..68])),
             span,
+            version,
             hosts,
             ticks,
             series,
@@ -811,15 +898,87 @@ impl<S: Storage> Block<S> {
     pub fn chunks(
         &self,
         series: usize,
-        mut wanted: impl FnMut(u32) -> bool,
+        wanted: impl FnMut(u32) -> bool,
         mut each: impl FnMut(u32, Chunk),
     ) -> Result<(), HistoryError> {
-        let damaged = || HistoryError::Damaged {
+        let family = self.family(series)?;
+        let format = self.format();
+        self.encoded(series, wanted, |place, ticks, bytes| {
+            let chunk = take_chunk(format, family, ticks, bytes)?;
+            if chunk.ticks.len() != chunk.cells.len() {
+                return Err(Corrupt);
+            }
+            each(place, chunk);
+            Ok(())
+        })
+    }
+
+    /// As [`Self::chunks`], but points in base units of the ranges and with the parts that are asked for: `each` is given
+    /// what appends them.
+    ///
+    /// # Errors
+    /// As [`Self::chunks`].
+    pub fn points(
+        &self,
+        series: usize,
+        wanted: impl FnMut(u32) -> bool,
+        (needs, ranges): (Needs, &[(i64, i64)]),
+        mut each: impl FnMut(
+            u32,
+            &mut dyn FnMut(&mut Vec<Point>) -> Result<(), Corrupt>,
+        ) -> Result<(), Corrupt>,
+    ) -> Result<(), HistoryError> {
+        let family = self.family(series)?;
+        let format = self.format();
+        let is_gauge = format.tier != Tier::Raw && !is_counter(family);
+        let is_fast = is_gauge && family.scale != Scale::Float && format.version >= 2;
+        let mut columns = Columns::default();
+        self.encoded(series, wanted, |place, ticks, bytes| {
+            each(place, &mut |points| {
+                if is_fast {
+                    return columns.points((family, needs), ticks, bytes, ranges, points);
+                }
+                let chunk = take_chunk(format, family, ticks, bytes)?;
+                if chunk.ticks.len() != chunk.cells.len() {
+                    return Err(Corrupt);
+                }
+                for &(from, to) in ranges {
+                    chunk.points(family, from, to, points);
+                }
+                Ok(())
+            })
+        })
+    }
+
+    fn format(&self) -> Format {
+        Format {
+            tier: self.span.tier,
+            version: self.version,
+        }
+    }
+
+    fn family(&self, series: usize) -> Result<&Family, HistoryError> {
+        let name = self.series.get(series);
+        name.map(|name| &*name.family)
+            .ok_or_else(|| self.damaged_page())
+    }
+
+    fn damaged_page(&self) -> HistoryError {
+        HistoryError::Damaged {
             name: self.name.clone(),
             what: "a page",
-        };
+        }
+    }
+
+    /// Gives `each` the chunks of a series as they are written, with the ticks of their hosts.
+    fn encoded(
+        &self,
+        series: usize,
+        mut wanted: impl FnMut(u32) -> bool,
+        mut each: impl FnMut(u32, &[TickRun], &[u8]) -> Result<(), Corrupt>,
+    ) -> Result<(), HistoryError> {
+        let damaged = || self.damaged_page();
         let pages = self.pages.get(series).ok_or_else(damaged)?;
-        let family = &self.series[series].family;
         for (at, page) in pages.iter().enumerate() {
             let end = pages.get(at + 1).map_or(
                 u32::try_from(self.hosts.len()).unwrap_or(u32::MAX),
@@ -841,12 +1000,7 @@ impl<S: Storage> Block<S> {
                     continue;
                 }
                 let ticks = self.ticks.get(place as usize).ok_or_else(damaged)?;
-                let chunk =
-                    take_chunk(self.span.tier, family, ticks, chunk).map_err(|_| damaged())?;
-                if chunk.ticks.len() != chunk.cells.len() {
-                    return Err(damaged());
-                }
-                each(place, chunk);
+                each(place, ticks, chunk).map_err(|_| damaged())?;
             }
         }
         Ok(())
@@ -874,7 +1028,7 @@ enum HeaderFault {
     Newer(u16),
 }
 
-fn parse_header(bytes: &[u8]) -> Result<Span, HeaderFault> {
+fn parse_header(bytes: &[u8]) -> Result<(Span, u16), HeaderFault> {
     let checksum = u32::from_le_bytes(array(&bytes[60..64]));
     if &bytes[..8] != MAGIC || crc32c::crc32c(&bytes[..60]) != checksum {
         return Err(HeaderFault::Damaged);
@@ -887,13 +1041,14 @@ fn parse_header(bytes: &[u8]) -> Result<Span, HeaderFault> {
         .into_iter()
         .find(|tier| *tier as u8 == bytes[10])
         .ok_or(HeaderFault::Damaged)?;
-    Ok(Span {
+    let span = Span {
         tier,
         group: u32::from_le_bytes(array(&bytes[12..16])),
         start: i64::from_le_bytes(array(&bytes[16..24])),
         end: i64::from_le_bytes(array(&bytes[24..32])),
         generation: u64::from_le_bytes(array(&bytes[32..40])),
-    })
+    };
+    Ok((span, version))
 }
 
 fn parse_hosts(mut input: &[u8], span: &Span) -> Result<(Vec<HostId>, Vec<Vec<TickRun>>), Corrupt> {
@@ -1019,4 +1174,101 @@ pub(super) fn read_exact<S: Storage>(
         }
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load() -> Family {
+        Family {
+            name: "load".into(),
+            kind: Kind::Gauge,
+            scale: Scale::Centi,
+            labels: Vec::new(),
+        }
+    }
+
+    /// Five roll-ups of a gauge.
+    fn cells() -> Vec<GaugeCell> {
+        let cell = |at: i64| GaugeCell {
+            count: 6,
+            last: Raw::int(50 + at * at),
+            min: Raw::int(40),
+            max: Raw::int(90 + at),
+            sum: Raw::int(6 * (50 + at * at) + at),
+        };
+        (0..5).map(cell).collect()
+    }
+
+    const TICKS: [TickRun; 1] = [TickRun {
+        first: 0,
+        step: 60_000,
+        count: 5,
+    }];
+
+    #[test]
+    fn roll_ups_of_version_1_are_read() {
+        let cells = cells();
+        let mut bytes = vec![0];
+        let mut column = |of: &dyn Fn(&GaugeCell) -> i64| {
+            let values: Vec<i64> = cells.iter().map(of).collect();
+            column::put(&values, Effort::Full, &mut bytes);
+        };
+        column(&|cell| i64::from(cell.count));
+        column(&|cell| cell.last.as_int());
+        column(&|cell| cell.last.as_int() - cell.min.as_int());
+        column(&|cell| cell.max.as_int() - cell.last.as_int());
+        column(&|cell| cell.sum.as_int() - i64::from(cell.count) * cell.last.as_int());
+        let format = Format {
+            tier: Tier::Minute,
+            version: 1,
+        };
+        let chunk = take_chunk(format, &load(), &TICKS, &bytes).expect("version 1");
+        assert_eq!(chunk.cells, Cells::Gauge(cells));
+    }
+
+    #[test]
+    fn what_is_not_needed_is_passed_over() {
+        let (family, cells) = (load(), cells());
+        let mut bytes = Vec::new();
+        let gauge = Cells::Gauge(cells.clone());
+        put_chunk(family.scale, &[(0, 5)], 5, &gauge, Effort::Full, &mut bytes);
+        for (extremes, sums) in [(false, false), (true, false), (false, true), (true, true)] {
+            let needs = Needs { extremes, sums };
+            let mut points = Vec::new();
+            Columns::default()
+                .points(
+                    (&family, needs),
+                    &TICKS,
+                    &bytes,
+                    &[(60_000, 180_000)],
+                    &mut points,
+                )
+                .expect("own bytes");
+            let told = |asked: bool, raw: Raw| {
+                if asked {
+                    family.scale.value(raw)
+                } else {
+                    f64::NAN
+                }
+            };
+            assert_eq!(points.len(), 2);
+            for (point, cell) in points.iter().zip(&cells[1..]) {
+                let wanted = [
+                    family.scale.value(cell.last),
+                    told(extremes, cell.min),
+                    told(extremes, cell.max),
+                    told(sums, cell.sum),
+                ];
+                let found = [point.last, point.min, point.max, point.sum];
+                assert_eq!(
+                    found.map(f64::to_bits),
+                    wanted.map(f64::to_bits),
+                    "{needs:?}"
+                );
+                assert_eq!(point.count, 6);
+            }
+        }
+    }
 }

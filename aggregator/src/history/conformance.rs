@@ -14,8 +14,8 @@ use muster_proto::{
 };
 
 use super::{
-    EmbeddedStore, GiveUp, HistoryConfig, HistoryError, HostSeries, LabelMatch, PlainStore, Point,
-    SampleQuery, SampleStore, SeriesKey, Tier, Token, check,
+    EmbeddedStore, GiveUp, HistoryConfig, HistoryError, HostSeries, LabelMatch, Needs, PlainStore,
+    Point, SampleQuery, SampleStore, SeriesKey, Tier, Token, check,
     config::RAW_WINDOW_MS,
     fold::{self, Fold},
 };
@@ -124,6 +124,7 @@ fn query(from: i64, to: i64) -> SampleQuery {
         from,
         to,
         step_ms: 0,
+        needs: Needs::ALL,
         max_points: 10_000_000,
         give_up: GiveUp::default(),
     }
@@ -162,6 +163,45 @@ fn same(one: &dyn SampleStore, other: &dyn SampleStore, query: &SampleQuery) {
             "{} of {}",
             one.name.family.name, one.host
         );
+    }
+}
+
+/// Every fold of every series, of each tier, is the same whether its points were asked for with what it needs or with
+/// everything, and in both stores.
+fn folds_need_no_more_than_they_say(one: &dyn SampleStore, other: &dyn SampleStore) {
+    let folds = [
+        Fold::Last,
+        Fold::Min,
+        Fold::Max,
+        Fold::Avg,
+        Fold::Sum,
+        Fold::Count,
+        Fold::Rate,
+        Fold::Increase,
+    ];
+    let folded = |store: &dyn SampleStore, how: Fold, step_ms: i64, needs: Needs| {
+        let asked = SampleQuery {
+            step_ms,
+            needs,
+            ..query(0, i64::MAX)
+        };
+        let found = all(store, &asked).into_iter();
+        found
+            .map(|series| (series.host, fold::fold(&series.points, how, step_ms, 0)))
+            .collect::<Vec<_>>()
+    };
+    for how in folds {
+        for step_ms in [0, 60_000, 900_000] {
+            let few = folded(one, how, step_ms, Needs::of(how));
+            assert_eq!(
+                few,
+                folded(one, how, step_ms, Needs::ALL),
+                "{how:?} {step_ms}"
+            );
+            if step_ms == 0 {
+                assert_eq!(few, folded(other, how, step_ms, Needs::ALL), "{how:?}");
+            }
+        }
     }
 }
 
@@ -230,6 +270,7 @@ fn conforms(store: &dyn SampleStore) {
         }
         same(store, &model, &query(0, i64::MAX));
     }
+    folds_need_no_more_than_they_say(store, &model);
     let mut bounded = query(0, i64::MAX);
     bounded.max_points = 10;
     let refused = store.read(&bounded, &mut |_| ControlFlow::Continue(()));
@@ -376,6 +417,7 @@ fn roll_ups_say_what_the_samples_said() {
             settle(&store, world.token, START + step * 30_000);
         }
     }
+    folds_need_no_more_than_they_say(&store, &model);
     settle(&store, world.token, START + 40 * 24 * HOUR);
     let stats = store.stats();
     assert_eq!(stats.files[0], 0, "samples are older than they are kept");

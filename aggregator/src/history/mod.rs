@@ -42,6 +42,7 @@ use muster_proto::{
     series::{Family, Raw},
 };
 
+use self::fold::Fold;
 pub use self::{config::HistoryConfig, plain::PlainStore, store::EmbeddedStore};
 pub use crate::fleet::names::SeriesKey;
 
@@ -212,6 +213,33 @@ impl GiveUp {
     }
 }
 
+/// What is needed of points besides times, last values, how many samples there were, and resets. The rest costs as much
+/// again to read; a store may give it all the same, or NaN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// The smallest and the largest value.
+    pub extremes: bool,
+    /// The sum.
+    pub sums: bool,
+}
+
+impl Needs {
+    /// Everything.
+    pub const ALL: Self = Self {
+        extremes: true,
+        sums: true,
+    };
+
+    /// What it takes for a fold.
+    #[must_use]
+    pub const fn of(fold: Fold) -> Self {
+        Self {
+            extremes: matches!(fold, Fold::Min | Fold::Max),
+            sums: matches!(fold, Fold::Avg | Fold::Sum | Fold::Auto),
+        }
+    }
+}
+
 /// What is asked of a store.
 #[derive(Debug, Clone)]
 pub struct SampleQuery {
@@ -228,6 +256,8 @@ pub struct SampleQuery {
     /// The coarsest points that will do, in milliseconds; 0 for every sample. Coarser ones come where finer ones
     /// are kept no longer.
     pub step_ms: i64,
+    /// Which parts of the points are looked at.
+    pub needs: Needs,
     /// Most points that may be read for the answer.
     pub max_points: u64,
     /// Looked at between files and between series.

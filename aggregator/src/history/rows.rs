@@ -236,12 +236,20 @@ impl Rows {
             ticks: Vec::with_capacity(self.rows as usize),
             series: Vec::new(),
         };
-        let mut columns: Vec<(Runs, Vec<Raw>)> = vec![Default::default(); wanted.len()];
+        // A question is about few series of many.
+        let places = wanted.iter().enumerate().filter(|(_, wanted)| **wanted);
+        let mut columns: Vec<(usize, (Runs, Vec<Raw>))> = places
+            .map(|(place, _)| (place, Default::default()))
+            .collect();
+        if columns.is_empty() {
+            return Ok(out);
+        }
         let mut reader = Reader::new(self);
         for row in 0..self.rows {
             out.ticks.push(reader.next(self)?);
-            for (place, (runs, raws)) in columns.iter_mut().enumerate() {
-                if !wanted[place] || !reader.present[place] {
+            for (place, (runs, raws)) in &mut columns {
+                let place = *place;
+                if !reader.present[place] {
                     continue;
                 }
                 match runs.last_mut() {
@@ -251,10 +259,10 @@ impl Rows {
                 raws.push(reader.last[place]);
             }
         }
-        for (key, (runs, raws)) in self.series.iter().zip(columns) {
+        for (place, (runs, raws)) in columns {
             if !raws.is_empty() {
                 out.series.push(ColumnOf {
-                    key: Arc::clone(key),
+                    key: Arc::clone(&self.series[place]),
                     runs,
                     raws,
                 });

@@ -15,7 +15,7 @@ use std::{
 
 use muster_proto::{id::HostId, time::Timestamp};
 
-use super::{GiveUp, HistoryError, HostSeries, SampleQuery, SampleStore, fold};
+use super::{GiveUp, HistoryError, HostSeries, Needs, SampleQuery, SampleStore, fold};
 use crate::fleet::{
     Derived, Unit, UnitState,
     derive::{FilesystemFigure, Gather, Input, filesystems},
@@ -442,6 +442,7 @@ impl Reading<'_> {
             from,
             to: self.question.at.saturating_add(1),
             step_ms: 0,
+            needs: Needs::of(fold::Fold::Last),
             max_points: self.question.max_points.saturating_sub(self.found.points),
             give_up: self.question.give_up.clone(),
         };

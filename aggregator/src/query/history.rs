@@ -37,7 +37,8 @@ use crate::{
     control::{Control, Host},
     fleet::{Fleet, start},
     history::{
-        GiveUp, HistoryError, HostSeries, LabelMatch, ReadReport, SampleQuery, SampleStore, Tier,
+        GiveUp, HistoryError, HostSeries, LabelMatch, Needs, ReadReport, SampleQuery, SampleStore,
+        Tier,
         expr::{eval, parse},
         fold::{self, Fold},
     },
@@ -610,6 +611,7 @@ impl History for HistoryService {
                 from: request.from_ms.saturating_sub(back),
                 to: request.to_ms,
                 step_ms: request.step_ms,
+                needs: Needs::of(fold),
                 max_points: history.store.config().max_points,
                 give_up: outlet.give_up.clone(),
             },

@@ -12,7 +12,7 @@ use std::{
 use muster_proto::id::HostId;
 
 use super::{Expr, Group, Op, Over, Select};
-use crate::history::{GiveUp, HistoryError, Point, SampleQuery, SampleStore, fold, glob};
+use crate::history::{GiveUp, HistoryError, Needs, Point, SampleQuery, SampleStore, fold, glob};
 
 /// How far before a moment a value is still that of the moment, unless a span says otherwise.
 pub const SPAN_MS: i64 = 300_000;
@@ -178,6 +178,10 @@ impl Context<'_> {
                 Over::Fold(_) => span / 15,
                 Over::Quantile(_) => 0,
             },
+            needs: Needs::of(match select.over {
+                Over::Fold(fold) => fold,
+                Over::Quantile(_) => fold::Fold::Last,
+            }),
             max_points: self.points_left,
             give_up: self.give_up.clone(),
         };

@@ -14,7 +14,7 @@ use muster_proto::{
 use super::*;
 use crate::{
     fleet::host::Lane,
-    history::{GiveUp, HistoryConfig, SampleQuery},
+    history::{GiveUp, HistoryConfig, Needs, SampleQuery, fold::Fold},
     journal::RECORD_KIND,
 };
 
@@ -194,6 +194,7 @@ fn check(feeder: &Feeder<FaultyStorage, FaultyStorage>, agents: &Agents) {
         from: 0,
         to: i64::MAX,
         step_ms: 0,
+        needs: Needs::of(Fold::Last),
         max_points: 1_000_000,
         give_up: GiveUp::default(),
     };

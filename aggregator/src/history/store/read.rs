@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    convert::Infallible,
     io,
     ops::ControlFlow,
     sync::{Arc, PoisonError},
@@ -180,8 +181,9 @@ impl<S: Storage> EmbeddedStore<S> {
             }
         }
         for (host, key, chunk) in in_memory {
-            found.add(host, &name_of(&key), |points| {
+            let Ok(()) = found.add(host, &name_of(&key), |points| {
                 chunk.points(&key.family, query.from, query.to, points);
+                Ok::<_, Infallible>(())
             });
         }
         found.check()?;
@@ -322,17 +324,13 @@ fn read_block<S: Storage>(
             continue;
         }
         query.give_up.check()?;
-        block.chunks(
+        block.points(
             index,
             |place| places.contains_key(&place),
-            |place, chunk| {
-                if let Some(host) = places.get(&place) {
-                    found.add(*host, name, |points| {
-                        for &(from, to) in parts {
-                            chunk.points(&name.family, from, to, points);
-                        }
-                    });
-                }
+            (query.needs, parts),
+            |place, append| match places.get(&place) {
+                Some(host) => found.add(*host, name, append),
+                None => Ok(()),
             },
         )?;
         if found.points > query.max_points || found.too_large() {
@@ -366,7 +364,14 @@ impl<'q> Found<'q> {
         }
     }
 
-    fn add(&mut self, host: HostId, name: &SeriesName, add: impl FnOnce(&mut Vec<Point>)) {
+    /// Adds what `add` appends. When that fails, what it appended before stays, as it does with a page before a damaged
+    /// one.
+    fn add<E>(
+        &mut self,
+        host: HostId,
+        name: &SeriesName,
+        add: impl FnOnce(&mut Vec<Point>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let key = (
             name.family.name.clone(),
             name.family.labels.clone(),
@@ -378,8 +383,9 @@ impl<'q> Found<'q> {
             .entry(key)
             .or_insert_with(|| (name.clone(), Vec::new()));
         let before = points.len();
-        add(points);
+        let added = add(points);
         self.points += (points.len() - before) as u64;
+        added
     }
 
     /// Whether it has more than a piece may have.
