@@ -734,7 +734,7 @@ impl Opening<'_> {
             self.fleet.clone(),
             self.control.clone(),
             self.history.clone(),
-            self.config.detect.rules.clone(),
+            self.config.detect.clone(),
             Arc::clone(&self.clock),
         );
         let incoming = listen::tls(

@@ -14,7 +14,7 @@ use muster_aggregator::{
     admin::AdminSocket,
     cli::context::{self, Material},
     control::{Control, OperatorRole},
-    detect::Transition,
+    detect::{DetectConfig, Transition},
     fleet::{
         Counters as FleetCounters, Enrolled, Fleet, HostState, ReadContext,
         names::Names,
@@ -98,7 +98,7 @@ impl Lab {
             fleet(),
             control.clone(),
             Ok(history(&folder.path().join("history"), now)),
-            Vec::new(),
+            DetectConfig::default(),
             Arc::clone(&clock),
         );
         let server = Server::builder()

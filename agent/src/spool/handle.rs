@@ -374,6 +374,7 @@ where
                     next = queue.try_recv().ok();
                 }
             }
+            self.write();
         }
     }
 
@@ -385,7 +386,10 @@ where
                 biased;
                 command = queue.recv() => match command {
                     Some(Command::Stop(reply)) => return self.end(reply),
-                    Some(command) => self.obey(command),
+                    Some(command) => {
+                        self.obey(command);
+                        self.write();
+                    }
                     None => {
                         self.commit();
                         return;
@@ -461,15 +465,26 @@ where
         }
     }
 
+    /// Writes the frames that came together.
+    fn write(&mut self) {
+        if let Some(spool) = &mut self.spool {
+            spool.write();
+        }
+    }
+
     fn obey(&mut self, command: Command) {
         let Some(spool) = &mut self.spool else {
             // A reply that is dropped says that there is nothing.
             return;
         };
+        if !matches!(command, Command::Append(..)) {
+            spool.write();
+        }
         match command {
             Command::Append(frame, outline) => {
-                spool.append(&frame);
+                spool.put(&frame);
                 if let Some(outline) = outline {
+                    spool.write();
                     spool.keep(outline);
                 }
             }

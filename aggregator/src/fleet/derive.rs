@@ -315,9 +315,33 @@ pub fn made_of(signal: &str) -> &'static [&'static str] {
     match signal {
         "cpu_steal_ratio" => &["node_cpu_seconds_total"],
         "swap_pages_per_second" => &["node_vmstat_pswpin", "node_vmstat_pswpout"],
+        "memory_used_ratio" => &[
+            "node_memory_MemTotal_bytes",
+            "node_memory_MemAvailable_bytes",
+            "node_memory_MemFree_bytes",
+            "node_memory_Buffers_bytes",
+            "node_memory_Cached_bytes",
+        ],
         _ => &[],
     }
 }
+
+/// The metrics that [`filesystems`] are made of.
+pub const FILESYSTEM_METRICS: [&str; 7] = [
+    "node_filesystem_size_bytes",
+    "node_filesystem_free_bytes",
+    "node_filesystem_avail_bytes",
+    "node_filesystem_files",
+    "node_filesystem_files_free",
+    "node_filesystem_readonly",
+    "node_filesystem_device_error",
+];
+
+/// The metric of the states of units, one series for each unit and state, and that of their restarts.
+pub const UNIT_METRICS: [&str; 2] = [
+    "node_systemd_unit_state",
+    "node_systemd_service_restart_total",
+];
 
 /// Gathers the quantities of one tick.
 #[derive(Debug)]

@@ -1131,9 +1131,8 @@ impl HostState {
             }
             (Liveness::Silent(cause), _) if cause.is_announced() => neighbours.gone(id),
             (Liveness::Late | Liveness::Silent(_), Some(heard)) => {
-                let ended = self.kept.trace.ended;
-                let closed = ended.is_some_and(|(ended, _)| ended.from_there());
-                neighbours.unheard(id, heard, closed);
+                let ended = self.kept.trace.ended.map(|(ended, _)| ended);
+                neighbours.unheard(id, heard, ended.unwrap_or_default().left());
             }
         }
     }
@@ -1499,57 +1498,25 @@ impl HostState {
         if !changes.key && !changes.changed.iter().chain(&changes.absent).any(touched) {
             return;
         }
-        let mut states: BTreeMap<&str, UnitState> = BTreeMap::new();
-        let mut restarts: HashMap<&str, u64> = HashMap::new();
-        let mut recent: HashMap<&str, u64> = HashMap::new();
-        let mut reported = false;
-        for slot in slots.iter().filter(|slot| slot.present) {
-            let Some(name) = slot.key.labels.first() else {
-                continue;
-            };
-            match slot.key.input {
-                Input::UnitState => {
-                    reported = true;
-                    let state = slot
-                        .key
-                        .labels
-                        .get(1)
-                        .and_then(|word| UnitState::parse(word));
-                    if let (1, Some(state)) = (slot.raw.as_int(), state) {
-                        states.insert(name, state);
-                    }
-                }
-                Input::UnitRestarts => {
-                    restarts.insert(name, u64::try_from(slot.raw.as_int()).unwrap_or(0));
-                }
-                Input::UnitRestartsRecent => {
-                    recent.insert(name, u64::try_from(slot.raw.as_int()).unwrap_or(0));
-                }
-                _ => {}
-            }
-        }
+        let present = slots.iter().filter(|slot| slot.present);
+        let reported =
+            units(present.map(|slot| (slot.key.input, &slot.key.labels[..], slot.raw.as_int())));
+        self.kept.has_units = reported.is_some();
+        let mut units = reported.unwrap_or_default();
         let known: HashMap<&str, (UnitState, Option<Timestamp>)> = self
             .kept
             .units
             .iter()
             .map(|unit| (unit.name.as_str(), (unit.state, unit.since)))
             .collect();
-        let units = states
-            .into_iter()
-            .map(|(name, state)| Unit {
-                name: name.to_owned(),
-                state,
-                since: match known.get(name) {
-                    Some((before, since)) if *before == state => *since,
-                    Some(_) => Some(tick),
-                    None => None,
-                },
-                restarts: restarts.get(name).copied().unwrap_or(0),
-                restarts_recent: recent.get(name).copied().unwrap_or(0),
-            })
-            .collect();
+        for unit in &mut units {
+            unit.since = match known.get(unit.name.as_str()) {
+                Some((before, since)) if *before == unit.state => *since,
+                Some(_) => Some(tick),
+                None => None,
+            };
+        }
         self.kept.units = units;
-        self.kept.has_units = reported;
     }
 
     // ---- over a restart ----
@@ -1641,6 +1608,46 @@ struct Tick {
     attention: Attention,
     /// What the slow collectors did.
     round: Round,
+}
+
+/// Units of the service manager as series of a tick name them, by name; `None` where none does. Since when a unit is
+/// as it is these do not tell.
+pub(crate) fn units<'a>(
+    series: impl Iterator<Item = (Input, &'a [String], i64)>,
+) -> Option<Vec<Unit>> {
+    let mut states: BTreeMap<&str, UnitState> = BTreeMap::new();
+    let mut restarts: HashMap<&str, u64> = HashMap::new();
+    let mut recent: HashMap<&str, u64> = HashMap::new();
+    let mut reported = false;
+    for (input, labels, value) in series {
+        let Some(name) = labels.first() else {
+            continue;
+        };
+        match input {
+            Input::UnitState => {
+                reported = true;
+                let state = labels.get(1).and_then(|word| UnitState::parse(word));
+                if let (1, Some(state)) = (value, state) {
+                    states.insert(name, state);
+                }
+            }
+            Input::UnitRestarts => {
+                restarts.insert(name, u64::try_from(value).unwrap_or(0));
+            }
+            Input::UnitRestartsRecent => {
+                recent.insert(name, u64::try_from(value).unwrap_or(0));
+            }
+            _ => {}
+        }
+    }
+    let units = states.into_iter().map(|(name, state)| Unit {
+        name: name.to_owned(),
+        state,
+        since: None,
+        restarts: restarts.get(name).copied().unwrap_or(0),
+        restarts_recent: recent.get(name).copied().unwrap_or(0),
+    });
+    reported.then(|| units.collect())
 }
 
 /// The time of a rate in seconds; none of a pause that is too long to say anything of now.
