@@ -530,8 +530,7 @@ impl UplinkService {
         let service = Arc::clone(&self.0);
         tokio::spawn(async move {
             // Boxed, so that what opening takes is not held for as long as the stream lasts.
-            let opened =
-                Box::pin(service.open(&presented, address, &mut inbound, &to_agent)).await;
+            let opened = Box::pin(service.open(&presented, address, &mut inbound, &to_agent)).await;
             let opened = match opened {
                 Ok(opened) => opened,
                 Err(refusal) => {

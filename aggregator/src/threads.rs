@@ -87,7 +87,9 @@ impl Rest {
 
     /// Something came.
     fn after_sleep(&self) {
-        let slept = self.now().saturating_sub(self.slept.load(Ordering::Relaxed));
+        let slept = self
+            .now()
+            .saturating_sub(self.slept.load(Ordering::Relaxed));
         let busy = u128::from(slept) < REST.as_micros();
         self.busy.store(busy, Ordering::Relaxed);
     }
@@ -163,7 +165,10 @@ mod tests {
     fn who_was_woken_soon_rests_and_can_be_roused() {
         let rest = Rest::new();
         rest.before_sleep();
-        assert!(!rest.busy.load(Ordering::Relaxed), "the first does not rest");
+        assert!(
+            !rest.busy.load(Ordering::Relaxed),
+            "the first does not rest"
+        );
         rest.after_sleep();
         assert!(rest.busy.load(Ordering::Relaxed), "woken at once");
         // Roused before it rests, so that it does not.

@@ -286,7 +286,10 @@ fn run(options: &Options, folder: &PathBuf) -> anyhow::Result<()> {
             stage.take(round)?;
             continue;
         }
-        bytes += round.iter().map(|(_, frame)| frame.payload.len()).sum::<usize>();
+        bytes += round
+            .iter()
+            .map(|(_, frame)| frame.payload.len())
+            .sum::<usize>();
         let before = cpu();
         measured_round(&mut *stage, round)?;
         spent += cpu() - before;

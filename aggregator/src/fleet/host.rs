@@ -1275,9 +1275,7 @@ impl HostState {
         self.kept.trace.strain = strain(&signals);
         let slots = self.decoder.slots().iter().zip(&self.rates);
         let shown = slots
-            .filter(|(slot, _)| {
-                slot.present && !slot.key.rule_set.but(attention.asleep).is_empty()
-            })
+            .filter(|(slot, _)| slot.present && !slot.key.rule_set.but(attention.asleep).is_empty())
             .map(|(slot, rate)| (&*slot.key, slot.scale.value(slot.raw), *rate));
         let samples = rule_samples(shown, span, &round);
         let seen = Observation {

@@ -58,7 +58,10 @@ impl RuleSet {
     /// Those that look at a series with these places.
     #[must_use]
     pub fn of(uses: &[Use]) -> Self {
-        Self(uses.iter().fold(0, |bits, used| bits | bit(used.rule.into())))
+        Self(
+            uses.iter()
+                .fold(0, |bits, used| bits | bit(used.rule.into())),
+        )
     }
 
     /// Those of the pack that are so.
