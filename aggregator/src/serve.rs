@@ -50,6 +50,10 @@ use crate::{
     time_guard::{GuardedClock, Machine},
 };
 
+/// Where there are several aggregators, agents of one that was away are with another: they look whether the first is back
+/// after 5 to 10 minutes (`HOME_FROM` of agent/src/uplink/mod.rs), and an attempt takes up to 10 s.
+const LOOKS_FOR_HOME: Duration = Duration::from_secs(610);
+
 /// Epoch of an aggregator that shares its hosts with no other.
 const EPOCH: u64 = 1;
 
@@ -193,6 +197,10 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
             series_in_all: config.series_in_all,
             credit_bytes: config.credit_bytes,
             epoch: EPOCH,
+            elsewhere: match config.announce.len() {
+                0 | 1 => Duration::ZERO,
+                _ => LOOKS_FOR_HOME,
+            },
         },
         state_dir: config.state_dir.clone(),
         log_max_bytes: config.log_max_bytes,
@@ -587,6 +595,7 @@ impl Opening<'_> {
                 authority: Arc::clone(&self.authority),
                 clock: Arc::clone(&self.guard) as Arc<dyn Clock>,
                 sink: Arc::new(self.incidents.clone()),
+                guard: Some(Arc::clone(&self.guard)),
             },
             Arc::clone(&self.clock),
             terms,

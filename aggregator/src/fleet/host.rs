@@ -138,6 +138,17 @@ pub struct Session {
     pub clock_offset_ms: i64,
 }
 
+/// What a frame that is on disk was before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    /// On disk already.
+    Before,
+    /// Not yet.
+    First,
+    /// Told as lost; it came after all.
+    Found,
+}
+
 /// The books of one incarnation.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 struct Ledger {
@@ -842,15 +853,19 @@ impl HostState {
         }
     }
 
-    /// Notes that a frame is on disk; false if it was noted before.
-    pub fn stored(&mut self, incarnation: Incarnation, seq: u64) -> bool {
+    /// Notes that a frame is on disk.
+    pub fn stored(&mut self, incarnation: Incarnation, seq: u64) -> Noted {
         let ledger = self.ledger_mut(incarnation);
         ledger.in_flight.remove(seq);
         // What was refused or given up and comes after all counts as stored only.
         ledger.rejected.remove(seq);
-        ledger.lost.remove(seq);
+        let found = ledger.lost.remove(seq);
         ledger.settled.insert(seq);
-        ledger.durable.insert(seq)
+        match ledger.durable.insert(seq) {
+            false => Noted::Before,
+            true if found => Noted::Found,
+            true => Noted::First,
+        }
     }
 
     /// Notes that a frame did not get to the disk: it may come again.

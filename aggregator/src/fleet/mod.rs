@@ -60,6 +60,8 @@ pub struct FleetConfig {
     pub credit_bytes: u64,
     /// Epoch of this aggregator's ownership; stands in every durable write.
     pub epoch: u64,
+    /// How long an agent that lost its stream may be with another aggregator before it looks here again.
+    pub elsewhere: Duration,
 }
 
 /// 100,000 hosts of 200 series. What is to be kept of that in memory is some 2 GB.
@@ -80,6 +82,7 @@ impl Default for FleetConfig {
             series_in_all: DEFAULT_SERIES_IN_ALL,
             credit_bytes: 1024 * 1024,
             epoch: 1,
+            elsewhere: Duration::ZERO,
         }
     }
 }
@@ -96,6 +99,8 @@ pub struct Counters {
     pub frames_replayed: AtomicU64,
     pub frames_duplicate: AtomicU64,
     pub frames_lost: AtomicU64,
+    /// Of frames that were told as lost, now or before the start, those that came after all.
+    pub frames_found: AtomicU64,
     pub throttled: AtomicU64,
     pub stalls: AtomicU64,
     rejected: [AtomicU64; REJECT_REASONS.len()],
@@ -152,6 +157,7 @@ impl Counters {
             frames_replayed: load(&self.frames_replayed),
             frames_duplicate: load(&self.frames_duplicate),
             frames_lost: load(&self.frames_lost),
+            frames_found: load(&self.frames_found),
             frames_rejected: self.rejected_by_reason().map(|(_, count)| count).sum(),
             throttled: load(&self.throttled),
             stalls: load(&self.stalls),
@@ -171,6 +177,7 @@ pub struct Totals {
     pub frames_replayed: u64,
     pub frames_duplicate: u64,
     pub frames_lost: u64,
+    pub frames_found: u64,
     pub frames_rejected: u64,
     pub throttled: u64,
     pub stalls: u64,

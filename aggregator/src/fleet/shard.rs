@@ -772,10 +772,18 @@ impl Shard {
         if self.held_up && host.is_connected() {
             host.excuse(now);
         }
+        // Who was not heard since this aggregator began to listen may be with another, and look here later.
+        let is_back = host
+            .heard()
+            .is_some_and(|heard| heard > self.listening_since);
+        let elsewhere = match is_back {
+            true => Duration::ZERO,
+            false => self.config.elsewhere,
+        };
         let surroundings = Surroundings {
             now,
             wall,
-            listening_since: self.listening_since,
+            listening_since: self.listening_since + elsewhere,
             hosts: self.counters.hosts.load(Ordering::Relaxed),
             neighbours: Some(&self.neighbours),
         };
