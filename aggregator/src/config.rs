@@ -238,16 +238,7 @@ impl Draft {
             reader.fault("rules", error);
         }
         self.config.notify.check(reader);
-        let detect = &self.config.detect;
-        if detect.filesystem_warning_ratio > detect.filesystem_critical_ratio {
-            reader.fault(
-                "detect.filesystem_warning_ratio",
-                format_args!(
-                    "{} is above filesystem_critical_ratio, {}",
-                    detect.filesystem_warning_ratio, detect.filesystem_critical_ratio
-                ),
-            );
-        }
+        in_order(&self.config.detect, reader);
         self.config
     }
 }
@@ -353,6 +344,35 @@ fn history(section: &mut Section<'_, '_>, history: &mut HistoryConfig) {
         let points = settings::whole(value, 10_000..=10_000_000_000)?;
         Ok(points as u64)
     });
+}
+
+/// The bounds of a text's `[detect]` table, its other tables left aside; `None` without one.
+///
+/// # Errors
+/// Everything that is wrong with the table, each with its place.
+pub fn detect_of(text: &str) -> Result<Option<DetectConfig>, Faults> {
+    let mut reader = Reader::new(Path::new("these rules"));
+    let mut config = DetectConfig::default();
+    let mut given = false;
+    reader.text(Path::new("these rules"), text, |root| {
+        given = root.has("detect");
+        root.section("detect", |section| detect(section, &mut config));
+        root.any_key();
+    });
+    in_order(&config, &mut reader);
+    reader.finish().map(|()| given.then_some(config))
+}
+
+fn in_order(detect: &DetectConfig, reader: &mut Reader) {
+    if detect.filesystem_warning_ratio > detect.filesystem_critical_ratio {
+        reader.fault(
+            "detect.filesystem_warning_ratio",
+            format_args!(
+                "{} is above filesystem_critical_ratio, {}",
+                detect.filesystem_warning_ratio, detect.filesystem_critical_ratio
+            ),
+        );
+    }
 }
 
 fn detect(section: &mut Section<'_, '_>, detect: &mut DetectConfig) {

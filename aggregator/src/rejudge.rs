@@ -1,6 +1,7 @@
-//! Rules of the pack judged once more over the samples in history: as they are, and as they would be.
+//! Rules judged once more over the samples in history: as they are, and as they would be. Those of the pack, and of those
+//! in the program such as samples can judge ([`crate::detect::SAMPLED`]).
 //!
-//! The samples of a host go through the engine of the live path ([`Engine::step_rules`]), tick by tick in event time, under
+//! The samples of a host go through the engine of the live path ([`Engine::step_only`]), tick by tick in event time, under
 //! both sets of rules at once. Only hosts and rules are looked at whose answer can differ, only the series these rules
 //! look at are read, a window of a few hosts at a time, so memory is bounded whatever is asked; [`GiveUp`] ends it
 //! between two windows. What comes out are transitions; [`crate::incident::replay`] makes pages of them.
@@ -26,13 +27,13 @@ use muster_proto::{
 use crate::{
     detect::{
         Engine, HostDetection, Observation, Opening, Transition,
-        rules::{self, Definition, Overrides, Value},
+        rules::{self, Definition, Value},
     },
     fleet::{
         Enrolled,
         cadence::{Changed, Readings, Round},
-        derive::{self, Gather},
-        host::{held_rate, kept_rate, rate_seconds, rule_samples},
+        derive::{self, FILESYSTEM_METRICS, Gather, Input},
+        host::{held_rate, kept_rate, rate_seconds, rule_samples, units},
         names::Names,
     },
     history::{
@@ -40,6 +41,8 @@ use crate::{
         StoreStats, Tier, fold,
     },
 };
+
+mod failed;
 
 /// Hosts whose samples are in memory at a time: of some ten series each a few MB.
 const HOSTS_AT_ONCE: usize = 16;
@@ -72,9 +75,9 @@ pub struct Question<'a> {
     /// Hosts with a rule to judge.
     pub hosts: Vec<Subject>,
     /// The rules as they are.
-    pub old: Arc<Overrides>,
+    pub old: Engine,
     /// The rules as they would be.
-    pub new: Arc<Overrides>,
+    pub new: Engine,
     /// From here on samples are read.
     pub from: Timestamp,
     /// Up to here.
@@ -179,9 +182,10 @@ pub fn judge(
     let at_once = if has_signal { 1 } else { HOSTS_AT_ONCE };
     let batches = hosts.chunks(at_once);
     let of = batches.len() as u64 * windows.len() as u64;
-    let engines = [old, new].map(Engine::of_rules);
+    let engines = [old, new];
     let mut report = Report::default();
     let (mut done, mut said) = (0, 0);
+    let no_ticks = BTreeSet::new();
     for batch in batches {
         let mut names = Names::default();
         let metrics = metrics(batch.iter().flat_map(|host| host.rules.iter().copied()));
@@ -203,15 +207,19 @@ pub fn judge(
                 give_up: give_up.clone(),
             };
             let mut read = read(store, &query, &metrics, &mut report)?;
+            let followed = folds.iter().filter_map(Fold::units);
+            let followed = followed.collect();
+            let named = failed::read(store, &query, &followed, &mut read, &mut report)?;
             for fold in &mut folds {
                 let series = read.remove(&fold.who.id).unwrap_or_default();
+                let named = named.get(&fold.who.id).unwrap_or(&no_ticks);
                 let series = series.into_iter().map(|one| {
                     let family = names.family((*one.name.family).clone());
                     (names.series(&family, &one.name.labels), one.points)
                 });
                 let series: Vec<_> = series.collect();
                 said -= fold.said();
-                fold.window(&series, &engines, fineness, &mut report);
+                fold.window(&series, named, &engines, fineness, &mut report);
                 said += fold.said();
             }
             if said > MAX_TRANSITIONS {
@@ -261,19 +269,33 @@ fn read(
             metric: Some((*metric).to_owned()),
             ..query.clone()
         };
-        let outcome = store.read(&query, &mut |series| {
+        read_metric(store, &query, report, &mut |series| {
             read.entry(series.host).or_default().push(series);
-            ControlFlow::Continue(())
-        });
-        match outcome {
-            Ok(found) => report.missing.extend(found.missing),
-            Err(HistoryError::GivenUp) => return Err(RejudgeError::GivenUp),
-            Err(error) => {
-                report.missing.insert(format!("{metric}: {error}"));
-            }
-        }
+        })?;
     }
     Ok(read)
+}
+
+/// What the store has for a question; what cannot be read is named.
+fn read_metric(
+    store: &dyn SampleStore,
+    query: &SampleQuery,
+    report: &mut Report,
+    sink: &mut dyn FnMut(HostSeries),
+) -> Result<(), RejudgeError> {
+    let outcome = store.read(query, &mut |series| {
+        sink(series);
+        ControlFlow::Continue(())
+    });
+    match outcome {
+        Ok(found) => report.missing.extend(found.missing),
+        Err(HistoryError::GivenUp) => return Err(RejudgeError::GivenUp),
+        Err(error) => {
+            let metric = query.metric.as_deref().unwrap_or_default();
+            report.missing.insert(format!("{metric}: {error}"));
+        }
+    }
+    Ok(())
 }
 
 /// All that these rules look at.
@@ -282,6 +304,14 @@ fn metrics(judged: impl Iterator<Item = &'static str>) -> BTreeSet<&'static str>
     let name = |id: catalog::FamilyId| METRICS[id.0 as usize].name;
     // Counters begin anew with the host.
     let mut metrics = BTreeSet::from([name(catalog::BOOT_TIME_SECONDS)]);
+    // Of units only some are read, which is an affair of its own.
+    for rule in judged.iter().copied() {
+        match rule {
+            "filesystem_full" | "filesystem_full_soon" => metrics.extend(FILESYSTEM_METRICS),
+            "memory_leak" => metrics.extend(derive::made_of("memory_used_ratio")),
+            _ => {}
+        }
+    }
     for rule in rules::pack() {
         if judged.contains(&*rule.name) {
             metrics.extend(looks_at(rule));
@@ -309,6 +339,15 @@ fn looks_at(rule: &'static Definition) -> impl Iterator<Item = &'static str> {
         .chain(rule.and.iter().flat_map(of))
         .chain(detail)
         .chain(rule.unless.as_deref())
+}
+
+/// What a host showed at a tick.
+struct Tick<'a> {
+    at: Timestamp,
+    interval: Duration,
+    shown: &'a [(&'a SeriesKey, Point)],
+    /// It named its units, of which those are shown that matter.
+    units_known: bool,
 }
 
 /// One host on its way through time.
@@ -346,10 +385,22 @@ impl Fold {
         }
     }
 
-    /// Goes through the ticks of a window.
+    /// The units whose samples are needed whatever these say; `None` where nobody asks for units.
+    fn units(&self) -> Option<(HostId, BTreeSet<String>)> {
+        let followed = self
+            .states
+            .iter()
+            .flat_map(|state| state.followed(failed::RULE));
+        self.rules
+            .contains(failed::RULE)
+            .then(|| (self.who.id, followed.map(str::to_owned).collect()))
+    }
+
+    /// Goes through the ticks of a window; at those of `named` the host named its units.
     fn window(
         &mut self,
         series: &[(Arc<SeriesKey>, Vec<Point>)],
+        named: &BTreeSet<i64>,
         engines: &[Engine; 2],
         fineness: Fineness,
         report: &mut Report,
@@ -357,6 +408,7 @@ impl Fold {
         let ticks: BTreeSet<i64> = series
             .iter()
             .flat_map(|(_, points)| points.iter().map(|point| point.at))
+            .chain(named.iter().copied())
             .collect();
         let mut rest: Vec<&[Point]> = series.iter().map(|(_, points)| &points[..]).collect();
         let mut shown: Vec<(&SeriesKey, Point)> = Vec::new();
@@ -374,19 +426,24 @@ impl Fold {
                 Some(_) => report.coarse += 1,
             }
             let step = Duration::from_millis(step.unwrap_or(0).unsigned_abs());
-            let interval = self.interval.max(step);
-            self.tick(Timestamp::from_millis(at), interval, &shown, engines);
+            let tick = Tick {
+                at: Timestamp::from_millis(at),
+                interval: self.interval.max(step),
+                shown: &shown,
+                units_known: named.contains(&at),
+            };
+            self.tick(&tick, engines);
         }
     }
 
     /// As `HostState` takes a sample in, for the part of it that these rules look at.
-    fn tick(
-        &mut self,
-        tick: Timestamp,
-        interval: Duration,
-        shown: &[(&SeriesKey, Point)],
-        engines: &[Engine; 2],
-    ) {
+    fn tick(&mut self, tick: &Tick<'_>, engines: &[Engine; 2]) {
+        let &Tick {
+            at: tick,
+            interval,
+            shown,
+            units_known,
+        } = tick;
         let span = self.last_tick.map(|last| tick.since(last));
         let mut gather = Gather::default();
         let round = self.rates(tick, span, shown);
@@ -399,24 +456,37 @@ impl Fold {
             gather.add(key.input, point.last, held_rate(rate));
             valued.push((*key, point.last, rate));
         }
-        let signals = gather.signals(&gather.derived(Vec::new()));
+        let filesystems = shown.iter().filter_map(|(key, point)| match key.input {
+            Input::Filesystem(figure) => Some((figure, &key.labels[..], point.last)),
+            _ => None,
+        });
+        let derived = gather.derived(derive::filesystems(filesystems));
+        let signals = gather.signals(&derived);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "counts of restarts, 0 and 1"
+        )]
+        let of_units = shown
+            .iter()
+            .map(|(key, point)| (key.input, &key.labels[..], point.last as i64));
+        let units = units(of_units).unwrap_or_default();
         let samples = rule_samples(valued.into_iter(), span, &round);
         let seen = Observation {
             tick,
             interval,
             live: true,
             signals: &signals,
-            filesystems: &[],
-            filesystems_known: false,
-            units: &[],
-            units_known: false,
+            filesystems: &derived.filesystems,
+            filesystems_known: !derived.filesystems.is_empty(),
+            units: &units,
+            units_known,
             samples: &samples,
             who: Some(&self.who),
         };
         let mut out = Vec::new();
         for ((engine, state), told) in engines.iter().zip(&mut self.states).zip(&mut self.told) {
-            engine.step_rules(state, &seen, &mut out);
-            told.extend(out.drain(..).filter(|one| self.rules.contains(one.rule)));
+            engine.step_only(state, &seen, &self.rules, &mut out);
+            told.append(&mut out);
         }
         self.last_tick = Some(tick);
     }
@@ -472,6 +542,7 @@ impl Fold {
         let before = self.boot.replace(boot.last);
         if before.is_some_and(|before| (before - boot.last).abs() > SAME_BOOT_SECONDS) {
             self.before.clear();
+            self.states.iter_mut().for_each(HostDetection::rebooted);
         }
     }
 

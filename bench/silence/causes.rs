@@ -11,8 +11,11 @@ use crate::fleet::{Fleet, PER_RACK};
 /// What happens, what is true of it while nothing is heard, and what once the host is back.
 struct Fault {
     name: &'static str,
-    /// Causes that are right while the host is silent, beside unknown.
+    /// What is right while the host is silent.
     silent: Silence,
+    /// Whether anything that can be seen from outside before it is back tells that: a single host that has lost its power,
+    /// is cut off or stands still shows the same, nothing. Of these `unknown` is right.
+    knowable: bool,
     back: Silence,
     /// Brings it about; the hosts that it hits.
     run: fn(&mut Fleet, &mut Rng) -> Vec<usize>,
@@ -22,114 +25,133 @@ const FAULTS: [Fault; 19] = [
     Fault {
         name: "agent stopped",
         silent: Silence::Stopped,
+        knowable: true,
         back: Silence::Stopped,
         run: stopped,
     },
     Fault {
         name: "shutdown",
         silent: Silence::Shutdown,
+        knowable: true,
         back: Silence::Shutdown,
         run: shutdown,
     },
     Fault {
         name: "planned reboot",
         silent: Silence::Reboot,
+        knowable: true,
         back: Silence::Reboot,
         run: reboot,
     },
     Fault {
         name: "planned reboot, late",
         silent: Silence::Overdue,
+        knowable: true,
         back: Silence::Overdue,
         run: overdue,
     },
     Fault {
         name: "agent killed",
         silent: Silence::Crashed,
+        knowable: true,
         back: Silence::Crashed,
         run: killed,
     },
     Fault {
         name: "agent killed for memory",
         silent: Silence::Crashed,
+        knowable: true,
         back: Silence::Crashed,
         run: oom,
     },
     Fault {
         name: "bad release of agents",
         silent: Silence::Crashed,
+        knowable: true,
         back: Silence::Crashed,
         run: release,
     },
     Fault {
         name: "host lost power",
         silent: Silence::Died,
+        knowable: false,
         back: Silence::Died,
         run: power,
     },
     Fault {
         name: "host panics, back at once",
         silent: Silence::Died,
+        knowable: true,
         back: Silence::Died,
         run: panic,
     },
     Fault {
         name: "rack lost power",
         silent: Silence::Network,
+        knowable: true,
         back: Silence::Died,
         run: dark_rack,
     },
     Fault {
         name: "rack cut off",
         silent: Silence::Network,
+        knowable: true,
         back: Silence::Network,
         run: cut_rack,
     },
     Fault {
         name: "rack reset, cut off",
         silent: Silence::Network,
+        knowable: true,
         back: Silence::Network,
         run: reset_rack,
     },
     Fault {
         name: "one host cut off",
         silent: Silence::Network,
+        knowable: false,
         back: Silence::Network,
         run: cut_host,
     },
     Fault {
         name: "certificate expired",
         silent: Silence::Certificate,
+        knowable: true,
         back: Silence::Certificate,
         run: expired,
     },
     Fault {
         name: "certificate of others",
         silent: Silence::Certificate,
+        knowable: true,
         back: Silence::Certificate,
         run: foreign,
     },
     Fault {
         name: "clock an hour ahead",
         silent: Silence::Clock,
+        knowable: true,
         back: Silence::Clock,
         run: clock,
     },
     Fault {
         name: "out of memory",
         silent: Silence::Overloaded,
+        knowable: true,
         back: Silence::Overloaded,
         run: strained,
     },
     Fault {
         name: "machine or agent paused",
         silent: Silence::Paused,
+        knowable: false,
         back: Silence::Paused,
         run: paused,
     },
     Fault {
         name: "clone",
         silent: Silence::Clone,
+        knowable: true,
         back: Silence::Clone,
         run: cloned,
     },
@@ -169,6 +191,7 @@ pub(crate) fn run(runs: u32) {
     );
     println!("{:<26} {:<34} once back", "fault", "while silent");
     let (mut silent, mut back) = (Score::default(), Score::default());
+    let mut knowable = Score::default();
     let mut others = 0;
     for (number, fault) in (0..).zip(&FAULTS) {
         let (mut said, mut told) = (BTreeMap::new(), BTreeMap::new());
@@ -182,6 +205,9 @@ pub(crate) fn run(runs: u32) {
                 *said.entry(word(now)).or_insert(0) += 1;
                 *told.entry(word(then)).or_insert(0) += 1;
                 silent.add(now, fault.silent);
+                if fault.knowable {
+                    knowable.add(now, fault.silent);
+                }
                 back.add(then, fault.back);
             }
             let bystanders = (0..fleet.presumed.len()).filter(|at| !hit.contains(at));
@@ -192,6 +218,7 @@ pub(crate) fn run(runs: u32) {
         println!("{:<26} {:<34} {}", fault.name, counts(&said), counts(&told));
     }
     println!("while silent: {}", silent.line());
+    println!("of what can be known then: {}", knowable.line());
     println!("once back:    {}", back.line());
     println!("hosts called silent that were not: {others}");
     stalls(runs);

@@ -7265,13 +7265,14 @@ pub struct ReplaySamplesRequest {
     /// From when on messages are compared.
     #[prost(int64, tag = "1")]
     pub since_ms: i64,
-    /// A configuration with rules tables, at most 64 KiB; empty: those that hold now.
+    /// A configuration with rules tables and a detect table, at most 64 KiB; empty: those that hold now.
     #[prost(string, tag = "2")]
     pub rules: ::prost::alloc::string::String,
-    /// Whether `rules` is given: an empty file takes all changes of rules back.
+    /// Whether `rules` is given: an empty file takes all changes of rules back. Without a detect table in it the bounds of
+    /// the one that holds now are left.
     #[prost(bool, tag = "3")]
     pub with_rules: bool,
-    /// Judge all rules of the pack again, also those that are the same: does history give what was told?
+    /// Judge all rules again that samples can judge, also those that are the same: does history give what was told?
     #[prost(bool, tag = "4")]
     pub all: bool,
 }
@@ -7375,6 +7376,21 @@ pub struct ReplayPagesResponse {
     /// Since when every sample is kept; unset: all along, or nothing was judged over samples.
     #[prost(int64, optional, tag = "14")]
     pub every_sample_since_ms: ::core::option::Option<i64>,
+    /// Of an answer about all rules: those of which samples say nothing, and which were taken from the record as they are.
+    #[prost(message, repeated, tag = "15")]
+    pub by_record: ::prost::alloc::vec::Vec<ReplayRecorded>,
+}
+/// A rule that goes by the record.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplayRecorded {
+    #[prost(string, tag = "1")]
+    pub rule: ::prost::alloc::string::String,
+    /// Incidents on record that opened in the time that is compared.
+    #[prost(uint64, tag = "2")]
+    pub recorded: u64,
+    /// Why, for people.
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReplayRule {

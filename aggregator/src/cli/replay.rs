@@ -33,13 +33,13 @@ pub struct Replay {
     /// Compare what was told in the last so long: 7d, 30d
     #[arg(long, value_name = "TIME", value_parser = span, default_value = "30d")]
     pub since: Duration,
-    /// File whose rules tables stand in for those of the aggregator
+    /// File whose rules tables stand in for those of the aggregator, and its detect table if it has one
     #[arg(long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
     /// Go by the record of incidents alone: bounds of rules and shorter times are not judged
     #[arg(long)]
     pub record_only: bool,
-    /// Judge every rule of the pack again over the samples, not only those that FILE changes
+    /// Judge every rule again that samples can judge, not only those that FILE changes
     #[arg(long, conflicts_with = "record_only")]
     pub all: bool,
 }
@@ -190,6 +190,13 @@ fn judged(response: &v1::ReplayPagesResponse) -> Vec<Text> {
             Text::toned(if exact { Tone::Dim } else { Tone::Warn }, words)
         })
         .collect();
+    lines.extend(response.by_record.iter().map(|one| {
+        let words = format!(
+            "{}: on record {}, taken as they are: {}",
+            one.rule, one.recorded, one.why
+        );
+        Text::toned(Tone::Dim, words)
+    }));
     if let Some(since) = response.every_sample_since_ms {
         let words = format!(
             "before {} one sample stands for a minute or a quarter of an hour ({} of {} ticks): what is said of that time is near the truth",

@@ -12,7 +12,7 @@
 //! holds of a host is serialised in checkpoints, and continues from there with the same bits.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -29,7 +29,7 @@ use super::{
     host_score::{HostScore, Watch},
     host_silent::HostSilent,
     memory_leak::{MemoryLeak, Usage},
-    rules::{self, Bounds, Grown, Overrides, Watcher},
+    rules::{self, Attention, Bounds, Grown, Overrides, RuleSet, Watcher},
     unit_failed::UnitFailed,
 };
 use crate::fleet::SIGNALS;
@@ -93,6 +93,21 @@ struct Track {
     undated: bool,
 }
 
+/// Which detectors are asked at a step.
+#[derive(Clone, Copy, Default)]
+struct Whom<'a> {
+    /// Only those with these names, if they are given.
+    only: Option<&'a BTreeSet<&'static str>>,
+    /// Of those not the ones that sleep.
+    attention: Attention,
+}
+
+impl Whom<'_> {
+    fn is_asked(&self, rule: &str) -> bool {
+        self.only.is_none_or(|only| only.contains(rule))
+    }
+}
+
 /// The circumstances of one step.
 #[derive(Clone, Copy)]
 struct Step<'a> {
@@ -123,12 +138,12 @@ impl Engine {
         }
     }
 
-    /// An engine with these changes of the rules, and all other bounds as they are by default.
+    /// An engine with these changes of the rules, and the other bounds of `config`.
     #[must_use]
-    pub fn of_rules(overrides: Arc<Overrides>) -> Self {
+    pub fn of_rules(config: &DetectConfig, overrides: Arc<Overrides>) -> Self {
         Self {
             overrides,
-            ..Self::default()
+            ..Self::new(config)
         }
     }
 
@@ -140,21 +155,43 @@ impl Engine {
         seen: &Observation<'_>,
         out: &mut Vec<Transition>,
     ) {
-        if let Some(step) = state.advance(seen) {
-            self.judge(state, step, out);
-        }
+        self.step_attending(state, seen, Attention::default(), out);
     }
 
-    /// The same for the rules of the pack alone, whatever else the observation holds.
-    pub fn step_rules(
+    /// The same without the rules that sleep; gives those that may sleep until the next tick.
+    pub fn step_attending(
         &self,
         state: &mut HostDetection,
         seen: &Observation<'_>,
+        attention: Attention,
+        out: &mut Vec<Transition>,
+    ) -> RuleSet {
+        let Some(step) = state.advance(seen) else {
+            return RuleSet::default();
+        };
+        let whom = Whom {
+            attention,
+            ..Whom::default()
+        };
+        self.judge(state, step, whom, out);
+        let HostDetection { grown, tracks, .. } = state;
+        grown.may_sleep(|rule| tracks.contains_key(rule))
+    }
+
+    /// The same for the rules with these names alone, whatever else the observation holds.
+    pub fn step_only(
+        &self,
+        state: &mut HostDetection,
+        seen: &Observation<'_>,
+        only: &BTreeSet<&'static str>,
         out: &mut Vec<Transition>,
     ) {
         if let Some(step) = state.advance(seen) {
-            let HostDetection { grown, tracks, .. } = state;
-            self.judge_pack(grown, tracks, seen, step, out);
+            let whom = Whom {
+                only: Some(only),
+                ..Whom::default()
+            };
+            self.judge(state, step, whom, out);
         }
     }
 
@@ -171,7 +208,7 @@ impl Engine {
             at,
             live: true,
         };
-        self.judge(state, step, out);
+        self.judge(state, step, Whom::default(), out);
     }
 
     /// Makes what counts as open here what is open in the store, which survives what a checkpoint does not.
@@ -202,7 +239,13 @@ impl Engine {
     }
 
     /// The one list of detectors.
-    fn judge(&self, state: &mut HostDetection, step: Step<'_>, out: &mut Vec<Transition>) {
+    fn judge(
+        &self,
+        state: &mut HostDetection,
+        step: Step<'_>,
+        whom: Whom<'_>,
+        out: &mut Vec<Transition>,
+    ) {
         let HostDetection {
             silent,
             score,
@@ -213,14 +256,35 @@ impl Engine {
             ..
         } = state;
         if let Evidence::Tick(seen) = &step.evidence {
-            self.judge_pack(grown, tracks, seen, step, out);
+            self.judge_pack((grown, tracks), seen, whom, step, out);
         }
-        run(&self.host_silent, silent, tracks, step, out);
-        run(&self.filesystem_full, &mut (), tracks, step, out);
-        run(&self.filesystem_full_soon, filling, tracks, step, out);
-        run(&self.memory_leak, usage, tracks, step, out);
-        run(&self.unit_failed, &mut (), tracks, step, out);
-        run(&self.host_score, score, tracks, step, out);
+        let tracks = &mut Asked { tracks, whom };
+        tracks.run(&self.host_silent, silent, step, out);
+        tracks.run(&self.filesystem_full, &mut (), step, out);
+        tracks.run(&self.filesystem_full_soon, filling, step, out);
+        tracks.run(&self.memory_leak, usage, step, out);
+        tracks.run(&self.unit_failed, &mut (), step, out);
+        tracks.run(&self.host_score, score, step, out);
+    }
+}
+
+/// What is open or on its way, for those detectors that are asked.
+struct Asked<'a> {
+    tracks: &'a mut BTreeMap<String, Tracks>,
+    whom: Whom<'a>,
+}
+
+impl Asked<'_> {
+    fn run<D: Detector>(
+        &mut self,
+        detector: &D,
+        own: &mut D::State,
+        step: Step<'_>,
+        out: &mut Vec<Transition>,
+    ) {
+        if self.whom.is_asked(detector.rule().name) {
+            run(detector, own, self.tracks, step, out);
+        }
     }
 }
 
@@ -255,15 +319,20 @@ impl Engine {
     /// Runs the rules of the pack that know something or have something open.
     fn judge_pack(
         &self,
-        grown: &mut Grown,
-        tracks: &mut BTreeMap<String, Tracks>,
+        (grown, tracks): (&mut Grown, &mut BTreeMap<String, Tracks>),
         seen: &Observation<'_>,
+        whom: Whom<'_>,
         step: Step<'_>,
         out: &mut Vec<Transition>,
     ) {
-        let watcher = Watcher::new(seen, grown);
+        let watcher = Watcher::new(seen, whom.attention, grown);
         for (at, definition) in rules::pack().iter().enumerate() {
-            if !watcher.knows(at) && !tracks.contains_key(&definition.name) {
+            if watcher.sleeps(at) {
+                continue;
+            }
+            if !watcher.knows(at) && !tracks.contains_key(&definition.name)
+                || !whom.is_asked(&definition.name)
+            {
                 continue;
             }
             let (bounds, rule) = self.overrides.of(at, seen.who);
@@ -328,6 +397,15 @@ impl HostDetection {
     #[must_use]
     pub fn learning(&self) -> bool {
         self.score.score.learning()
+    }
+
+    /// What a rule has open or on its way.
+    pub fn followed(&self, rule: &str) -> impl Iterator<Item = &str> {
+        let tracks = self.tracks.get(rule);
+        tracks
+            .into_iter()
+            .flat_map(BTreeMap::keys)
+            .map(|subject| &**subject)
     }
 
     /// How many subjects of a rule are followed, the rest counting as one.

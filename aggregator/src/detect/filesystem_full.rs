@@ -17,7 +17,7 @@ const CLEAR_MARGIN: f64 = 0.02;
 /// How much more than the guard must be left to count as normal by the guard alone.
 const GUARD_MARGIN: f64 = 1.1;
 
-const RULE: Rule = Rule {
+pub(super) const RULE: Rule = Rule {
     name: "filesystem_full",
     open_after: Duration::from_secs(300),
     clear_after: Duration::from_secs(300),

@@ -21,10 +21,12 @@ pub(super) const WARNING_HOURS: f64 = 24.0;
 pub(super) const CRITICAL_HOURS: f64 = 3.0;
 /// Hours beyond which it is well again.
 const CLEAR_HOURS: f64 = 36.0;
+/// The level's three days ([`super::forecast`]) and what is beginning.
+pub(super) const LOOKS_BACK: Duration = Duration::from_secs(4 * 86_400);
 /// Levels of one host that are followed: two of each filesystem.
 const MAX_FOLLOWED: usize = MAX_TRACKS;
 
-const RULE: Rule = Rule {
+pub(super) const RULE: Rule = Rule {
     name: "filesystem_full_soon",
     // The forecast has held for its own time.
     open_after: Duration::ZERO,

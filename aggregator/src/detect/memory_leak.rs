@@ -24,10 +24,14 @@ use super::{
     ring::Ring,
     slope::{Slope, theil_sen_seasonal},
 };
-use crate::fleet::SIGNALS;
+use crate::fleet::derive::place_of;
 
+/// What is judged, among the signals.
+const MEMORY_USED: usize = place_of("memory_used_ratio");
 const WINDOW_MS: i64 = 6 * 3_600_000;
 const WINDOW_HOURS: f64 = 6.0;
+/// A week of windows and the one that has begun.
+pub(super) const LOOKS_BACK: Duration = Duration::from_secs((WEEK as u64 + 1) * 6 * 3600);
 /// Windows of a day, and of the week that is looked at.
 const DAY: usize = 4;
 const WEEK: usize = 28;
@@ -43,7 +47,7 @@ const CLEAR_HOURS: f64 = 120.0;
 /// A fall to this much below all of the week is a restart of what leaked.
 const RESET_DROP: f64 = 0.05;
 
-const RULE: Rule = Rule {
+pub(super) const RULE: Rule = Rule {
     name: "memory_leak",
     open_after: Duration::from_secs(1800),
     clear_after: Duration::from_secs(3600),
@@ -159,8 +163,7 @@ impl Detector for MemoryLeak {
         let Evidence::Tick(seen) = evidence else {
             return Coverage::NotAsked;
         };
-        let place = SIGNALS.iter().position(|name| *name == "memory_used_ratio");
-        let used = place.map_or(f64::NAN, |at| f64::from(seen.signals[at]));
+        let used = f64::from(seen.signals[MEMORY_USED]);
         state.step(seen.tick, used);
         let verdict = match state.forecast {
             _ if !used.is_finite() || !(state.known || state.anew) => Verdict::Unknown,

@@ -76,6 +76,36 @@ impl Default for DetectConfig {
     }
 }
 
+/// A rule in the program, beside those of the pack, which samples in history can judge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sampled {
+    /// Its name.
+    pub rule: &'static str,
+    /// How far it looks back: what it says of a moment follows from that and from nothing before.
+    pub looks_back: Duration,
+}
+
+/// Those rules. When a host was heard is not in its samples, and peers are held against what was learnt of them for
+/// weeks, so `host_silent` and `peer_outlier` are not among them.
+pub static SAMPLED: [Sampled; 4] = [
+    Sampled {
+        rule: filesystem_full::RULE.name,
+        looks_back: Duration::ZERO,
+    },
+    Sampled {
+        rule: filesystem_full_soon::RULE.name,
+        looks_back: filesystem_full_soon::LOOKS_BACK,
+    },
+    Sampled {
+        rule: memory_leak::RULE.name,
+        looks_back: memory_leak::LOOKS_BACK,
+    },
+    Sampled {
+        rule: unit_failed::RULE.name,
+        looks_back: Duration::ZERO,
+    },
+];
+
 /// What a host showed at one tick.
 #[derive(Debug, Clone, Copy)]
 pub struct Observation<'a> {

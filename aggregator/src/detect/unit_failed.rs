@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Coverage, Detector, Evidence, Findings, Reason, Rule, Severity, Verdict};
 use crate::fleet::UnitState;
 
-const RULE: Rule = Rule {
+pub(super) const RULE: Rule = Rule {
     name: "unit_failed",
     open_after: Duration::ZERO,
     clear_after: Duration::from_secs(60),

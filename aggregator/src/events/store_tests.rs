@@ -170,12 +170,14 @@ fn what_lies_outside_the_time_that_is_asked_for_costs_nothing() {
     for seq in 1..=1_000 {
         add(&connection, &new(1, seq, EventKind::Booted)).expect("writes");
     }
-    // Told long after it happened.
-    let late = NewEvent {
-        seq: 2_000,
-        ..new(2, 101, EventKind::OomKill)
-    };
-    add(&connection, &late).expect("writes");
+    // Told long after they happened, the older one last.
+    for (seq, happened) in [(2_000, 101), (3_000, 50)] {
+        let late = NewEvent {
+            seq,
+            ..new(2, happened, EventKind::OomKill)
+        };
+        add(&connection, &late).expect("writes");
+    }
     let asked = |since: i64, until: i64, host, limit| {
         let choice = Choice {
             since: Some(at(since)),
@@ -194,7 +196,7 @@ fn what_lies_outside_the_time_that_is_asked_for_costs_nothing() {
     };
     assert_eq!(asked(1_000, 9_999, None, 10), whole(&["s1000"]));
     assert_eq!(asked(100, 101, None, 10), whole(&["s100", "s101", "s101"]));
-    assert_eq!(asked(1, 9_999, Some(host(2)), 10), whole(&["s101"]));
+    assert_eq!(asked(1, 9_999, Some(host(2)), 10), whole(&["s101", "s50"]));
     let (subjects, more, _) = asked(1, 101, None, 2);
     assert_eq!(subjects, ["s101", "s101"], "the last to happen");
     assert!(more);

@@ -85,6 +85,19 @@ pub struct Shared {
     pub others: u32,
     /// Hosts beside it that were heard until then.
     pub of: u32,
+    /// Of the others, those whose streams were reset.
+    pub reset: u32,
+}
+
+/// How the stream of a host that is not heard any more stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Open, or ended from our side.
+    Open,
+    /// Closed in order from its side.
+    Closed,
+    /// Reset.
+    Reset,
 }
 
 /// All hosts that were heard since the start, by what they share.
@@ -110,19 +123,18 @@ struct Member {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Heard {
     Now,
-    /// Last in this step; its stream was not closed by the other side.
-    Until(u64),
-    /// The same; its stream was closed from its side.
-    Closed(u64),
+    /// Last in this step; what its stream was left as.
+    Until(u64, Left),
 }
 
 #[derive(Debug, Default)]
 struct Counts {
     live: u32,
-    /// Unheard hosts by the step in which they were last heard: those that left their streams open, and those
-    /// whose streams were closed.
+    /// Unheard hosts by the step in which they were last heard: those that left their streams open, those
+    /// whose streams were closed, and of these such as were reset.
     until: BTreeMap<u64, u32>,
     closed: BTreeMap<u64, u32>,
+    reset: BTreeMap<u64, u32>,
 }
 
 impl Default for Neighbourhood {
@@ -140,14 +152,9 @@ impl Neighbourhood {
         self.set(host, Some((scopes, Heard::Now)));
     }
 
-    /// It is not heard any more since `last`; `closed`: its stream was closed from its side.
-    pub fn unheard(&self, host: HostId, last: Instant, closed: bool) {
-        let step = self.step(last);
-        let voice = if closed {
-            Heard::Closed(step)
-        } else {
-            Heard::Until(step)
-        };
+    /// It is not heard any more since `last`.
+    pub fn unheard(&self, host: HostId, last: Instant, left: Left) {
+        let voice = Heard::Until(self.step(last), left);
         let scopes = self
             .lock()
             .hosts
@@ -170,10 +177,8 @@ impl Neighbourhood {
     pub fn shared(&self, host: HostId, interval: Duration) -> Option<Shared> {
         let state = self.lock();
         let member = state.hosts.get(&host)?;
-        let (until, closed) = match member.voice {
-            Heard::Now => return None,
-            Heard::Until(step) => (step, false),
-            Heard::Closed(step) => (step, true),
+        let Heard::Until(until, left) = member.voice else {
+            return None;
         };
         let reach = steps(TOGETHER.max(interval * 2));
         let around = until.saturating_sub(reach)..=until.saturating_add(reach);
@@ -182,33 +187,37 @@ impl Neighbourhood {
         let mut near = true;
         let candidates = member.scopes.iter().filter_map(|scope| {
             let counts = state.scopes.get(scope).filter(|_| near)?;
-            let of_manner = if closed {
-                &counts.closed
-            } else {
-                &counts.until
+            let beside = |counts: &BTreeMap<u64, u32>, itself: bool| {
+                let together: u32 = counts.range(around.clone()).map(|(_, count)| count).sum();
+                together.saturating_sub(u32::from(itself))
             };
-            let together: u32 = of_manner
-                .range(around.clone())
-                .map(|(_, count)| count)
-                .sum();
-            let others = together.saturating_sub(1);
+            let of_manner = match left {
+                Left::Open => &counts.until,
+                Left::Closed | Left::Reset => &counts.closed,
+            };
+            let others = beside(of_manner, true);
+            let reset = match left {
+                Left::Open => 0,
+                left => beside(&counts.reset, left == Left::Reset),
+            };
             let of = others + counts.live;
             near = of < LEAST_OTHERS || others * 2 >= of;
-            (near && others >= LEAST_OTHERS).then_some((scope, others, of))
+            (near && others >= LEAST_OTHERS).then_some((scope, others, of, reset))
         });
         // The widest of those that are hit whole says most.
         let best = candidates.reduce(|best, next| {
-            let share = |(_, others, of): (_, u32, u32)| f64::from(others) / f64::from(of);
+            let share = |(_, others, of, _): (_, u32, u32, _)| f64::from(others) / f64::from(of);
             if share(next) >= share(best) {
                 next
             } else {
                 best
             }
         });
-        best.map(|(scope, others, of)| Shared {
+        best.map(|(scope, others, of, reset)| Shared {
             scope: scope.clone(),
             others,
             of,
+            reset,
         })
     }
 
@@ -246,8 +255,13 @@ impl State {
             let counts = self.scopes.entry(scope.clone()).or_default();
             match member.voice {
                 Heard::Now => add(&mut counts.live, up),
-                Heard::Until(step) => add_at(&mut counts.until, step, up),
-                Heard::Closed(step) => add_at(&mut counts.closed, step, up),
+                Heard::Until(step, Left::Open) => add_at(&mut counts.until, step, up),
+                Heard::Until(step, left) => {
+                    add_at(&mut counts.closed, step, up);
+                    if left == Left::Reset {
+                        add_at(&mut counts.reset, step, up);
+                    }
+                }
             }
             if counts.live == 0 && counts.until.is_empty() && counts.closed.is_empty() {
                 self.scopes.remove(scope);
@@ -316,13 +330,13 @@ mod tests {
     async fn a_dark_rack_is_told_from_a_dead_host() {
         let fleet = fleet();
         let now = Instant::now() + Duration::from_secs(100);
-        fleet.unheard(host(7), now, false);
+        fleet.unheard(host(7), now, Left::Open);
         assert_eq!(fleet.shared(host(7), TICK), None, "alone");
         for number in 0..5 {
             fleet.unheard(
                 host(number),
                 now + Duration::from_secs(number.into()),
-                false,
+                Left::Open,
             );
         }
         assert_eq!(
@@ -346,13 +360,13 @@ mod tests {
         let fleet = fleet();
         let now = Instant::now() + Duration::from_secs(1000);
         for number in 0..3 {
-            fleet.unheard(host(number), now - Duration::from_secs(300), false);
+            fleet.unheard(host(number), now - Duration::from_secs(300), Left::Open);
         }
-        fleet.unheard(host(3), now, false);
+        fleet.unheard(host(3), now, Left::Open);
         assert_eq!(fleet.shared(host(3), TICK), None, "five minutes apart");
-        fleet.unheard(host(9), now, false);
+        fleet.unheard(host(9), now, Left::Open);
         for number in 5..9 {
-            fleet.unheard(host(number), now, true);
+            fleet.unheard(host(number), now, Left::Closed);
         }
         assert_eq!(fleet.shared(host(9), TICK), None, "the others were closed");
         assert_eq!(
@@ -362,11 +376,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn of_those_that_were_closed_it_is_known_how_many_were_reset() {
+        let fleet = fleet();
+        let now = Instant::now() + Duration::from_secs(100);
+        for number in 0..4 {
+            fleet.unheard(host(number), now, Left::Reset);
+        }
+        fleet.unheard(host(4), now, Left::Closed);
+        let of = |number| {
+            let shared = fleet.shared(host(number), TICK);
+            shared.map(|shared| (shared.others, shared.reset))
+        };
+        assert_eq!((of(0), of(4)), (Some((4, 3)), Some((4, 4))));
+        fleet.heard(host(3), scopes(0, "fra"));
+        assert_eq!((of(0), of(4)), (Some((3, 2)), Some((3, 3))));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn the_widest_that_is_hit_whole_is_named() {
         let fleet = fleet();
         let now = Instant::now() + Duration::from_secs(100);
         for number in 0..10 {
-            fleet.unheard(host(number), now, false);
+            fleet.unheard(host(number), now, Left::Open);
         }
         assert_eq!(
             text(fleet.shared(host(2), TICK)).as_deref(),

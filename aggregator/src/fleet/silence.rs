@@ -12,7 +12,7 @@
 //! | certificate | its certificate, or one that claims to be its, was refused since it was last heard |
 //! | clock | its frames were refused as of the future, or its clock was off by a minute and more |
 //! | died | another boot knocks while the former is not heard |
-//! | network | half and more of a rack, site or network fell silent with it, without closing their streams; or all power there went |
+//! | network | half and more of a rack, site or network fell silent with it, without closing their streams or with all of them reset; or all power there went |
 //! | overloaded | its stream is open, and its last pressure readings are those of a host that cannot run an agent |
 //! | crashed | its stream was closed from its side without a goodbye, those of its neighbours were not, and nobody came back |
 
@@ -25,7 +25,7 @@ use muster_proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::neighbours::Shared;
+use super::neighbours::{Left, Shared};
 
 /// Shortest time that a planned reboot is given.
 const REBOOT_AT_LEAST: Duration = Duration::from_secs(600);
@@ -189,6 +189,16 @@ impl Ended {
     #[must_use]
     pub const fn from_there(self) -> bool {
         matches!(self, Self::Closed | Self::Reset)
+    }
+
+    /// The same, for its neighbours.
+    #[must_use]
+    pub const fn left(self) -> Left {
+        match self {
+            Self::ByUs | Self::TimedOut => Left::Open,
+            Self::Closed => Left::Closed,
+            Self::Reset => Left::Reset,
+        }
     }
 }
 
@@ -380,15 +390,28 @@ pub fn presume(question: &Question<'_>) -> (Silence, String) {
     if clock {
         return (Silence::Clock, clock_words(off, trace));
     }
-    let closed = trace.ended.is_some_and(|(ended, _)| ended.from_there());
-    if let Some(Shared { scope, others, of }) = &question.shared {
-        let with = format!("{others} of the {of} other hosts of {}", scope.as_str());
-        return if closed {
+    let ended = trace.ended.map_or(Ended::ByUs, |(ended, _)| ended);
+    if let Some(shared) = &question.shared {
+        let (others, of) = (shared.others, shared.of);
+        let with = format!(
+            "{others} of the {of} other hosts of {}",
+            shared.scope.as_str()
+        );
+        return match ended {
+            Ended::ByUs | Ended::TimedOut => {
+                (Silence::Network, format!("{with} fell silent with it"))
+            }
+            // A kernel closes the streams of processes that end in order, and agents are started again. Something
+            // between all of them and us is left.
+            Ended::Reset if shared.reset == others => {
+                let account = format!("its stream was reset, and those of {with} with it");
+                (Silence::Network, account)
+            }
             // Something between them and us, or all of their agents.
-            let account = format!("its stream was closed, and those of {with} with it");
-            (Silence::Unknown, account)
-        } else {
-            (Silence::Network, format!("{with} fell silent with it"))
+            Ended::Closed | Ended::Reset => {
+                let account = format!("its stream was closed, and those of {with} with it");
+                (Silence::Unknown, account)
+            }
         };
     }
     match trace.ended {
@@ -709,10 +732,30 @@ mod tests {
             scope: Scope::all_of(&labels, None).remove(0),
             others: 11,
             of: 12,
+            reset: 11,
         };
-        let cut = ask(&none(), |q| q.shared = Some(shared));
+        let cut = ask(&none(), |q| q.shared = Some(shared.clone()));
         let words = "11 of the 12 other hosts of rack=r3 fell silent with it".to_owned();
         assert_eq!(cut, (Silence::Network, words));
+        // Streams that were all reset were reset by something between; a process that ends closes its own in order.
+        for (how, reset, cause) in [
+            (Ended::Reset, 11, Silence::Network),
+            (Ended::Reset, 10, Silence::Unknown),
+            (Ended::Closed, 11, Silence::Unknown),
+            (Ended::Closed, 0, Silence::Unknown),
+            (Ended::TimedOut, 0, Silence::Network),
+        ] {
+            let trace = Trace {
+                ended: ended(how),
+                ..none()
+            };
+            let shared = Shared {
+                reset,
+                ..shared.clone()
+            };
+            let asked = ask(&trace, |q| q.shared = Some(shared));
+            assert_eq!(asked.0, cause, "{how:?}, {reset} of 11 reset");
+        }
     }
 
     #[test]

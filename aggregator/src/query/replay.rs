@@ -7,6 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Display,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -27,15 +28,16 @@ use tonic::{Request, Response, Status};
 
 use super::{access::Access, ask::store_failed};
 use crate::{
+    config,
     control::Control,
     detect::{
-        Transition,
-        rules::{Override, OverrideError, Overrides, pack},
+        DetectConfig, Engine, SAMPLED, Transition, peers,
+        rules::{Overrides, pack},
     },
     fleet::{Enrolled, Fleet, start},
     history::GiveUp,
     incident::{
-        pages::Event,
+        pages::{Event, Turn},
         replay::{self, Other, Rejudged, Said, Scope, Script, Told},
         roster::Roster,
     },
@@ -57,7 +59,7 @@ pub struct ReplayService {
     fleet: Fleet,
     control: Control,
     history: Result<start::History, String>,
-    rules: Arc<[Override]>,
+    detect: Arc<DetectConfig>,
     access: Access,
     clock: Arc<dyn Clock>,
     /// One at a time: each goes through the whole record.
@@ -65,13 +67,13 @@ pub struct ReplayService {
 }
 
 impl ReplayService {
-    /// Reads this store and these samples, or says why there are none; `rules` are those that hold now.
+    /// Reads this store and these samples, or says why there are none; `detect` has the rules and bounds that hold now.
     #[must_use]
     pub fn new(
         fleet: Fleet,
         control: Control,
         history: Result<start::History, String>,
-        rules: Vec<Override>,
+        detect: DetectConfig,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
@@ -79,7 +81,7 @@ impl ReplayService {
             fleet,
             control,
             history,
-            rules: rules.into(),
+            detect: Arc::new(detect),
             clock,
             turn: Arc::default(),
         }
@@ -98,15 +100,18 @@ impl ReplayService {
         request: v1::ReplayPagesRequest,
     ) -> Result<v1::ReplayPagesResponse, Status> {
         let given = request.with_rules.then_some(&*request.rules);
-        let (old, new) = self.both(given).map_err(|error| not_taken(&error))?;
+        let (old, new) = self.both(given)?;
         let turn = Arc::clone(&self.turn).lock_owned().await;
         let since = Timestamp::from_millis(request.since_ms);
         let asked = self.asked(since).await?;
+        let beside = old.in_program_other(&new);
         let worked = tokio::task::spawn_blocking(move || {
             // Also when whoever asked is gone: the next one waits until this is done.
             let _turn = turn;
             let again = replay::as_recorded(&asked.script);
-            let other = replay::with_rules(&asked.script, &asked.names(), &old, &new);
+            let (old, new) = (&old.overrides, &new.overrides);
+            let mut other = replay::with_rules(&asked.script, &asked.names(), old, new);
+            other.not_judged.extend(beside);
             asked.answer(&again, &other)
         });
         worked
@@ -115,11 +120,20 @@ impl ReplayService {
     }
 
     /// The rules as they are and as they would be.
-    fn both(&self, given: Option<&str>) -> Result<(Overrides, Overrides), OverrideError> {
-        let old = Overrides::new(&self.rules)?;
-        let new = match given {
-            Some(text) => Overrides::parse(text)?,
-            None => Overrides::new(&self.rules)?,
+    fn both(&self, given: Option<&str>) -> Result<(Rules, Rules), Status> {
+        let overrides = Overrides::new(&self.detect.rules).map_err(|error| not_taken(&error))?;
+        let old = Rules {
+            overrides: Arc::new(overrides),
+            detect: (*self.detect).clone(),
+        };
+        let Some(text) = given else {
+            return Ok((old.clone(), old));
+        };
+        let overrides = Overrides::parse(text).map_err(|error| not_taken(&error))?;
+        let detect = config::detect_of(text).map_err(|faults| not_taken(&faults))?;
+        let new = Rules {
+            overrides: Arc::new(overrides),
+            detect: detect.unwrap_or_else(|| old.detect.clone()),
         };
         Ok((old, new))
     }
@@ -170,8 +184,49 @@ impl ReplayService {
 }
 
 /// Rules that cannot be used.
-fn not_taken(error: &OverrideError) -> Status {
+fn not_taken(error: &dyn Display) -> Status {
     Status::invalid_argument(format!("these rules would not be taken: {error}"))
+}
+
+/// Rules and bounds, as they are or as they would be.
+#[derive(Clone)]
+struct Rules {
+    overrides: Arc<Overrides>,
+    detect: DetectConfig,
+}
+
+impl Rules {
+    fn engine(&self) -> Engine {
+        Engine::of_rules(&self.detect, Arc::clone(&self.overrides))
+    }
+
+    /// Whether a rule in the program has other bounds than by these.
+    fn differ(&self, other: &Self, rule: &str) -> bool {
+        let bounds = |of: &DetectConfig| {
+            [
+                of.filesystem_warning_ratio,
+                of.filesystem_critical_ratio,
+                of.filesystem_available_bytes,
+            ]
+        };
+        rule == "filesystem_full" && bounds(&self.detect) != bounds(&other.detect)
+    }
+
+    /// Rules in the program with other bounds, which only samples can judge.
+    fn in_program_other(&self, other: &Self) -> Vec<String> {
+        let rules = SAMPLED.iter().map(|known| known.rule);
+        let differ = rules.filter(|rule| self.differ(other, rule));
+        differ.map(str::to_owned).collect()
+    }
+}
+
+/// Why samples do not say what a rule would.
+fn why_by_record(rule: &str) -> &'static str {
+    match rule {
+        "host_silent" => "when a host was heard is not in its samples",
+        peers::RULE => "what was learnt of the hosts then is not kept",
+        _ => "its host is not there any more",
+    }
 }
 
 /// What is on record, and what is asked of it.
@@ -191,23 +246,55 @@ impl Asked {
     }
 
     /// Which rules only samples can judge, of which hosts.
-    fn scope(&self, old: &Overrides, new: &Overrides, all: bool) -> Scope {
+    fn scope(&self, old: &Rules, new: &Rules, all: bool) -> Scope {
         let mut rules: BTreeMap<HostId, BTreeSet<&'static str>> = BTreeMap::new();
-        let mut longest = Duration::ZERO;
+        let mut before = BEFORE;
+        let in_program = SAMPLED
+            .iter()
+            .filter(|known| all || old.differ(new, known.rule));
+        let in_program: Vec<_> = in_program.collect();
         for (id, (who, _)) in &self.hosts {
+            for known in &in_program {
+                rules.entry(*id).or_default().insert(known.rule);
+                before = before.max(known.looks_back + BEFORE);
+            }
+            let (old, new) = (&old.overrides, &new.overrides);
             for rule in pack() {
                 let change = old.change_to(new, &rule.name, Some(who));
                 if all || change.needs_samples {
                     rules.entry(*id).or_default().insert(&*rule.name);
                     let held = [old, new].map(|rules| rules.held(&rule.name, Some(who)));
-                    longest = held.into_iter().fold(longest, Duration::max);
+                    before = held
+                        .into_iter()
+                        .map(|held| held * 2)
+                        .fold(before, Duration::max);
                 }
             }
         }
         Scope {
             rules,
-            from: self.since.minus(BEFORE.max(longest * 2)),
+            from: self.since.minus(before),
         }
+    }
+
+    /// What was on record of rules and hosts that are not judged again, by rule.
+    fn by_record(&self, scope: &Scope) -> Vec<v1::ReplayRecorded> {
+        let mut counts: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+        let turns = self.script.turns.iter().filter(|one| one.at >= self.since);
+        for (number, turn) in turns.filter_map(|one| one.turn) {
+            let subject = self.script.subjects.get(&number);
+            if let Some(subject) = subject.filter(|one| turn == Turn::Opened && !scope.has(one)) {
+                counts.entry(&subject.rule).or_default().insert(number);
+            }
+        }
+        let rows = counts
+            .into_iter()
+            .map(|(rule, numbers)| v1::ReplayRecorded {
+                rule: rule.to_owned(),
+                recorded: numbers.len() as u64,
+                why: why_by_record(rule).to_owned(),
+            });
+        rows.collect()
     }
 
     /// What is answered when `again` was told by the rules as they are and `other` by the others.
@@ -247,13 +334,16 @@ impl Asked {
     /// The same, where there are no samples.
     fn answer_of_record(
         &self,
-        old: &Overrides,
-        new: &Overrides,
+        old: &Rules,
+        new: &Rules,
         scope: &Scope,
         why: &str,
     ) -> v1::ReplayPagesResponse {
         let again = replay::as_recorded(&self.script);
-        let other = replay::with_rules(&self.script, &self.names(), old, new);
+        let beside = old.in_program_other(new);
+        let (old, new) = (&old.overrides, &new.overrides);
+        let mut other = replay::with_rules(&self.script, &self.names(), old, new);
+        other.not_judged.extend(beside);
         let mut answer = self.answer(&again, &other);
         if let Some(meta) = answer.meta.as_mut().filter(|_| !scope.rules.is_empty()) {
             meta.missing.push(format!("samples: {why}"));
@@ -318,8 +408,8 @@ impl Outlet {
 /// One replay over samples, with its place in the queue.
 struct Work {
     asked: Asked,
-    old: Arc<Overrides>,
-    new: Arc<Overrides>,
+    old: Rules,
+    new: Rules,
     all: bool,
     history: Result<start::History, String>,
     _turn: OwnedMutexGuard<()>,
@@ -348,8 +438,8 @@ impl Work {
         let question = Question {
             store: &*history.store,
             hosts: hosts.collect(),
-            old: Arc::clone(&old),
-            new: Arc::clone(&new),
+            old: old.engine(),
+            new: new.engine(),
             from: scope.from,
             to: asked.now,
             give_up: outlet.give_up.clone(),
@@ -375,12 +465,16 @@ impl Work {
         let judged = replay::with_samples(
             &asked.script,
             &asked.names(),
-            (&old, &new),
+            (&old.overrides, &new.overrides),
             &scope,
             [by_old, by_new],
             asked.since,
         );
-        Ok(asked.answer_of_samples(&judged, &report))
+        let mut answer = asked.answer_of_samples(&judged, &report);
+        if self.all {
+            answer.by_record = asked.by_record(&scope);
+        }
+        Ok(answer)
     }
 }
 
@@ -478,7 +572,7 @@ impl Replay for ReplayService {
         self.access.admit(&request, "ReplaySamples").await?;
         let request = request.into_inner();
         let given = request.with_rules.then_some(&*request.rules);
-        let (old, new) = self.both(given).map_err(|error| not_taken(&error))?;
+        let (old, new) = self.both(given)?;
         let Ok(turn) = Arc::clone(&self.turn).try_lock_owned() else {
             return Err(Status::resource_exhausted(
                 "another replay is being worked on; ask again when it is done",
@@ -486,8 +580,8 @@ impl Replay for ReplayService {
         };
         let work = Work {
             asked: self.asked(Timestamp::from_millis(request.since_ms)).await?,
-            old: Arc::new(old),
-            new: Arc::new(new),
+            old,
+            new,
             all: request.all,
             history: self.history.clone(),
             _turn: turn,

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::{
-    detect::Change,
+    detect::{Change, DetectConfig, SAMPLED, rules::Overrides},
     fleet::{
         HostState,
         host::{FrameIn, Lane, Receiving, Session, Verdict},
@@ -47,7 +47,8 @@ fn who(number: u8) -> Enrolled {
     }
 }
 
-/// What a host shows at a tick: 1 has its table of connections full for a while, 2 nearly so, 3 waits for its CPUs.
+/// What a host shows at a tick: 1 has its table of connections full for a while and an error of its memory, which is read
+/// each minute, 2 has the table nearly full, 3 waits for its CPUs.
 fn table(host: u8, tick: u32) -> Table {
     let family = |name: &str, kind, labels: &[&str]| Family {
         name: name.into(),
@@ -77,9 +78,22 @@ fn table(host: u8, tick: u32) -> Table {
         family("muster_check_status", Kind::Gauge, &["check"]),
         family("node_boot_time_seconds", Kind::Gauge, &[]),
         family("node_scrape_collector_success", Kind::Gauge, &["collector"]),
+        family(
+            "node_edac_uncorrectable_errors_total",
+            Kind::Counter,
+            &["controller"],
+        ),
     ];
     let failing = host == 2 && (500..510).contains(&tick);
-    let labels = [vec![], vec![], vec![], vec!["web"], vec![], vec!["checks"]];
+    let labels = [
+        vec![],
+        vec![],
+        vec![],
+        vec!["web"],
+        vec![],
+        vec!["checks"],
+        vec!["0"],
+    ];
     let series = (0..).zip(labels).map(|(family, labels)| Series {
         family,
         labels: labels.into_iter().map(Into::into).collect(),
@@ -98,23 +112,123 @@ fn table(host: u8, tick: u32) -> Table {
                 1_795_004_000
             }),
             Raw::int(1),
+            Raw::int(i64::from(host == 1 && (300..400).contains(&tick))),
         ],
-        present: vec![true; 6],
+        present: vec![true; 7],
         ..Table::default()
     }
+}
+
+/// Ten days at 20 min, for the rules in the program: the disk of 1 fills up, a unit of 2 fails, and fails and is removed,
+/// and 3 has a leak until it boots at 400.
+fn slow_table(host: u8, tick: u32) -> Table {
+    const UNIT: &[&str] = &["name", "state", "type"];
+    const MOUNT: &[&str] = &["device", "fstype", "mountpoint"];
+    let family = |name: &str, labels: &[&str]| Family {
+        name: name.into(),
+        kind: Kind::Gauge,
+        scale: Scale::One,
+        labels: labels.iter().map(|&label| label.into()).collect(),
+    };
+    let mut table = Table::default();
+    let mut add = |family: Family, labels: &[&str], value: i64, present: bool| {
+        table.series.push(Series {
+            family: table.families.len().try_into().expect("some"),
+            labels: labels.iter().map(|&label| label.into()).collect(),
+        });
+        table.families.push(family);
+        table.raw.push(Raw::int(value));
+        table.present.push(present);
+    };
+    let booted = if tick < 400 {
+        1_700_000_000
+    } else {
+        1_795_480_000
+    };
+    add(family("node_boot_time_seconds", &[]), &[], booted, true);
+    let mount = ["/dev/sda", "ext4", "/"];
+    let used = match tick {
+        _ if host != 1 => 20_000,
+        0..500 => 20_000 + 41 * i64::from(tick),
+        _ => 12_000,
+    };
+    for (name, value) in [
+        ("node_filesystem_size_bytes", 40_000_000_000),
+        (
+            "node_filesystem_free_bytes",
+            40_000_000_000 - used * 1_000_000,
+        ),
+        (
+            "node_filesystem_avail_bytes",
+            40_000_000_000 - used * 1_000_000,
+        ),
+        ("node_filesystem_files", 1_000_000),
+        ("node_filesystem_files_free", 700_000),
+        ("node_filesystem_readonly", 0),
+        ("node_filesystem_device_error", 0),
+    ] {
+        add(family(name, MOUNT), &mount, value.max(0), true);
+    }
+    // Eight hundredths of it a day.
+    let leaked = if host == 3 {
+        80 * i64::from(tick % 400) / 72
+    } else {
+        0
+    };
+    add(family("node_memory_MemTotal_bytes", &[]), &[], 1_000, true);
+    add(
+        family("node_memory_MemAvailable_bytes", &[]),
+        &[],
+        600 - leaked,
+        true,
+    );
+    let units = ["app.service", "old.service", "cron.service"];
+    for unit in units {
+        let failed = match unit {
+            "app.service" => host == 2 && (100..110).contains(&tick),
+            "old.service" => host == 2 && tick >= 300,
+            _ => false,
+        };
+        let listed = unit != "old.service" || tick < 320;
+        for (state, is_so) in [
+            ("active", !failed),
+            ("failed", failed),
+            ("activating", false),
+        ] {
+            let labels = [unit, state, "simple"];
+            let value = i64::from(is_so);
+            add(
+                family("node_systemd_unit_state", UNIT),
+                &labels,
+                value,
+                listed,
+            );
+        }
+        let restarts = family("node_systemd_service_restart_total", &["name"]);
+        add(restarts, &[unit], i64::from(failed) * 5, listed);
+    }
+    table
 }
 
 /// The fleet as it was: its samples, and what the live path made of them.
 struct Past {
     store: PlainStore,
     live: Vec<(HostId, Transition)>,
+    interval: Duration,
+    table: fn(u8, u32) -> Table,
 }
 
 impl Past {
     fn new() -> Self {
+        Self::of(INTERVAL, table)
+    }
+
+    fn of(interval: Duration, table: fn(u8, u32) -> Table) -> Self {
         let mut past = Self {
             store: PlainStore::default(),
             live: Vec::new(),
+            interval,
+            table,
         };
         for host in 1..=3 {
             past.live(host);
@@ -131,16 +245,17 @@ impl Past {
             incarnation: LIFE,
             session: 1,
             boot_id: vec![boot; 16],
-            interval: INTERVAL,
+            interval: self.interval,
             clock_offset_ms: 0,
         };
+        let at = |tick| START.plus(self.interval * tick);
         host.begin_session(session(1));
         let ticks = (0..TICKS).filter(|tick| !(600..606).contains(tick));
         for (seq, tick) in (1..).zip(ticks) {
             if tick == 400 {
                 host.begin_session(session(2));
             }
-            let table = table(number, tick);
+            let table = (self.table)(number, tick);
             let mut payload = Vec::new();
             encoder.encode(&table, &[], seq == 1, &mut payload);
             let frame = FrameIn {
@@ -179,7 +294,10 @@ impl Past {
                     stored.series(&family, &labels)
                 })
                 .collect();
-            let mut values = keys.iter().zip(table.raw.iter().copied());
+            let values = keys.iter().zip(table.raw.iter().copied());
+            let mut values = values
+                .zip(&table.present)
+                .filter_map(|(value, present)| present.then_some(value));
             self.store
                 .append(seq, id(number), at(tick).as_millis(), &mut values)
                 .expect("a map takes everything");
@@ -199,8 +317,17 @@ impl Past {
             })),
             ..Script::default()
         };
-        let seconds = (0..TICKS * 10).map(|second| Turned {
-            at: START.plus(Duration::from_secs(second.into())),
+        // Of a long time the rounds that were due are those of its changes, and what settles after them.
+        let rounds = u64::from(TICKS) * self.interval.as_secs();
+        let rounds = (0..rounds).filter(|second| {
+            let near = |one: &(HostId, Transition)| {
+                let of = one.1.at.since(START).as_secs();
+                (of..of + 600).contains(second)
+            };
+            self.interval == INTERVAL || self.live.iter().any(near)
+        });
+        let seconds = rounds.map(|second| Turned {
+            at: START.plus(Duration::from_secs(second)),
             turn: None,
         });
         script.turns.extend(seconds);
@@ -242,6 +369,7 @@ impl Past {
         let script = self.script();
         let rules = || Overrides::default();
         let parsed = || Overrides::parse(new).expect("they read");
+        let bounds = crate::config::detect_of(new).expect("they read");
         let mut scope = Scope {
             from: START,
             ..Scope::default()
@@ -254,20 +382,27 @@ impl Past {
                     judged.insert(&*rule.name);
                 }
             }
+            for known in SAMPLED.iter().filter(|_| all || bounds.is_some()) {
+                scope
+                    .rules
+                    .entry(id(number))
+                    .or_default()
+                    .insert(known.rule);
+            }
         }
         let hosts = scope.rules.iter().map(|(id, rules)| Subject {
             who: who(id.as_bytes()[0]),
-            interval: INTERVAL,
+            interval: self.interval,
             open: Vec::new(),
             rules: rules.clone(),
         });
         let question = Question {
             store: &self.store,
             hosts: hosts.collect(),
-            old: Arc::new(rules()),
-            new: Arc::new(parsed()),
+            old: Engine::of_rules(&DetectConfig::default(), Arc::new(rules())),
+            new: Engine::of_rules(&bounds.unwrap_or_default(), Arc::new(parsed())),
             from: START,
-            to: at(TICKS),
+            to: START.plus(self.interval * TICKS),
             give_up: GiveUp::default(),
         };
         let mut judged = Vec::new();
@@ -338,6 +473,48 @@ fn the_same_rules_say_the_same_of_the_same_samples() {
     assert!(report.missing.is_empty());
 }
 
+const SLOW: Duration = Duration::from_secs(1200);
+
+#[test]
+fn the_rules_in_the_program_say_the_same_of_the_same_samples() {
+    let past = Past::of(SLOW, slow_table);
+    let (rejudged, _, judged) = past.judge("", true);
+    let again: Vec<_> = judged
+        .iter()
+        .flat_map(|one| one.old.iter().map(|said| (one.host, said.clone())))
+        .collect();
+    assert_eq!(again, past.live, "bit by bit, evidence and all");
+    let said: BTreeSet<&str> = again.iter().map(|(_, one)| one.rule).collect();
+    let all: BTreeSet<&str> = SAMPLED.iter().map(|known| known.rule).collect();
+    assert!(said.is_superset(&all), "{said:?}");
+    assert!(again.iter().all(|(_, one)| one.rule != "host_score"));
+    let recorded = replay::as_recorded(&past.script());
+    assert_eq!(rejudged.again, recorded);
+    assert_eq!(rejudged.other.told, recorded, "no page more, none less");
+}
+
+#[test]
+fn another_bound_of_a_filesystem_moves_its_page() {
+    let past = Past::of(SLOW, slow_table);
+    let (rejudged, _, judged) = past.judge("[detect]\nfilesystem_warning_ratio = 0.8\n", false);
+    let opened = |said: &[Transition]| {
+        let mut of = said.iter().filter(|one| one.rule == "filesystem_full");
+        of.next().map(|one| one.at)
+    };
+    let host = judged
+        .iter()
+        .find(|one| one.host == id(1))
+        .expect("it was judged");
+    let (before, then) = (opened(&host.old), opened(&host.new));
+    // It grows by 0.1025 % a tick.
+    let earlier = before.expect("it opens").since(then.expect("it opens"));
+    assert_eq!(earlier, SLOW * 98);
+    let counts = rejudged.rules["filesystem_full"];
+    // A warning, then critical.
+    assert_eq!((counts.recorded, counts.found, counts.beside), (2, 2, 0));
+    assert_eq!(counts.then, 2);
+}
+
 #[test]
 fn a_lower_bound_names_the_page_that_it_makes() {
     let text = "[[rules]]\nrule = \"conntrack_full\"\nabove = 0.8\nclear = 0.7\n";
@@ -406,8 +583,8 @@ fn nobody_who_gave_up_is_worked_for() {
             open: Vec::new(),
             rules: BTreeSet::from(["conntrack_full"]),
         }],
-        old: Arc::default(),
-        new: Arc::default(),
+        old: Engine::default(),
+        new: Engine::default(),
         from: START,
         to: at(TICKS),
         give_up: GiveUp::default(),
