@@ -48,7 +48,7 @@ struct Options {
     /// Made-up hosts
     #[arg(long, default_value_t = 200)]
     hosts: u32,
-    /// Seconds between the samples of a host [default: 1; in a partition 10]
+    /// Seconds between the samples of a host [default: 1; in a partition, and in a storm of more than 1,000, 10]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=600))]
     interval: Option<u32>,
     /// Series of a host that floods the fleet with them
@@ -108,6 +108,9 @@ enum Scenario {
     Simulation,
 }
 
+/// Hosts up to which each may have a thread and a sample a second.
+const LARGE: u32 = 1_000;
+
 /// Hostile peers in one repetition.
 const PEERS: u32 = 30;
 
@@ -121,7 +124,12 @@ impl Scenario {
     }
 
     fn setting(self, options: &Options) -> Setting {
-        let interval = if self == Self::Partition { 10 } else { 1 };
+        let is_large = self == Self::Storm && options.hosts > LARGE;
+        let interval = if self == Self::Partition || is_large {
+            10
+        } else {
+            1
+        };
         Setting {
             scenario: described(self).0,
             hosts: options.hosts,
@@ -130,7 +138,7 @@ impl Scenario {
             times: options.times,
             disk: self.disk(),
             // A spool is a thread.
-            spool: options.hosts <= 1_000,
+            spool: options.hosts <= LARGE,
             proxy: self == Self::Proxy,
             own_clock: matches!(self, Self::Partition | Self::Clocks),
             is_virtual: self == Self::Partition,
@@ -250,6 +258,7 @@ fn simulate(options: &Options) -> anyhow::Result<()> {
         "frames_lost": total.lost,
         "frames_rejected": total.rejected,
         "refusals_forgotten": total.refusals_forgotten,
+        "killed_missing_most": total.killed_missing,
         "agent_lives": total.agent_lives,
         "aggregator_lives": total.aggregator_lives,
         "hash": format!("{:016x}", total.hash),

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use muster_proto::catalog::{self, FamilyId};
+use muster_proto::{
+    catalog::{self, FamilyId},
+    time::Timestamp,
+};
 
 use super::{
-    About, CollectError, Collector, Outcome, Readings,
+    About, CollectError, Collector, LOOK_FOR_ABSENT, Outcome, Readings,
     sysfs::{Files, Names, numbered},
     text,
 };
@@ -47,6 +50,8 @@ pub struct Cpufreq {
     names: Names,
     files: Files,
     governors: Files,
+    /// When it was found that no CPU tells of its frequency.
+    none_at: Option<Timestamp>,
 }
 
 impl Collector for Cpufreq {
@@ -55,6 +60,10 @@ impl Collector for Cpufreq {
     }
 
     fn collect(&mut self, host: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
+        if self.none_at.is_some() && !super::is_due(self.none_at, LOOK_FOR_ABSENT, out.tick()) {
+            return Ok(Outcome::Unchanged);
+        }
+        self.none_at = Some(out.tick());
         self.names.list(host, CPUS)?;
         for name in self.names.iter() {
             let Some(number) = numbered(name, b"cpu") else {
@@ -64,6 +73,7 @@ impl Collector for Cpufreq {
             if !self.files.exists(host, &[CPUS, name, b"/cpufreq"]) {
                 continue;
             }
+            self.none_at = None;
             if !out.admits_detail(FREQUENCIES.len() + MAX_GOVERNORS) {
                 continue;
             }

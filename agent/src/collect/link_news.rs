@@ -40,6 +40,12 @@ enum Heard {
 }
 
 impl LinkNews {
+    /// Whether the kernel tells of changes.
+    #[must_use]
+    pub fn is_told(&self, host: &HostRoot) -> bool {
+        matches!(self.heard, Heard::On(_)) && host.is_live() && host.recorder().is_none()
+    }
+
     /// Whether nothing has changed since the last call. The first finds nothing quiet.
     pub fn is_quiet(&mut self, host: &HostRoot) -> bool {
         if !host.is_live() || host.recorder().is_some() {

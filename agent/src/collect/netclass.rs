@@ -68,7 +68,8 @@ const OPERSTATE: usize = 3;
 /// sets; speed and duplex change with the first.
 const TELL_TALES: [&[u8]; 4] = [b"/flags", b"/operstate", b"/carrier_changes", b"/mtu"];
 
-/// All files are read this often in any case.
+/// All files are read this often in any case: where the kernel tells of changes, and where it does not.
+const ALL_EVERY_TOLD: Duration = Duration::from_secs(300);
 const ALL_EVERY: Duration = Duration::from_secs(60);
 
 /// Megabits a second in bytes a second.
@@ -142,7 +143,11 @@ impl Collector for Netclass {
     fn collect(&mut self, host: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
         // Until the folder is listed: what was told before a failure is gone, and told anew.
         let all_read = self.all_read.take();
-        let is_recent = !super::is_due(all_read, ALL_EVERY, out.tick());
+        let every = match self.news.is_told(host) {
+            true => ALL_EVERY_TOLD,
+            false => ALL_EVERY,
+        };
+        let is_recent = !super::is_due(all_read, every, out.tick());
         if self.news.is_quiet(host) && is_recent {
             self.all_read = all_read;
             return Ok(Outcome::Unchanged);

@@ -1,8 +1,8 @@
 //! Processes by state, and the limits on their number.
 //!
 //! The whole of `/proc` is walked and a small file read for each process: 10 µs each. So it runs seldom, and
-//! more seldom the longer it takes: at most a two-thousandth of one CPU. Where who uses most is looked for
-//! (`crate::watch::busiest`), that walk has counted them too, and its count is taken if it is of the last seconds.
+//! more seldom the longer it takes: at most a five-thousandth of one CPU. Where who uses most is looked for
+//! (`crate::watch::busiest`), that walk has counted them too, and its count is taken if it is of the last minute.
 //! Neither names nor arguments are looked at.
 
 use std::{
@@ -29,13 +29,13 @@ const THREADS_MAX: &str = "proc/sys/kernel/threads-max";
 const PID_MAX: &str = "proc/sys/kernel/pid_max";
 
 /// One walk takes at most this part of a CPU's time until the next.
-const SHARE_OF_TIME: u32 = 2_000;
+const SHARE_OF_TIME: u32 = 5_000;
 
 /// … but not more seldom than this.
 const SELDOM: Duration = Duration::from_secs(300);
 
-/// Oldest count of another that is taken.
-const RECENT: Duration = Duration::from_secs(15);
+/// Oldest count of another that is taken: where that walk takes long it comes once a minute.
+const RECENT: Duration = Duration::from_secs(60);
 
 static ABOUT: About = About {
     name: "processes",
@@ -247,7 +247,7 @@ mod tests {
         census.at = census.at.checked_sub(RECENT * 2).expect("since the boot");
         counters.set_census(census);
         assert!(processes.counted(&HostRoot::at("/")).is_none());
-        let walks = [(1, 2_000), (15, 30_000), (900, 300_000)];
+        let walks = [(1, 5_000), (15, 75_000), (900, 300_000)];
         for (took, expected) in walks.map(|(took, next)| (took, Duration::from_millis(next))) {
             assert_eq!(pause(Duration::from_millis(took)), expected);
         }

@@ -1,17 +1,17 @@
 //! TCP sockets in each state, 0 for those nobody is in.
 //!
 //! The kernel is asked over netlink ([`super::diag`]). Another host than this machine is read from `/proc/net`. What the
-//! counting may cost is bounded all the same: it runs as seldom as keeps it below a hundredth of one CPU,
-//! and a host with more than `MAX_SOCKETS` gets no numbers and a failed collector.
+//! counting may cost is bounded all the same: on a machine with much memory the table alone, whatever is in it, takes a
+//! millisecond. So it runs as seldom as keeps it below a twenty-thousandth of one CPU, but once a minute unless that is
+//! above a hundredth, and a host with more than `MAX_SOCKETS` gets no numbers and a failed collector.
 
-use std::{
-    io,
-    time::{Duration, Instant},
-};
+use std::{io, time::Duration};
 
 use muster_proto::{catalog, time::Timestamp};
 
-use super::{About, CollectError, Collector, Outcome, Readings, diag, sockets};
+use super::{
+    About, CollectError, Collector, Outcome, Readings, diag, processes::thread_cpu, sockets,
+};
 use crate::host::{HostRoot, KeptFile, ReadError};
 
 const FILES: [&str; 2] = ["proc/net/tcp", "proc/net/tcp6"];
@@ -38,8 +38,10 @@ const LISTEN: u64 = 10;
 /// More are not counted: that would take half a second.
 const MAX_SOCKETS: usize = 1_000_000;
 
-/// One counting takes at most this part of the time until the next.
-const SHARE_OF_TIME: u32 = 100;
+/// One counting takes at most this part of a CPU's time until the next, up to [`SELDOM`], and never more than the other.
+const SHARE_OF_TIME: u32 = 20_000;
+const LARGEST_SHARE: u32 = 100;
+const SELDOM: Duration = Duration::from_secs(60);
 
 static ABOUT: About = About {
     name: "tcpstat",
@@ -54,7 +56,7 @@ static ABOUT: About = About {
 pub struct Tcpstat {
     files: [KeptFile; 2],
     buffer: Vec<u8>,
-    /// When it counted last, and how long that took.
+    /// When it counted last, and how much of a CPU's time that took.
     counted: Option<(Timestamp, Duration)>,
 }
 
@@ -116,11 +118,11 @@ impl Collector for Tcpstat {
 
     fn collect(&mut self, host: &HostRoot, out: &mut Readings) -> Result<Outcome, CollectError> {
         if let Some((at, took)) = self.counted
-            && !super::is_due(Some(at), took * SHARE_OF_TIME, out.tick())
+            && !super::is_due(Some(at), pause(took), out.tick())
         {
             return Ok(Outcome::Unchanged);
         }
-        let began = Instant::now();
+        let began = thread_cpu();
         let mut count = Count::default();
         let outcome = if host.is_live() {
             ask(&mut self.buffer, &mut count).map_err(|source| ReadError::Io {
@@ -131,12 +133,18 @@ impl Collector for Tcpstat {
         } else {
             self.read(host, &mut count)?
         };
-        self.counted = Some((out.tick(), began.elapsed()));
+        self.counted = Some((out.tick(), thread_cpu().saturating_sub(began)));
         if outcome == Outcome::Read {
             count.put(out);
         }
         Ok(outcome)
     }
+}
+
+/// Until the next counting, after one that took so much.
+fn pause(took: Duration) -> Duration {
+    let usual = took.saturating_mul(SHARE_OF_TIME).min(SELDOM);
+    usual.max(took.saturating_mul(LARGEST_SHARE))
 }
 
 impl Tcpstat {
@@ -212,10 +220,24 @@ mod tests {
         tcpstat.counted = tcpstat
             .counted
             .map(|(at, _)| (at, Duration::from_millis(300)));
-        host.set_tick(1_029);
+        host.set_tick(1_059);
         assert_eq!(host.run(&mut tcpstat).ok(), Some(Outcome::Unchanged));
-        host.set_tick(1_030);
+        host.set_tick(1_060);
         assert_eq!(host.run(&mut tcpstat).ok(), Some(Outcome::Read));
+    }
+
+    #[test]
+    fn the_dearer_a_counting_the_more_seldom() {
+        for (took_micros, pause_ms) in [
+            (100, 2_000),
+            (1_000, 20_000),
+            (5_000, 60_000),
+            (500_000, 60_000),
+            (900_000, 90_000),
+        ] {
+            let found = pause(Duration::from_micros(took_micros));
+            assert_eq!(found.as_millis(), pause_ms, "{took_micros}");
+        }
     }
 
     #[test]

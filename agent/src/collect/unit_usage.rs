@@ -318,7 +318,7 @@ mod tests {
         host.set_tick(1_000);
         host.collect(&mut usage);
         let (at, _) = usage.asked.expect("it went well");
-        usage.asked = Some((at, Duration::from_millis(30)));
+        usage.asked = Some((at, Duration::from_millis(12)));
         unified(&mut host, "system.slice/a.service", "2", 1);
         for (second, bytes) in [(1_030, 1.0), (1_061, 2.0)] {
             host.set_tick(second);

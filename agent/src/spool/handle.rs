@@ -74,7 +74,8 @@ struct Shared {
     has_due: bool,
 }
 
-/// Handle to a spool; see the head of this file. The thread ends with it, after a commit.
+/// Handle to a spool; see the head of this file. The thread ends with it, after a commit. What waits then and was not
+/// handed over is gone, as with the process: [`SpoolHandle::stop`] is the end in order.
 pub struct SpoolHandle {
     commands: Commands,
     incarnation: Incarnation,
@@ -296,12 +297,6 @@ impl SpoolHandle {
     }
 }
 
-impl Drop for SpoolHandle {
-    fn drop(&mut self) {
-        self.hand_over(&mut lock(&self.waiting));
-    }
-}
-
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -374,6 +369,7 @@ where
                     next = queue.try_recv().ok();
                 }
             }
+            self.write();
         }
     }
 
@@ -385,7 +381,10 @@ where
                 biased;
                 command = queue.recv() => match command {
                     Some(Command::Stop(reply)) => return self.end(reply),
-                    Some(command) => self.obey(command),
+                    Some(command) => {
+                        self.obey(command);
+                        self.write();
+                    }
                     None => {
                         self.commit();
                         return;
@@ -461,15 +460,26 @@ where
         }
     }
 
+    /// Writes the frames that came together.
+    fn write(&mut self) {
+        if let Some(spool) = &mut self.spool {
+            spool.write();
+        }
+    }
+
     fn obey(&mut self, command: Command) {
         let Some(spool) = &mut self.spool else {
             // A reply that is dropped says that there is nothing.
             return;
         };
+        if !matches!(command, Command::Append(..)) {
+            spool.write();
+        }
         match command {
             Command::Append(frame, outline) => {
-                spool.append(&frame);
+                spool.put(&frame);
                 if let Some(outline) = outline {
+                    spool.write();
                     spool.keep(outline);
                 }
             }

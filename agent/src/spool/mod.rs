@@ -1,7 +1,7 @@
 //! Frames on disk, until the aggregator has them: what a restart or a long outage would lose from memory.
 //!
-//! Every frame is written when it is numbered (one write, no sync) and made durable every 10 s or 256 KiB and
-//! at the end. The remains of earlier incarnations lie beside it, each in a log of its own, and are read
+//! Frames are written as they come, those that come together with one write and no sync, and made durable every 10 s or
+//! 256 KiB and at the end. The remains of earlier incarnations lie beside it, each in a log of its own, and are read
 //! oldest first, chain by chain, when there is an aggregator to take them.
 //!
 //! What it promises: a start never fails because of what is in the folder; what is dropped is counted by
@@ -198,6 +198,8 @@ pub struct Spool<S: Storage> {
     events: Vec<Event>,
     /// Bytes handed over since the last commit.
     uncommitted: usize,
+    /// Whether something was put since the last write.
+    unwritten: bool,
     /// Frames that were written and not yet told to be durable. What was never handed over is a hole among them.
     untold: RangeSet,
     /// The tick that was handed over last: the clock may have been set back since the one before.
@@ -254,6 +256,7 @@ impl<S: Storage> Spool<S> {
             missing: Vec::new(),
             events: Vec::new(),
             uncommitted: 0,
+            unwritten: false,
             untold: RangeSet::new(),
             now: Timestamp::from_millis(i64::MIN / 2),
             clock_confirmed: false,
@@ -320,6 +323,13 @@ impl<S: Storage> Spool<S> {
 
     /// Writes a frame of this incarnation. It is on disk for certain when [`Event::Durable`] says so.
     pub fn append(&mut self, frame: &Spooled) {
+        self.put(frame);
+        self.write();
+    }
+
+    /// As [`Spool::append`], but that it goes with others at the next [`Spool::write`], which must come before
+    /// anything else is asked.
+    pub fn put(&mut self, frame: &Spooled) {
         self.now = frame.tick;
         if self.suspended {
             return;
@@ -332,6 +342,17 @@ impl<S: Storage> Spool<S> {
         self.uncommitted += frame.payload.len();
         match self.own.append(frame) {
             Ok(()) if self.uncommitted >= COMMIT_BYTES => self.commit(),
+            Ok(()) => self.unwritten = true,
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    /// Hands what was put to the operating system, with one write.
+    pub fn write(&mut self) {
+        if !std::mem::take(&mut self.unwritten) || self.suspended {
+            return;
+        }
+        match self.own.flush() {
             Ok(()) => self.tell_durable(),
             Err(error) => self.failed(&error),
         }

@@ -243,7 +243,7 @@ impl<S: Storage> Shelf<S> {
         frame.key || self.chains.back().is_some_and(follows)
     }
 
-    /// Hands a frame that is accepted to the operating system.
+    /// Takes a frame that is accepted; it stands in memory until the next flush or commit.
     pub(super) fn append(&mut self, frame: &Spooled) -> Result<(), LogError> {
         frame.encode(&mut self.scratch);
         let number = self.log.append(frame.kind(), &self.scratch)?;
@@ -253,6 +253,11 @@ impl<S: Storage> Shelf<S> {
         } else {
             extend(&mut self.chains, frame, number);
         }
+        Ok(())
+    }
+
+    /// Hands what was appended to the operating system.
+    pub(super) fn flush(&mut self) -> Result<(), LogError> {
         self.log.flush()
     }
 
