@@ -3,15 +3,16 @@
 //!
 //! The samples of a host go through the engine of the live path ([`Engine::step_only`]), tick by tick in event time, under
 //! both sets of rules at once. Only hosts and rules are looked at whose answer can differ, only the series these rules
-//! look at are read, a window of a few hosts at a time, so memory is bounded whatever is asked; [`GiveUp`] ends it
-//! between two windows. What comes out are transitions; [`crate::incident::replay`] makes pages of them.
+//! look at are read, a window of a few hosts at a time and less where that is too much, so memory is bounded whatever is
+//! asked; [`GiveUp`] ends it between two windows. What comes out are transitions; [`crate::incident::replay`] makes pages
+//! of them. What cannot be read says nothing: rules that look at it wait, with what they have open, until it can.
 //!
 //! Where every sample is kept the live path's transitions come out again. Beyond, a point of a minute or of a quarter of an
 //! hour stands for all its samples by its last, so that answers are near the truth and not the truth; [`Report`] counts
 //! both. Samples that came late were never judged live, and are judged here: history does not tell them apart.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ops::ControlFlow,
     sync::Arc,
     time::Duration,
@@ -32,7 +33,7 @@ use crate::{
     fleet::{
         Enrolled,
         cadence::{Changed, Readings, Round},
-        derive::{self, FILESYSTEM_METRICS, Gather, Input},
+        derive::{self, FILESYSTEM_METRICS, Gather, Input, UNIT_METRICS},
         host::{held_rate, kept_rate, rate_seconds, rule_samples, units},
         names::Names,
     },
@@ -48,7 +49,9 @@ mod failed;
 const HOSTS_AT_ONCE: usize = 16;
 /// Ticks of a window, about: the packed files of raw samples cover as many at 10 s.
 const TICKS_A_WINDOW: i64 = 720;
-/// Most points of one metric of the hosts of a window: 56 bytes each.
+/// Shortest and longest time between raw samples of which windows are made, in milliseconds.
+const RAW_STEP_MS: (i64, i64) = (1_000, 10_000);
+/// Most points of one metric of the hosts of a window, 56 bytes each; of more, fewer hosts or less time is read at once.
 const MAX_POINTS: u64 = 1_000_000;
 /// Openings and clearings of a replay: what says more is no rule that anybody would want.
 const MAX_TRANSITIONS: usize = 200_000;
@@ -163,6 +166,16 @@ pub fn judge(
     each: &mut dyn FnMut(Judged),
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Report, RejudgeError> {
+    judge_within(question, MAX_POINTS, each, progress)
+}
+
+/// The same with at most so many points of a metric at once.
+fn judge_within(
+    question: Question<'_>,
+    max_points: u64,
+    each: &mut dyn FnMut(Judged),
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Report, RejudgeError> {
     let Question {
         store,
         hosts,
@@ -173,65 +186,55 @@ pub fn judge(
         give_up,
     } = question;
     let fineness = Fineness::of(&store.stats());
-    let windows = windows(from.as_millis(), to.as_millis(), fineness);
     let of_all: BTreeSet<&str> = hosts.iter().flat_map(|host| host.rules.clone()).collect();
     // A host has a series for each of its CPUs and their modes.
     let has_signal = rules::pack()
         .iter()
         .any(|rule| of_all.contains(&*rule.name) && rule.value.signal.is_some());
     let at_once = if has_signal { 1 } else { HOSTS_AT_ONCE };
-    let batches = hosts.chunks(at_once);
-    let of = batches.len() as u64 * windows.len() as u64;
+    let mut by_step: BTreeMap<i64, Vec<(i64, i64)>> = BTreeMap::new();
+    let mut of = 0;
+    for batch in hosts.chunks(at_once) {
+        let step = raw_step(batch);
+        let windows = by_step
+            .entry(step)
+            .or_insert_with(|| windows(from.as_millis(), to.as_millis(), fineness, step));
+        of += windows.len() as u64;
+    }
     let engines = [old, new];
-    let mut report = Report::default();
+    let mut judging = Judging {
+        store,
+        engines: &engines,
+        give_up: &give_up,
+        fineness,
+        max_points,
+        metrics: BTreeSet::new(),
+        names: Names::default(),
+        report: Report::default(),
+    };
     let (mut done, mut said) = (0, 0);
-    let no_ticks = BTreeSet::new();
-    for batch in batches {
-        let mut names = Names::default();
-        let metrics = metrics(batch.iter().flat_map(|host| host.rules.iter().copied()));
+    for batch in hosts.chunks(at_once) {
+        judging.names = Names::default();
+        judging.metrics = metrics(batch.iter().flat_map(|host| host.rules.iter().copied()));
         let mut folds: Vec<Fold> = batch
             .iter()
             .map(|host| Fold::new(host.clone(), &engines))
             .collect();
-        for &(begin, end) in &windows {
-            give_up.check().map_err(|_| RejudgeError::GivenUp)?;
-            let query = SampleQuery {
-                hosts: batch.iter().map(|host| host.who.id).collect(),
-                metric: None,
-                labels: Vec::new(),
-                from: begin,
-                to: end,
-                step_ms: 0,
-                needs: Needs::ALL,
-                max_points: MAX_POINTS,
-                give_up: give_up.clone(),
-            };
-            let mut read = read(store, &query, &metrics, &mut report)?;
-            let followed = folds.iter().filter_map(Fold::units);
-            let followed = followed.collect();
-            let named = failed::read(store, &query, &followed, &mut read, &mut report)?;
-            for fold in &mut folds {
-                let series = read.remove(&fold.who.id).unwrap_or_default();
-                let named = named.get(&fold.who.id).unwrap_or(&no_ticks);
-                let series = series.into_iter().map(|one| {
-                    let family = names.family((*one.name.family).clone());
-                    (names.series(&family, &one.name.labels), one.points)
-                });
-                let series: Vec<_> = series.collect();
-                said -= fold.said();
-                fold.window(&series, named, &engines, fineness, &mut report);
-                said += fold.said();
-            }
-            if said > MAX_TRANSITIONS {
+        let windows = by_step.get(&raw_step(batch)).map_or(&[][..], Vec::as_slice);
+        for &window in windows {
+            judging.window(&mut folds, window)?;
+            if said + folds.iter().map(Fold::said).sum::<usize>() > MAX_TRANSITIONS {
                 return Err(RejudgeError::TooMany);
             }
             done += 1;
             progress(done, of);
         }
         for fold in folds {
+            said += fold.said();
             each(fold.end());
         }
     }
+    let mut report = judging.report;
     if fineness.raw > from.as_millis() {
         let since = fineness.raw.min(to.as_millis());
         report.every_since = Some(Timestamp::from_millis(since));
@@ -239,13 +242,22 @@ pub fn judge(
     Ok(report)
 }
 
-/// The windows from one time to another: as long as is read at once where points are as fine.
-fn windows(from: i64, to: i64, fineness: Fineness) -> Vec<(i64, i64)> {
+/// Milliseconds between the raw samples of the host of a batch that sends most often.
+fn raw_step(batch: &[Subject]) -> i64 {
+    let (shortest, longest) = RAW_STEP_MS;
+    let intervals = batch.iter().map(|host| host.interval.as_millis());
+    let step = intervals.min().and_then(|step| i64::try_from(step).ok());
+    step.unwrap_or(longest).clamp(shortest, longest)
+}
+
+/// The windows from one time to another: as long as is read at once where points are as fine, with raw samples each
+/// `raw_step` milliseconds.
+fn windows(from: i64, to: i64, fineness: Fineness, raw_step: i64) -> Vec<(i64, i64)> {
     let mut windows = Vec::new();
     let mut begin = from;
     while begin < to {
         let (step, until) = match fineness.at(begin) {
-            Tier::Raw => (10_000, to),
+            Tier::Raw => (raw_step, to),
             Tier::Minute => (60_000, fineness.raw),
             Tier::Quarter => (900_000, fineness.minute.min(fineness.raw)),
         };
@@ -256,72 +268,210 @@ fn windows(from: i64, to: i64, fineness: Fineness) -> Vec<(i64, i64)> {
     windows
 }
 
-/// The series of these metrics, by host.
-fn read(
-    store: &dyn SampleStore,
-    query: &SampleQuery,
-    metrics: &BTreeSet<&str>,
-    report: &mut Report,
-) -> Result<HashMap<HostId, Vec<HostSeries>>, RejudgeError> {
-    let mut read: HashMap<HostId, Vec<HostSeries>> = HashMap::new();
-    for metric in metrics {
-        let query = SampleQuery {
-            metric: Some((*metric).to_owned()),
-            ..query.clone()
-        };
-        read_metric(store, &query, report, &mut |series| {
-            read.entry(series.host).or_default().push(series);
-        })?;
-    }
-    Ok(read)
+/// What is at hand while hosts are judged.
+struct Judging<'a> {
+    store: &'a dyn SampleStore,
+    engines: &'a [Engine; 2],
+    give_up: &'a GiveUp,
+    fineness: Fineness,
+    /// Most points of a metric at once.
+    max_points: u64,
+    /// What the rules of these hosts look at.
+    metrics: BTreeSet<&'static str>,
+    names: Names,
+    report: Report,
 }
 
-/// What the store has for a question; what cannot be read is named.
-fn read_metric(
-    store: &dyn SampleStore,
-    query: &SampleQuery,
-    report: &mut Report,
-    sink: &mut dyn FnMut(HostSeries),
-) -> Result<(), RejudgeError> {
-    let outcome = store.read(query, &mut |series| {
-        sink(series);
-        ControlFlow::Continue(())
-    });
-    match outcome {
-        Ok(found) => report.missing.extend(found.missing),
-        Err(HistoryError::GivenUp) => return Err(RejudgeError::GivenUp),
-        Err(error) => {
-            let metric = query.metric.as_deref().unwrap_or_default();
-            report.missing.insert(format!("{metric}: {error}"));
-        }
+impl Judging<'_> {
+    /// Judges the hosts of a batch in a window, and forgets the names of series that none of them needs any more.
+    fn window(&mut self, folds: &mut [Fold], window: (i64, i64)) -> Result<(), RejudgeError> {
+        self.stretch(folds, window)?;
+        self.names.sweep_if_grown();
+        Ok(())
     }
-    Ok(())
-}
 
-/// All that these rules look at.
-fn metrics(judged: impl Iterator<Item = &'static str>) -> BTreeSet<&'static str> {
-    let judged: BTreeSet<&str> = judged.collect();
-    let name = |id: catalog::FamilyId| METRICS[id.0 as usize].name;
-    // Counters begin anew with the host.
-    let mut metrics = BTreeSet::from([name(catalog::BOOT_TIME_SECONDS)]);
-    // Of units only some are read, which is an affair of its own.
-    for rule in judged.iter().copied() {
-        match rule {
-            "filesystem_full" | "filesystem_full_soon" => metrics.extend(FILESYSTEM_METRICS),
-            "memory_leak" => metrics.extend(derive::made_of("memory_used_ratio")),
-            _ => {}
-        }
-    }
-    for rule in rules::pack() {
-        if judged.contains(&*rule.name) {
-            metrics.extend(looks_at(rule));
-            if rule.collector.is_some() {
-                metrics.insert(name(catalog::SCRAPE_COLLECTOR_SUCCESS));
-                metrics.insert(name(catalog::AGENT_COLLECTOR_ABSENT));
+    /// Judges hosts from one time to another: what is too much at once by half of the hosts, and one host by half of the
+    /// time.
+    fn stretch(
+        &mut self,
+        folds: &mut [Fold],
+        (begin, end): (i64, i64),
+    ) -> Result<(), RejudgeError> {
+        self.give_up.check().map_err(|_| RejudgeError::GivenUp)?;
+        let step = self.fineness.at(begin).step_ms().unwrap_or(RAW_STEP_MS.0);
+        let half = (end - begin) / 2 / step * step;
+        let divisible = folds.len() > 1 || half > 0;
+        match self.read(folds, (begin, end), divisible) {
+            Ok(found) => {
+                self.fold(folds, found);
+                Ok(())
+            }
+            Err(Unread::GivenUp) => Err(RejudgeError::GivenUp),
+            Err(Unread::TooMuch) if folds.len() > 1 => {
+                let (some, others) = folds.split_at_mut(folds.len() / 2);
+                self.stretch(some, (begin, end))?;
+                self.stretch(others, (begin, end))
+            }
+            Err(Unread::TooMuch) => {
+                self.stretch(folds, (begin, begin + half))?;
+                self.stretch(folds, (begin + half, end))
             }
         }
     }
+
+    /// All that the rules of these hosts look at, from one time to another.
+    fn read(
+        &mut self,
+        folds: &[Fold],
+        (from, to): (i64, i64),
+        divisible: bool,
+    ) -> Result<Found, Unread> {
+        let query = SampleQuery {
+            hosts: folds.iter().map(|fold| fold.who.id).collect(),
+            metric: None,
+            labels: Vec::new(),
+            from,
+            to,
+            step_ms: 0,
+            needs: Needs::ALL,
+            max_points: self.max_points,
+            give_up: self.give_up.clone(),
+        };
+        let mut reading = Reading {
+            store: self.store,
+            divisible,
+            found: Found::default(),
+            report: &mut self.report,
+        };
+        for metric in &self.metrics {
+            let query = SampleQuery {
+                metric: Some((*metric).to_owned()),
+                ..query.clone()
+            };
+            let mut read = Vec::new();
+            // Of what could not be read whole nothing is taken: rules that look at it are not judged.
+            if reading.metric(metric, &query, &mut |series| read.push(series))? {
+                for series in read {
+                    let of = reading.found.series.entry(series.host).or_default();
+                    of.push(series);
+                }
+            }
+        }
+        let followed = folds.iter().filter_map(Fold::units).collect();
+        failed::read(&mut reading, &query, &followed)?;
+        Ok(reading.found)
+    }
+
+    /// Takes hosts through what was read.
+    fn fold(&mut self, folds: &mut [Fold], mut found: Found) {
+        for fold in folds {
+            let id = fold.who.id;
+            let series = found.series.remove(&id).unwrap_or_default();
+            let series = series.into_iter().map(|one| {
+                let family = self.names.family((*one.name.family).clone());
+                (self.names.series(&family, &one.name.labels), one.points)
+            });
+            let series: Vec<_> = series.collect();
+            let named = found.named.remove(&id).unwrap_or_default();
+            let lost = found.lost.remove(&id).unwrap_or_default();
+            fold.leave_out(&lost);
+            fold.window(
+                &series,
+                &named,
+                self.engines,
+                self.fineness,
+                &mut self.report,
+            );
+        }
+    }
+}
+
+/// What was read, by host.
+#[derive(Default)]
+struct Found {
+    series: HashMap<HostId, Vec<HostSeries>>,
+    /// When it named its units.
+    named: HashMap<HostId, BTreeSet<i64>>,
+    /// Metrics that could not be read, or not whole.
+    lost: HashMap<HostId, BTreeSet<&'static str>>,
+}
+
+/// Why nothing is judged by what was read.
+enum Unread {
+    GivenUp,
+    /// Less may be asked at once.
+    TooMuch,
+}
+
+/// Metrics being read.
+struct Reading<'a> {
+    store: &'a dyn SampleStore,
+    /// Less can be asked at once, if this is too much.
+    divisible: bool,
+    found: Found,
+    report: &'a mut Report,
+}
+
+impl Reading<'_> {
+    /// Gives `sink` what the store has for a question about this metric. What cannot be read is named, and `false` is given
+    /// if that is any of it.
+    fn metric(
+        &mut self,
+        metric: &'static str,
+        query: &SampleQuery,
+        sink: &mut dyn FnMut(HostSeries),
+    ) -> Result<bool, Unread> {
+        let outcome = self.store.read(query, &mut |series| {
+            sink(series);
+            ControlFlow::Continue(())
+        });
+        match outcome {
+            Ok(read) if read.missing.is_empty() => return Ok(true),
+            Ok(read) => self.report.missing.extend(read.missing),
+            Err(HistoryError::GivenUp) => return Err(Unread::GivenUp),
+            Err(HistoryError::TooMuch { .. }) if self.divisible => return Err(Unread::TooMuch),
+            Err(error) => {
+                let error = crate::chain(&error);
+                self.report.missing.insert(format!("{metric}: {error}"));
+            }
+        }
+        for host in &query.hosts {
+            self.found.lost.entry(*host).or_default().insert(metric);
+        }
+        Ok(false)
+    }
+}
+
+/// All that these rules look at; of units only some are read, which is an affair of its own.
+fn metrics(judged: impl Iterator<Item = &'static str>) -> BTreeSet<&'static str> {
+    let judged: BTreeSet<&str> = judged.collect();
+    judged.into_iter().flat_map(metrics_of).collect()
+}
+
+/// What a rule looks at, units aside.
+fn metrics_of(rule: &'static str) -> BTreeSet<&'static str> {
+    let name = |id: catalog::FamilyId| METRICS[id.0 as usize].name;
+    // Counters begin anew with the host.
+    let mut metrics = BTreeSet::from([name(catalog::BOOT_TIME_SECONDS)]);
+    match rule {
+        "filesystem_full" | "filesystem_full_soon" => metrics.extend(FILESYSTEM_METRICS),
+        "memory_leak" => metrics.extend(derive::made_of("memory_used_ratio")),
+        _ => {}
+    }
+    for definition in rules::pack().iter().filter(|known| *known.name == *rule) {
+        metrics.extend(looks_at(definition));
+        if definition.collector.is_some() {
+            metrics.insert(name(catalog::SCRAPE_COLLECTOR_SUCCESS));
+            metrics.insert(name(catalog::AGENT_COLLECTOR_ABSENT));
+        }
+    }
     metrics
+}
+
+/// Whether nothing can be said by a rule without these metrics.
+fn needs_any(rule: &'static str, lost: &BTreeSet<&'static str>) -> bool {
+    let of_units = rule == failed::RULE && UNIT_METRICS.iter().any(|unit| lost.contains(unit));
+    of_units || !metrics_of(rule).is_disjoint(lost)
 }
 
 /// The metrics that stand in a rule, and those its signal is made of.
@@ -345,7 +495,7 @@ fn looks_at(rule: &'static Definition) -> impl Iterator<Item = &'static str> {
 struct Tick<'a> {
     at: Timestamp,
     interval: Duration,
-    shown: &'a [(&'a SeriesKey, Point)],
+    shown: &'a [(&'a Arc<SeriesKey>, Point)],
     /// It named its units, of which those are shown that matter.
     units_known: bool,
 }
@@ -355,10 +505,13 @@ struct Fold {
     who: Enrolled,
     interval: Duration,
     rules: BTreeSet<&'static str>,
+    /// Those of them that are judged in this window: what they look at could be read.
+    asked: BTreeSet<&'static str>,
     last_tick: Option<Timestamp>,
     boot: Option<f64>,
-    /// Of each series that has a rate the point at which it was read last, and the rate then; by [`place`].
-    before: HashMap<usize, (Point, f32)>,
+    /// Of each series that has a rate the point at which it was read last, and the rate then; by [`place`], which is that
+    /// of no other series while its name is held here.
+    before: HashMap<usize, (Arc<SeriesKey>, Point, f32)>,
     /// When counters were read that are not at each tick.
     readings: Readings,
     /// By the rules as they are and as they would be.
@@ -375,6 +528,7 @@ impl Fold {
         Self {
             who: host.who,
             interval: host.interval,
+            asked: host.rules.clone(),
             rules: host.rules,
             last_tick: None,
             boot: None,
@@ -396,6 +550,21 @@ impl Fold {
             .then(|| (self.who.id, followed.map(str::to_owned).collect()))
     }
 
+    /// Leaves out, until the next window, the rules that look at metrics that were lost: nobody knows what they would have
+    /// seen, so what they have open stays open, and what must hold for some time begins anew.
+    fn leave_out(&mut self, lost: &BTreeSet<&'static str>) {
+        self.asked.clone_from(&self.rules);
+        if lost.is_empty() {
+            return;
+        }
+        self.asked.retain(|rule| !needs_any(rule, lost));
+        for rule in self.rules.difference(&self.asked) {
+            for state in &mut self.states {
+                state.interrupt_rule(rule);
+            }
+        }
+    }
+
     /// Goes through the ticks of a window; at those of `named` the host named its units.
     fn window(
         &mut self,
@@ -411,7 +580,7 @@ impl Fold {
             .chain(named.iter().copied())
             .collect();
         let mut rest: Vec<&[Point]> = series.iter().map(|(_, points)| &points[..]).collect();
-        let mut shown: Vec<(&SeriesKey, Point)> = Vec::new();
+        let mut shown: Vec<(&Arc<SeriesKey>, Point)> = Vec::new();
         for at in ticks {
             shown.clear();
             for ((key, _), points) in series.iter().zip(&mut rest) {
@@ -452,9 +621,9 @@ impl Fold {
             let rate = self
                 .before
                 .get(&place(key))
-                .map_or(f32::NAN, |(_, rate)| *rate);
+                .map_or(f32::NAN, |(_, _, rate)| *rate);
             gather.add(key.input, point.last, held_rate(rate));
-            valued.push((*key, point.last, rate));
+            valued.push((&***key, point.last, rate));
         }
         let filesystems = shown.iter().filter_map(|(key, point)| match key.input {
             Input::Filesystem(figure) => Some((figure, &key.labels[..], point.last)),
@@ -485,7 +654,7 @@ impl Fold {
         };
         let mut out = Vec::new();
         for ((engine, state), told) in engines.iter().zip(&mut self.states).zip(&mut self.told) {
-            engine.step_only(state, &seen, &self.rules, &mut out);
+            engine.step_only(state, &seen, &self.asked, &mut out);
             told.append(&mut out);
         }
         self.last_tick = Some(tick);
@@ -496,7 +665,7 @@ impl Fold {
         &mut self,
         tick: Timestamp,
         span: Option<Duration>,
-        shown: &[(&SeriesKey, Point)],
+        shown: &[(&Arc<SeriesKey>, Point)],
     ) -> Round {
         self.notice_boot(shown);
         let mut changed = Changed::default();
@@ -505,7 +674,7 @@ impl Fold {
                 && self
                     .before
                     .get(&place(key))
-                    .is_none_or(|(before, _)| before.last.to_bits() != point.last.to_bits())
+                    .is_none_or(|(_, before, _)| before.last.to_bits() != point.last.to_bits())
             {
                 changed.note(cadence);
             }
@@ -519,21 +688,21 @@ impl Fold {
                 None => span,
                 Some(reading) if reading.ran => reading.since,
                 Some(_) => {
-                    now.extend(before.map(|before| (place, *before)));
+                    now.extend(before.map(|before| (place, before.clone())));
                     continue;
                 }
             };
             let rate = before
                 .zip(rate_seconds(since))
-                .and_then(|((before, _), seconds)| rate_between(before, point, seconds));
-            now.insert(place, (*point, kept_rate(rate)));
+                .and_then(|((_, before, _), seconds)| rate_between(before, point, seconds));
+            now.insert(place, (Arc::clone(key), *point, kept_rate(rate)));
         }
         self.before = now;
         round
     }
 
     /// Counters begin anew with the host.
-    fn notice_boot(&mut self, shown: &[(&SeriesKey, Point)]) {
+    fn notice_boot(&mut self, shown: &[(&Arc<SeriesKey>, Point)]) {
         let boot_time = METRICS[catalog::BOOT_TIME_SECONDS.0 as usize].name;
         let mut boots = shown.iter().filter(|(key, _)| key.family.name == boot_time);
         let Some((_, boot)) = boots.next() else {
@@ -561,9 +730,9 @@ impl Fold {
     }
 }
 
-/// A series, by where its name is: names are kept for as long as the host is judged.
-fn place(key: &SeriesKey) -> usize {
-    std::ptr::from_ref(key).addr()
+/// A series, by where its name is.
+fn place(key: &Arc<SeriesKey>) -> usize {
+    Arc::as_ptr(key).addr()
 }
 
 /// What a counter grew by a second from one point to the next.

@@ -461,6 +461,14 @@ impl HostDetection {
         self.forget_settled();
     }
 
+    /// What a rule looks at was not observed: what it has open stays open, and what must hold for some time begins anew.
+    pub fn interrupt_rule(&mut self, rule: &str) {
+        if let Some(tracks) = self.tracks.get_mut(rule) {
+            tracks.values_mut().for_each(Track::interrupt);
+            self.forget_settled();
+        }
+    }
+
     fn forget_settled(&mut self) {
         self.tracks.retain(|_, tracks| {
             tracks.retain(|_, track| !track.is_settled());

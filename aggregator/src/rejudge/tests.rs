@@ -16,7 +16,7 @@ use crate::{
         HostState,
         host::{FrameIn, Lane, Receiving, Session, Verdict},
     },
-    history::PlainStore,
+    history::{Caps, PlainStore, ReadReport, Token},
     incident::{
         pages::{self, Turn},
         replay::{self, Rejudged, Scope, Script, Told, Turned},
@@ -216,6 +216,8 @@ struct Past {
     live: Vec<(HostId, Transition)>,
     interval: Duration,
     table: fn(u8, u32) -> Table,
+    /// Most points of a metric that are read at once.
+    max_points: u64,
 }
 
 impl Past {
@@ -229,6 +231,7 @@ impl Past {
             live: Vec::new(),
             interval,
             table,
+            max_points: MAX_POINTS,
         };
         for host in 1..=3 {
             past.live(host);
@@ -407,10 +410,10 @@ impl Past {
         };
         let mut judged = Vec::new();
         let mut windows = (0, 0);
-        let report = judge(question, &mut |one| judged.push(one), &mut |done, of| {
-            windows = (done, of);
-        })
-        .expect("nobody gives up");
+        let mut progress = |done, of| windows = (done, of);
+        let mut each = |one| judged.push(one);
+        let report = judge_within(question, self.max_points, &mut each, &mut progress)
+            .expect("nobody gives up");
         assert_eq!(windows.0, windows.1, "it says when it is done");
         let said = [0, 1].map(|which| {
             let of = |one: &Judged| {
@@ -473,7 +476,221 @@ fn the_same_rules_say_the_same_of_the_same_samples() {
     assert!(report.missing.is_empty());
 }
 
+#[test]
+fn what_is_too_much_at_once_is_judged_in_parts() {
+    // Of 714 points of a metric and host: fewer hosts, and less time too.
+    let mut past = Past::new();
+    for max_points in [1_500, 100] {
+        past.max_points = max_points;
+        let (_, report, judged) = past.judge("", true);
+        let again: Vec<_> = judged
+            .iter()
+            .flat_map(|one| one.old.iter().map(|said| (one.host, said.clone())))
+            .collect();
+        assert!(report.missing.is_empty(), "{:?}", report.missing);
+        assert_eq!(again, past.live, "{max_points}: bit by bit");
+        assert_eq!(report.ticks, 3 * u64::from(TICKS - 6));
+    }
+}
+
+#[test]
+fn what_cannot_be_divided_is_named_and_ends() {
+    let past = Past {
+        max_points: 0,
+        ..Past::new()
+    };
+    let (_, report, judged) = past.judge("", true);
+    assert!(!report.missing.is_empty());
+    assert!(judged.iter().all(|one| one.old.is_empty()));
+}
+
 const SLOW: Duration = Duration::from_secs(1200);
+
+/// A store of which one metric cannot be read for a while: a damaged file, or one that is named as missing.
+struct Holed<'a> {
+    store: &'a PlainStore,
+    metric: &'static str,
+    hole: (i64, i64),
+    /// The store gives what it has, and names the rest; else it fails midway.
+    named: bool,
+}
+
+impl SampleStore for Holed<'_> {
+    fn caps(&self) -> Caps {
+        self.store.caps()
+    }
+
+    fn append(
+        &self,
+        token: Token,
+        host: HostId,
+        tick: i64,
+        values: &mut dyn Iterator<Item = (&Arc<SeriesKey>, Raw)>,
+    ) -> Result<(), HistoryError> {
+        self.store.append(token, host, tick, values)
+    }
+
+    fn durable(&self) -> Token {
+        self.store.durable()
+    }
+
+    fn read(
+        &self,
+        query: &SampleQuery,
+        sink: &mut dyn FnMut(HostSeries) -> ControlFlow<()>,
+    ) -> Result<ReadReport, HistoryError> {
+        let here = query.from < self.hole.1 && query.to > self.hole.0;
+        if !here || query.metric.as_deref() != Some(self.metric) {
+            return self.store.read(query, sink);
+        }
+        let mut first = true;
+        let mut half = |series| {
+            // Series that came before the damage.
+            if std::mem::take(&mut first) {
+                sink(series)
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let mut report = self.store.read(query, &mut half)?;
+        if self.named {
+            report.missing.push("a block is damaged".into());
+            return Ok(report);
+        }
+        Err(HistoryError::Damaged {
+            name: "raw-1".into(),
+            what: "a block",
+        })
+    }
+
+    fn forget(&self, host: HostId, upto: Token) -> Result<(), HistoryError> {
+        self.store.forget(host, upto)
+    }
+
+    fn stats(&self) -> StoreStats {
+        self.store.stats()
+    }
+}
+
+#[test]
+fn what_cannot_be_read_clears_nothing() {
+    fn failing(host: u8, tick: u32) -> Table {
+        let mut table = table(host, tick);
+        if (100..500).contains(&tick) {
+            table.raw[3] = Raw::int(2);
+        }
+        table
+    }
+    let checks = Past::of(SLOW, failing);
+    let others = Past::of(SLOW, slow_table);
+    let cases = [
+        (&checks, "check_failing", "muster_check_status", 300..320),
+        (
+            &checks,
+            "check_failing",
+            "node_scrape_collector_success",
+            300..320,
+        ),
+        (
+            &others,
+            "filesystem_full",
+            "node_filesystem_size_bytes",
+            420..440,
+        ),
+        (&others, "unit_failed", UNIT_METRICS[0], 103..106),
+    ];
+    for (past, rule, metric, hole) in cases {
+        for named in [false, true] {
+            let at = |tick| START.plus(SLOW * tick);
+            let store = Holed {
+                store: &past.store,
+                metric,
+                hole: (at(hole.start).as_millis(), at(hole.end).as_millis()),
+                named,
+            };
+            let hosts = (1..=3).map(|number| Subject {
+                who: who(number),
+                interval: SLOW,
+                open: Vec::new(),
+                rules: BTreeSet::from([rule]),
+            });
+            let question = Question {
+                store: &store,
+                hosts: hosts.collect(),
+                old: Engine::default(),
+                new: Engine::default(),
+                from: START,
+                to: at(TICKS),
+                give_up: GiveUp::default(),
+            };
+            let mut again = Vec::new();
+            let mut each = |one: Judged| {
+                again.extend(one.new.into_iter().map(|said| (one.host, said)));
+            };
+            let report = judge(question, &mut each, &mut |_, _| {}).expect("it ends");
+            let live = past.live.iter().filter(|(_, one)| one.rule == rule);
+            let live: Vec<_> = live.cloned().collect();
+            assert!(live.len() >= 2, "it opens before and clears after");
+            assert_eq!(again, live, "{metric}, named: {named}");
+            assert_eq!(report.missing.len(), 1, "{:?}", report.missing);
+        }
+    }
+}
+
+#[test]
+fn names_that_nobody_shows_any_more_are_dropped_and_rates_keep_theirs() {
+    let store = PlainStore::default();
+    let mut stored = Names::default();
+    let family = |name: &str, kind, labels: &[&str]| Family {
+        name: name.into(),
+        kind,
+        scale: Scale::One,
+        labels: labels.iter().map(|&label| label.into()).collect(),
+    };
+    let status = stored.family(family("muster_check_status", Kind::Gauge, &["check"]));
+    let errors = "node_edac_uncorrectable_errors_total";
+    let errors = stored.family(family(errors, Kind::Counter, &["controller"]));
+    let counted = stored.series(&errors, &["0".into()]);
+    let ticks = 1_440;
+    for tick in 0..ticks {
+        let fresh = (0..20).map(|nth| stored.series(&status, &[format!("{tick}-{nth}")]));
+        let fresh: Vec<_> = fresh.chain([Arc::clone(&counted)]).collect();
+        let mut values = fresh.iter().map(|key| (key, Raw::int(0)));
+        store
+            .append(0, id(1), at(tick).as_millis(), &mut values)
+            .expect("a map takes everything");
+    }
+    let engines = [Engine::default(), Engine::default()];
+    let rules = BTreeSet::from(["check_failing", "memory_errors"]);
+    let host = Subject {
+        who: who(1),
+        interval: INTERVAL,
+        open: Vec::new(),
+        rules: rules.clone(),
+    };
+    let mut folds = [Fold::new(host, &engines)];
+    let mut judging = Judging {
+        store: &store,
+        engines: &engines,
+        give_up: &GiveUp::default(),
+        fineness: Fineness::of(&store.stats()),
+        max_points: MAX_POINTS,
+        metrics: metrics(rules.into_iter()),
+        names: Names::default(),
+        report: Report::default(),
+    };
+    for window in [(at(0), at(720)), (at(720), at(ticks))] {
+        let (begin, end) = (window.0.as_millis(), window.1.as_millis());
+        judging.window(&mut folds, (begin, end)).expect("it reads");
+    }
+    assert_eq!(judging.report.ticks, u64::from(ticks));
+    assert!(judging.names.len() < 100, "{} names", judging.names.len());
+    let family = judging.names.family((*errors).clone());
+    let key = judging.names.series(&family, &["0".into()]);
+    let (held, ..) = &folds[0].before[&place(&key)];
+    assert!(Arc::ptr_eq(held, &key), "the name it had before");
+    assert_eq!(folds[0].before.len(), 1);
+}
 
 #[test]
 fn the_rules_in_the_program_say_the_same_of_the_same_samples() {
@@ -606,7 +823,7 @@ fn windows_go_on_from_one_another_and_are_as_long_as_their_points_are_coarse() {
     let fineness = Fineness::of(&stats([28 * day, 10 * day, day]));
     let tiers = [5, 15, 29].map(|at| fineness.at(at * day));
     assert_eq!(tiers, [Tier::Quarter, Tier::Minute, Tier::Raw]);
-    let windows = windows(2 * day, 30 * day, fineness);
+    let windows = windows(2 * day, 30 * day, fineness, 10_000);
     assert_eq!(
         (windows[0].0, windows[windows.len() - 1].1),
         (2 * day, 30 * day)
@@ -615,4 +832,22 @@ fn windows_go_on_from_one_another_and_are_as_long_as_their_points_are_coarse() {
     let spans: BTreeSet<i64> = windows.iter().map(|(from, to)| to - from).collect();
     assert!(spans.contains(&(2 * hour)) && spans.contains(&(12 * hour)));
     assert!(windows.len() < 100, "{} windows", windows.len());
+}
+
+#[test]
+fn a_window_is_as_short_as_its_busiest_host_is_quick() {
+    let batch = |seconds: &[u64]| {
+        let hosts = seconds.iter().map(|&seconds| Subject {
+            who: who(1),
+            interval: Duration::from_secs(seconds),
+            open: Vec::new(),
+            rules: BTreeSet::new(),
+        });
+        raw_step(&hosts.collect::<Vec<_>>())
+    };
+    let steps = [&[1, 10][..], &[10], &[60, 300], &[5]].map(batch);
+    assert_eq!(steps, [1_000, 10_000, 10_000, 5_000]);
+    let all = Fineness::of(&StoreStats::default());
+    let windows = windows(0, 7_200_000, all, 1_000);
+    assert_eq!((windows.len(), windows[0]), (10, (0, 720_000)));
 }
