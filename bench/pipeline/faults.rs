@@ -12,6 +12,7 @@
 //! numbers given are exactly those stored, refused or given up. The last line is one JSON object; the exit
 //! status says whether every promise was kept.
 
+mod causes;
 mod disks;
 mod gate;
 mod hostile;
@@ -100,6 +101,9 @@ enum Scenario {
     Oversized,
     /// Each operation of a simulated disk fails, once and for ever, under the log and under the spool
     Disk,
+    /// Real agents that are stopped, killed, paused, cut off, with wrong clocks and certificates: what is said of each
+    /// (needs libfaketime)
+    Causes,
     /// Whole runs in virtual time from one seed each: kills, power cuts, partitions, failing disks, clocks
     Simulation,
 }
@@ -150,7 +154,7 @@ impl Scenario {
 
     fn happen(self, run: &mut Run, options: &Options, time: u32) -> anyhow::Result<()> {
         match self {
-            Self::List | Self::Disk | Self::Simulation => Ok(()),
+            Self::List | Self::Disk | Self::Simulation | Self::Causes => Ok(()),
             Self::KillAggregator => run.kill_aggregator(),
             Self::KillAgent => run.kill_agents(|_| Ok(())),
             Self::PowerAggregator => scenarios::power_cut_of_aggregator(run),
@@ -190,6 +194,16 @@ fn sweep(options: &Options) -> anyhow::Result<()> {
     line["scenario"] = described(options.scenario).0.into();
     line["seed"] = options.seed.into();
     println!("{line}");
+    Ok(())
+}
+
+/// What is said of silent hosts, as often as asked.
+fn causes(options: &Options) -> anyhow::Result<()> {
+    for seed in (options.seed..).take(options.times as usize) {
+        let line = causes::run(seed)?;
+        println!("{line}");
+        ensure!(line["not_right"] == 0, "a cause was not right");
+    }
     Ok(())
 }
 
@@ -274,6 +288,7 @@ fn main() -> anyhow::Result<()> {
     match options.scenario {
         Scenario::Disk => return sweep(&options),
         Scenario::Simulation => return simulate(&options),
+        Scenario::Causes => return causes(&options),
         _ => {}
     }
     let mut run = Run::start(&options.scenario.setting(&options))?;

@@ -1069,13 +1069,7 @@ impl HostState {
         let heard = question.heard;
         let (mut cause, account) = silence::presume(&question);
         match before {
-            // What told may be forgotten by a restart; what is known stays known.
-            // But for a closed stream of its own: it may turn out to be shared.
-            Some(Liveness::Silent(known))
-                if cause == Silence::Unknown && known != Silence::Crashed =>
-            {
-                cause = known;
-            }
+            Some(Liveness::Silent(known)) if silence::stays(known, cause) => cause = known,
             _ => self.kept.trace.account = account,
         }
         self.mark(heard, cause);
@@ -1116,6 +1110,7 @@ impl HostState {
             incarnation: session.incarnation,
             produced: ledger.map_or(0, |ledger| ledger.produced),
             interval: session.interval,
+            tick: self.kept.last_tick,
             now: wall,
         };
         let (cause, account) = silence::conclude(&mark, &back);
