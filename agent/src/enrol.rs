@@ -71,6 +71,9 @@ pub enum EnrolError {
         #[source]
         source: io::Error,
     },
+    /// None of several aggregators could be asked. Nothing was sent to any of them.
+    #[error("none of the {} aggregators could be asked:\n  {}", .0.len(), .0.join("\n  "))]
+    Nobody(Vec<String>),
     /// The address cannot be dialled. Nothing was.
     #[error(transparent)]
     Address(#[from] AddressError),
@@ -123,6 +126,19 @@ pub enum EnrolError {
     Identity(#[from] IdentityError),
 }
 
+impl EnrolError {
+    /// Whether it came to an end before the token and the host's key were shown.
+    fn nothing_was_sent(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::WrongDoor { .. }
+                | Self::Untrusted { .. }
+                | Self::Handshake { .. }
+        )
+    }
+}
+
 /// What joining gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Joined {
@@ -170,24 +186,31 @@ pub async fn enrol(
     facts: v1::HostFacts,
     state: &Path,
 ) -> Result<Joined, EnrolError> {
-    enrol_telling(address, token, facts, state, |_| {}).await
+    enrol_telling(&[address.to_owned()], token, facts, state, |_| {}).await
 }
 
-/// Joins the aggregator at `address` (host, or host:port) and stores the identity under `state`. Where a person must
-/// approve the host first this takes until then, over restarts of the aggregator; what happens meanwhile is `told`.
-/// Broken off and called again with the same token, it goes on where it was.
+/// Joins the aggregator at one of these addresses (host, or host:port) and stores the identity under `state`. Where a
+/// person must approve the host first this takes until then, over restarts of the aggregator; what happens meanwhile is
+/// `told`. Broken off and called again with the same token, it goes on where it was.
+///
+/// Addresses are tried in turn, and the token's fingerprint of the root is held against each. The next one is tried only
+/// while nothing was sent to those before it: an aggregator that may have let the host in is not passed over for another,
+/// which would make it a second host.
 ///
 /// # Errors
-/// When the host has joined before, the aggregator cannot be reached, is another than the token's, refuses, or the
-/// identity cannot be stored.
+/// When the host has joined before, no aggregator can be reached, the one that answers is another than the token's or
+/// refuses, or the identity cannot be stored.
 pub async fn enrol_telling(
-    address: &str,
+    addresses: &[String],
     token: &Token,
     facts: v1::HostFacts,
     state: &Path,
     mut told: impl FnMut(Progress),
 ) -> Result<Joined, EnrolError> {
-    let (host, port) = split_address(address)?;
+    let doors: Vec<(String, u16)> = addresses
+        .iter()
+        .map(|address| split_address(address))
+        .collect::<Result<_, _>>()?;
     let joining = Joining::begin(state)?;
     let key = match joining.key()? {
         Some(pem) => KeyPair::from_pem(&pem).map_err(EnrolError::Key)?,
@@ -201,7 +224,6 @@ pub async fn enrol_telling(
         .serialize_request(&key)
         .map_err(EnrolError::Key)?;
 
-    let dialled = format!("{host}:{port}");
     let machine = facts.machine_id_hash.clone();
     let request = v1::EnrolRequest {
         token_id: token.id().to_owned(),
@@ -214,13 +236,22 @@ pub async fn enrol_telling(
         number: None,
         unanswered: None,
     };
-    let (trust_domain, answer) = loop {
-        let asked = ask_once(&dialled, token, request.clone()).await;
-        match waiting.next(asked, &mut told)? {
-            Next::Answer(trust_domain, answer) => break (trust_domain, *answer),
-            Next::After(pause) => sleep(pause).await,
+    let mut unasked = Vec::new();
+    let mut answered = None;
+    for (host, port) in doors {
+        let dialled = format!("{host}:{port}");
+        match ask_until(&dialled, token, &request, &mut waiting, &mut told).await {
+            Ok((trust_domain, answer)) => {
+                answered = Some((host, trust_domain, answer));
+                break;
+            }
+            Err(error) if error.nothing_was_sent() && addresses.len() > 1 => {
+                unasked.push(in_full(&error));
+            }
+            Err(error) => return Err(error),
         }
-    };
+    }
+    let (host, trust_domain, answer) = answered.ok_or(EnrolError::Nobody(unasked))?;
 
     let host_id = HostId::from_slice(&answer.host_id)
         .map_err(|_| EnrolError::Answer("it carries no host id"))?;
@@ -259,6 +290,34 @@ pub async fn enrol_telling(
 fn shown_key(key: &KeyPair) -> String {
     let fingerprint = pin_of(&rcgen::PublicKeyData::subject_public_key_info(key));
     hex(&fingerprint).chars().take(SHOWN_KEY).collect()
+}
+
+/// Asks one aggregator until it has decided.
+async fn ask_until(
+    address: &str,
+    token: &Token,
+    request: &v1::EnrolRequest,
+    waiting: &mut Waiting,
+    told: &mut impl FnMut(Progress),
+) -> Result<(TrustDomain, v1::EnrolResponse), EnrolError> {
+    loop {
+        let asked = ask_once(address, token, request.clone()).await;
+        match waiting.next(asked, told)? {
+            Next::Answer(trust_domain, answer) => return Ok((trust_domain, *answer)),
+            Next::After(pause) => sleep(pause).await,
+        }
+    }
+}
+
+/// An error with its causes, in a line.
+fn in_full(error: &EnrolError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(because) = cause {
+        text.push_str(&format!(": {because}"));
+        cause = because.source();
+    }
+    text
 }
 
 async fn ask_once(

@@ -122,9 +122,10 @@ enum Command {
 
 #[derive(Args)]
 struct Enrol {
-    /// The aggregator: host or host:port of its enrolment door
-    #[arg(value_parser = door)]
-    address: String,
+    /// The aggregator: host or host:port of its enrolment door. Of several the first that can be reached; all are held
+    /// against the fingerprint in the token
+    #[arg(required = true, value_parser = door)]
+    address: Vec<String>,
     /// Read the join token from a file; - is standard input. Without it the token is taken from
     /// MUSTER_TOKEN or asked for
     #[arg(long, value_name = "FILE", conflicts_with = "token")]

@@ -27,12 +27,20 @@ pub struct Life {
 }
 
 impl Life {
-    /// The moment to renew: after two thirds of the life, moved by `spread` tenths of that, -1 to 1.
+    /// The moment to renew at the first server: after two thirds of the life, moved by `spread` tenths of that, -1
+    /// to 1.
     #[must_use]
     pub fn due(self, spread: f64) -> Timestamp {
         let two_thirds = self.not_after.since(self.not_before) * 2 / 3;
         let factor = 1.0 + spread.clamp(-1.0, 1.0) / 10.0;
         self.not_before.plus(two_thirds.mul_f64(factor))
+    }
+
+    /// The moment to renew elsewhere: when half of what was left then is over, about day 25 of 30.
+    #[must_use]
+    pub fn due_elsewhere(self, spread: f64) -> Timestamp {
+        let due = self.due(spread);
+        due.plus(self.not_after.since(due) / 2)
     }
 }
 
@@ -64,10 +72,15 @@ impl Renewal {
         self.first
     }
 
-    /// How long to wait with a certificate of this life; nothing when it is due.
+    /// How long to wait with a certificate of this life; nothing when it is due. At home, the first server, that is
+    /// earlier than elsewhere: one that is back within days renews its hosts itself.
     #[must_use]
-    pub fn wait(&self, life: Life, now: Timestamp) -> Duration {
-        life.due(self.spread).since(now)
+    pub fn wait(&self, life: Life, now: Timestamp, at_home: bool) -> Duration {
+        let due = match at_home {
+            true => life.due(self.spread),
+            false => life.due_elsewhere(self.spread),
+        };
+        due.since(now)
     }
 
     /// How long to wait after one more failure: evenly from a window of 1 min that doubles up to 6 h.
@@ -104,6 +117,8 @@ mod tests {
     fn two_thirds_of_a_life_a_tenth_earlier_or_later() {
         for (spread, days) in [(0.0, 20), (-1.0, 18), (1.0, 22), (7.0, 22)] {
             assert_eq!(LIFE.due(spread), BEGIN.plus(DAY * days), "{spread}");
+            let elsewhere = BEGIN.plus(DAY * days + DAY * (30 - days) / 2);
+            assert_eq!(LIFE.due_elsewhere(spread), elsewhere, "{spread}");
         }
         let over = Life {
             not_before: LIFE.not_after,
@@ -119,10 +134,10 @@ mod tests {
     #[test]
     fn hosts_spread_over_four_days_and_each_keeps_its_moment() {
         let waits: Vec<Duration> = (0..200)
-            .map(|seed| Renewal::new(seed).wait(LIFE, BEGIN))
+            .map(|seed| Renewal::new(seed).wait(LIFE, BEGIN, true))
             .collect();
         let again: Vec<Duration> = (0..200)
-            .map(|seed| Renewal::new(seed).wait(LIFE, BEGIN))
+            .map(|seed| Renewal::new(seed).wait(LIFE, BEGIN, true))
             .collect();
         assert_eq!(waits, again);
         assert!(
@@ -133,7 +148,7 @@ mod tests {
         assert!(waits.iter().any(|wait| *wait < DAY * 37 / 2));
         assert!(waits.iter().any(|wait| *wait > DAY * 43 / 2));
         assert!((0..200).all(|seed| Renewal::new(seed).first() <= FIRST_WITHIN));
-        let late = Renewal::new(1).wait(LIFE, BEGIN.plus(DAY * 23));
+        let late = Renewal::new(1).wait(LIFE, BEGIN.plus(DAY * 23), true);
         assert_eq!(late, Duration::ZERO);
     }
 

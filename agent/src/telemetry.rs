@@ -3,17 +3,22 @@
 //! The log goes to standard error. Under journald each line begins with its priority in angle brackets and
 //! bears no time, because the journal has both; elsewhere a line begins with the time.
 
-use std::io::{self, IsTerminal};
+use std::{
+    collections::HashMap,
+    io::{self, IsTerminal},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use muster_proto::catalog::{self, FamilyId};
-use tracing::{Event, Level, Subscriber, level_filters::LevelFilter};
+use tracing::{Event, Level, Metadata, Subscriber, callsite, level_filters::LevelFilter};
 use tracing_subscriber::{
-    Registry,
+    Layer as _, Registry,
     fmt::{
         self, FmtContext, FormatEvent, FormatFields,
         format::{Format, Writer},
     },
-    layer::SubscriberExt,
+    layer::{Context, Filter, SubscriberExt},
     registry::LookupSpan,
     reload,
 };
@@ -171,20 +176,59 @@ pub fn start_log(
             };
             let fields = fmt::format::JsonFields::new();
             let lines = lines.fmt_fields(fields).event_format(format);
-            tracing::subscriber::set_global_default(registry.with(lines))
+            tracing::subscriber::set_global_default(
+                registry.with(lines.with_filter(Library::default())),
+            )
         }
         (LogFormat::Text, true) => {
             let format = Prioritised {
                 inner: plain.with_level(false).without_time(),
                 journald,
             };
-            tracing::subscriber::set_global_default(registry.with(lines.event_format(format)))
+            let lines = lines.event_format(format).with_filter(Library::default());
+            tracing::subscriber::set_global_default(registry.with(lines))
         }
         (LogFormat::Text, false) => {
-            tracing::subscriber::set_global_default(registry.with(lines.event_format(plain)))
+            let lines = lines.event_format(plain).with_filter(Library::default());
+            tracing::subscriber::set_global_default(registry.with(lines))
         }
     }?;
     Ok(LogHandle(handle))
+}
+
+/// What libraries say of a peer they say as often as the peer wants (h2 warns once for each connection that resets streams
+/// too fast). Of each such line some are written a minute; what is ours has its own bounds.
+#[derive(Default)]
+struct Library(Mutex<HashMap<callsite::Identifier, (Instant, u32)>>);
+
+/// Lines of one place in a library within [`LIBRARY_WINDOW`].
+const LIBRARY_LINES: u32 = 10;
+const LIBRARY_WINDOW: Duration = Duration::from_secs(60);
+
+impl Library {
+    fn admits(&self, metadata: &Metadata<'_>, now: Instant) -> bool {
+        if metadata.target().starts_with("muster") {
+            return true;
+        }
+        // Bounded: the places stand in the program.
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, lines) = said.entry(metadata.callsite()).or_insert((now, 0));
+        if now.saturating_duration_since(*since) >= LIBRARY_WINDOW {
+            (*since, *lines) = (now, 0);
+        }
+        *lines = lines.saturating_add(1);
+        *lines <= LIBRARY_LINES
+    }
+}
+
+impl<S> Filter<S> for Library {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
+        self.admits(event.metadata(), Instant::now())
+    }
 }
 
 /// Lines with journald's priority in front (sd-daemon(3)).
@@ -236,6 +280,48 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_library_says_a_thing_ten_times_a_minute_and_we_as_often_as_we_will() {
+        let sink = Sink::default();
+        let written = sink.clone();
+        let lines = fmt::layer()
+            .with_writer(move || written.clone())
+            .with_filter(Library::default());
+        let log = tracing_subscriber::registry().with(lines);
+        tracing::subscriber::with_default(log, || {
+            for number in 0..100 {
+                tracing::warn!(target: "h2::proto", number, "too many resets");
+                tracing::warn!(target: "h2::codec", number, "another line");
+                tracing::warn!(target: "muster_aggregator::ingest", number, "ours");
+            }
+        });
+        let bytes = sink.0.lock().expect("not poisoned").clone();
+        let text = String::from_utf8(bytes).expect("text");
+        for (line, times) in [("too many resets", 10), ("another line", 10), ("ours", 100)] {
+            assert_eq!(text.matches(line).count(), times, "{line}");
+        }
+    }
+
+    #[test]
+    fn after_a_minute_a_library_is_heard_again() {
+        struct Once(Arc<Mutex<Option<&'static Metadata<'static>>>>);
+        impl<S: Subscriber> tracing_subscriber::Layer<S> for Once {
+            fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+                *self.0.lock().expect("not poisoned") = Some(event.metadata());
+            }
+        }
+        let seen = Arc::default();
+        let log = tracing_subscriber::registry().with(Once(Arc::clone(&seen)));
+        tracing::subscriber::with_default(log, || tracing::warn!(target: "h2", "resets"));
+        let metadata = seen.lock().expect("not poisoned").expect("seen");
+        let (library, begin) = (Library::default(), Instant::now());
+        let admitted = |after| {
+            let now = begin + Duration::from_secs(after);
+            (0..50).filter(|_| library.admits(metadata, now)).count()
+        };
+        assert_eq!((admitted(0), admitted(59), admitted(60)), (10, 0, 10));
     }
 
     #[test]

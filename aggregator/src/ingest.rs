@@ -39,7 +39,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    control::{COPY_SIGNS, COPY_WINDOW, CertificateRefusal, Control, Greeted, Greeting, Presented},
+    control::{
+        COPY_SIGNS, COPY_WINDOW, CertificateRefusal, Control, Greeted, Greeting, Lineage, Presented,
+    },
     detect::{Change, Severity, Transition},
     directory::{Admitted, Directory, Known},
     fleet::{
@@ -49,7 +51,8 @@ use crate::{
         silence::{Ended, Refused},
     },
     listen::{Ending, Peer},
-    pki::{self, Authority},
+    pki::{self, Authority, Origin},
+    time_guard::{GuardedClock, Said},
 };
 
 mod lean;
@@ -164,6 +167,8 @@ pub struct Renewing {
     pub clock: Arc<dyn Clock>,
     /// Told of hosts that come into quarantine.
     pub sink: Arc<dyn TransitionSink>,
+    /// Told what hosts say of the time.
+    pub guard: Option<Arc<GuardedClock>>,
 }
 
 impl UplinkService {
@@ -253,6 +258,29 @@ impl Inner {
         );
         holds.dedup();
         Ok((session, holds))
+    }
+
+    /// What a host that is let in says of the time, where the aggregator's own is in doubt.
+    async fn bear_witness(&self, host: HostId, hello: &v1::Hello) {
+        let said = Said {
+            boot_id: hello.boot_id.clone(),
+            wall_ms: hello.wall_ms,
+            since_boot_ms: hello.boottime_ms,
+        };
+        let guard = self.renewing.guard.as_ref();
+        let Some(wall) = guard.and_then(|guard| guard.hear(host, &said)) else {
+            return;
+        };
+        tracing::warn!(
+            shown = %wall,
+            "most hosts show the same time as the aggregator's clock after its jump, and were not set: it stood still, and its clock is right"
+        );
+        if let Err(error) = self.renewing.control.confirm_clock("hosts", wall).await {
+            tracing::warn!(
+                error = crate::chain(&error),
+                "that the clock is right was not noted"
+            );
+        }
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<HostId, Live>> {
@@ -388,6 +416,7 @@ impl Inner {
                 }
             }
         }
+        self.bear_witness(host, &hello).await;
         match self.directory.connected(host, facts).await {
             Known::Yes(enrolled) => {
                 if !self.fleet.upsert(*enrolled).await {
@@ -505,7 +534,7 @@ impl Uplink for UplinkService {
         &self,
         request: Request<v1::RenewRequest>,
     ) -> Result<Response<v1::RenewResponse>, Status> {
-        let presented = presented(request.extensions())?;
+        let presented = self.0.presented(request.extensions())?;
         let csr = request.into_inner().csr;
         self.0.renew(presented, &csr).await.map(Response::new)
     }
@@ -523,15 +552,14 @@ impl UplinkService {
         extensions: &http::Extensions,
         mut inbound: impl Inbound + 'static,
     ) -> Result<Outbound, Status> {
-        let presented = presented(extensions)?;
+        let presented = self.0.presented(extensions)?;
         let host = presented.host_id;
         let (address, ending) = connection(extensions)?;
         let (to_agent, outbound) = mpsc::channel(TO_AGENT);
         let service = Arc::clone(&self.0);
         tokio::spawn(async move {
-            let opened = service
-                .open(&presented, address, &mut inbound, &to_agent)
-                .await;
+            // Boxed, so that what opening takes is not held for as long as the stream lasts.
+            let opened = Box::pin(service.open(&presented, address, &mut inbound, &to_agent)).await;
             let opened = match opened {
                 Ok(opened) => opened,
                 Err(refusal) => {
@@ -587,19 +615,6 @@ fn of_note(refusal: &Refusal) -> Option<Refused> {
     }
 }
 
-/// The certificate of a connection.
-fn presented(extensions: &http::Extensions) -> Result<Presented, Status> {
-    let peer = extensions.get::<Peer>();
-    let found = peer.and_then(|peer| {
-        Some(Presented {
-            host_id: peer.agent()?,
-            serial: peer.serial.clone()?,
-            not_after: peer.cert_not_after?,
-        })
-    });
-    found.ok_or_else(|| Status::permission_denied("the certificate is not an agent's"))
-}
-
 /// What an agent is told.
 fn denied(refusal: CertificateRefusal) -> v1::DenyReason {
     match refusal {
@@ -612,6 +627,30 @@ fn denied(refusal: CertificateRefusal) -> v1::DenyReason {
 }
 
 impl Inner {
+    /// The certificate of a connection.
+    fn presented(&self, extensions: &http::Extensions) -> Result<Presented, Status> {
+        let peer = extensions.get::<Peer>();
+        let found = peer.and_then(|peer| {
+            Some(Presented {
+                host_id: peer.agent()?,
+                serial: peer.serial.clone()?,
+                not_after: peer.cert_not_after?,
+                origin: peer.origin.as_ref().and_then(|origin| self.lineage(origin)),
+            })
+        });
+        found.ok_or_else(|| Status::permission_denied("the certificate is not an agent's"))
+    }
+
+    fn lineage(&self, origin: &Origin) -> Option<Lineage> {
+        let generation = self.renewing.authority.generation_of(origin)?;
+        Some(Lineage {
+            joined: origin.joined,
+            issued: origin.issued,
+            fingerprint: origin.fingerprint,
+            generation,
+        })
+    }
+
     /// A stream has ended.
     fn gone(&self, host: HostId, connection: Connection) {
         let mut live = self.live();
@@ -719,7 +758,8 @@ impl Inner {
             let host = opened.host;
             // It keeps the bundle of the Welcome before it says anything else.
             if let Some(version) = gave_bundle.take()
-                && let Err(error) = self.renewing.control.bundle_taken(host, version).await
+                && let Err(error) =
+                    Box::pin(self.renewing.control.bundle_taken(host, version)).await
             {
                 tracing::warn!(%host, error = crate::chain(&error), "that the host holds the new trust bundle was not noted");
             }

@@ -13,6 +13,8 @@
 //! and send it again. The thread goes on and recovers by itself once the disk does.
 
 use std::{
+    cell::RefCell,
+    io::Read as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,8 +23,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flate2::{Compress, Compression, FlushCompress, Status, read::DeflateDecoder};
 use muster_proto::{
     id::{HostId, Incarnation},
+    limits::MAX_PAYLOAD_BYTES,
     log::{Log, LogError, Storage},
 };
 use serde::{Deserialize, Serialize};
@@ -36,8 +40,15 @@ use crate::{
     history::feed::{Batch, Feed},
 };
 
-/// Kind of all records, in the log's own header. The variants stand in the record.
-pub const RECORD_KIND: u8 = 1;
+/// Kind of all records, in the log's own header. The variants stand in the record. Records of kind 1 are read too: none of
+/// them has a payload that is deflated.
+pub const RECORD_KIND: u8 = 2;
+
+/// In the place of a variant: a frame whose payload is deflated.
+const DEFLATED: u8 = 0x20;
+
+/// Payloads of this size are deflated. They are key frames, which say names again and again: a quarter of it is left.
+const DEFLATE_FROM: usize = 1024;
 
 /// Entries that wait for the disk at most.
 const QUEUE: usize = 16 * 1024;
@@ -97,6 +108,16 @@ impl Record {
         // What stands around a payload is some 30 bytes; a session is longer, and rare.
         let mut bytes = Vec::with_capacity(16 + payload + 64);
         bytes.extend_from_slice(host.as_bytes());
+        if let Self::Frame(frame) = self
+            && let Some(payload) = deflated(&frame.payload)
+        {
+            bytes.push(DEFLATED);
+            let frame = FrameIn {
+                payload: payload.into(),
+                ..frame.clone()
+            };
+            return postcard::to_extend(&frame, bytes);
+        }
         postcard::to_extend(self, bytes)
     }
 
@@ -106,7 +127,40 @@ impl Record {
             .split_at_checked(16)
             .ok_or(postcard::Error::DeserializeUnexpectedEnd)?;
         let id = HostId::from_slice(id).map_err(|_| postcard::Error::DeserializeBadEncoding)?;
-        Ok((id, postcard::from_bytes(rest)?))
+        let Some((&DEFLATED, frame)) = rest.split_first() else {
+            return Ok((id, postcard::from_bytes(rest)?));
+        };
+        let mut frame: FrameIn = postcard::from_bytes(frame)?;
+        frame.payload = inflated(&frame.payload)?.into();
+        Ok((id, Self::Frame(frame)))
+    }
+}
+
+thread_local! {
+    /// 300 KiB that are not to be made anew for each payload.
+    static DEFLATER: RefCell<Compress> = RefCell::new(Compress::new(Compression::fast(), false));
+}
+
+/// A large payload in fewer bytes; `None` if it is small, or does not become smaller.
+fn deflated(payload: &[u8]) -> Option<Vec<u8>> {
+    if payload.len() < DEFLATE_FROM {
+        return None;
+    }
+    DEFLATER.with_borrow_mut(|deflater| {
+        deflater.reset();
+        let mut out = Vec::with_capacity(payload.len());
+        let status = deflater.compress_vec(payload, &mut out, FlushCompress::Finish);
+        matches!(status, Ok(Status::StreamEnd)).then_some(out)
+    })
+}
+
+fn inflated(bytes: &[u8]) -> Result<Vec<u8>, postcard::Error> {
+    let mut payload = Vec::new();
+    // One byte more than there may be tells what is too long from what ends there.
+    let mut bounded = DeflateDecoder::new(bytes).take(MAX_PAYLOAD_BYTES as u64 + 1);
+    match bounded.read_to_end(&mut payload) {
+        Ok(length) if length <= MAX_PAYLOAD_BYTES => Ok(payload),
+        _ => Err(postcard::Error::DeserializeBadEncoding),
     }
 }
 

@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use crate::pki::Origin;
 use arc_swap::ArcSwap;
 use muster_proto::{
     id::HostId,
@@ -386,6 +387,7 @@ impl Door {
                         id: None,
                         serial: None,
                         cert_not_after: None,
+                        origin: None,
                         ending: Ending::default(),
                     },
                     _held: turn(visit).await?.into(),
@@ -584,6 +586,7 @@ async fn handshake(
             id: None,
             serial: None,
             cert_not_after: None,
+            origin: None,
             ending: Ending::default(),
         },
         Some(leaf) => proved(addr, leaf)?,
@@ -631,8 +634,10 @@ fn proved(addr: SocketAddr, leaf: &CertificateDer<'_>) -> Result<Peer, Refused> 
         .ok()
         .map(|(_, parsed)| parsed.validity().not_after.timestamp())
         .map(|seconds| Timestamp::from_millis(seconds.saturating_mul(1000)));
+    let origin = who.id.host().and_then(|_| Origin::of(leaf));
     Ok(Peer {
         addr,
+        origin,
         id: Some(who.id),
         serial: Some(who.serial),
         cert_not_after: not_after,

@@ -15,7 +15,6 @@ use muster_proto::{
 };
 use tokio::{
     net::TcpListener,
-    runtime::Handle,
     sync::{mpsc, watch},
     task::JoinSet,
     time,
@@ -47,9 +46,13 @@ use crate::{
     peers::{self, PeerWatch},
     pki::{Authority, Doors},
     query,
-    threads::ShardThreads,
+    threads::{ShardThread, ShardThreads},
     time_guard::{GuardedClock, Machine},
 };
+
+/// Where there are several aggregators, agents of one that was away are with another: they look whether the first is back
+/// after 5 to 10 minutes (`HOME_FROM` of agent/src/uplink/mod.rs), and an attempt takes up to 10 s.
+const LOOKS_FOR_HOME: Duration = Duration::from_secs(610);
 
 /// Epoch of an aggregator that shares its hosts with no other.
 const EPOCH: u64 = 1;
@@ -194,11 +197,15 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
             series_in_all: config.series_in_all,
             credit_bytes: config.credit_bytes,
             epoch: EPOCH,
+            elsewhere: match config.announce.len() {
+                0 | 1 => Duration::ZERO,
+                _ => LOOKS_FOR_HOME,
+            },
         },
         state_dir: config.state_dir.clone(),
         log_max_bytes: config.log_max_bytes,
         history: config.history.clone(),
-        threads: threads.handles().to_vec(),
+        threads: threads.each().to_vec(),
         engine: Arc::new(Engine::new(&config.detect)),
         sink: Arc::new(incidents.clone()),
         open: Box::new(move |host| open.open_on(host)),
@@ -279,7 +286,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Aggregator> {
         history: started.history.clone(),
         addresses,
         counters: DoorCounters::default(),
-        threads: threads.handles().to_vec(),
+        threads: threads.each().to_vec(),
         stop: stop_doors.clone(),
     };
     let socket = config.runtime_dir.join("admin.sock");
@@ -507,7 +514,7 @@ struct Opening<'a> {
     addresses: Addresses,
     counters: DoorCounters,
     /// Of the shards.
-    threads: Vec<Handle>,
+    threads: Vec<ShardThread>,
     stop: CancellationToken,
 }
 
@@ -588,6 +595,7 @@ impl Opening<'_> {
                 authority: Arc::clone(&self.authority),
                 clock: Arc::clone(&self.guard) as Arc<dyn Clock>,
                 sink: Arc::new(self.incidents.clone()),
+                guard: Some(Arc::clone(&self.guard)),
             },
             Arc::clone(&self.clock),
             terms,
@@ -631,7 +639,7 @@ impl Opening<'_> {
                     .await;
                 ("uplink door", served.map_err(anyhow::Error::new))
             };
-            tasks.spawn_on(serving, thread);
+            tasks.spawn_on(serving, &thread.runtime);
         }
         let stop = self.stop.clone();
         tasks.spawn(async move {

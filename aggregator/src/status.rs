@@ -205,10 +205,11 @@ fn render(page: &Page<'_>, config: &Config) -> String {
     line(
         "frames",
         format!(
-            "{} stored since the start, {} twice, {} given up by agents; refused: {}",
+            "{} stored since the start, {} twice, {} given up by agents, {} came after all; refused: {}",
             number("muster_aggregator_frames_stored_total"),
             number("muster_aggregator_frames_duplicate_total"),
             number("muster_aggregator_frames_lost_total"),
+            number("muster_aggregator_frames_found_total"),
             page.by_reason("muster_aggregator_frames_rejected_total")
         ),
     );

@@ -3,21 +3,31 @@
 //! The wall clock is held against the time since boot, which no one sets, and over restarts within one boot against what
 //! was kept on disk. When they come apart by more than an hour the clock is in doubt: the aggregator issues nothing then,
 //! and judges certificates by the time it was before, going on. The doubt ends when the clocks agree again, when an
-//! operator says that the new time is right (`muster-aggregator clock confirm`), or after 24 hours in which the wall
-//! clock went on evenly. After a reboot only a clock that went back can be told.
+//! operator says that the new time is right (`muster-aggregator clock confirm`), when hosts bear out that it was this
+//! machine that stood still ([`Said`]), or after 24 hours in which the wall clock went on evenly. After a reboot only a
+//! clock that went back can be told.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
 
-use muster_proto::time::{Clock, Timestamp};
+use muster_proto::{
+    id::HostId,
+    time::{Clock, Timestamp},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::control::{Control, ControlError};
+
+mod witness;
+
+pub use witness::Said;
+
+use witness::Witnesses;
 
 /// Further apart than this the clock is in doubt.
 pub const JUMP: Duration = Duration::from_secs(3600);
@@ -90,6 +100,8 @@ pub struct GuardedClock {
     doubt_since: AtomicI64,
     /// Wall time minus time since boot when the doubt began: as long as it stays there the new time is consistent.
     doubted_offset: AtomicI64,
+    /// What hosts say of the time.
+    witnesses: Mutex<Witnesses>,
 }
 
 /// What a look at the clock found.
@@ -113,6 +125,7 @@ impl GuardedClock {
             offset: AtomicI64::new(now - since_boot),
             doubt_since: AtomicI64::new(NO_DOUBT),
             doubted_offset: AtomicI64::new(0),
+            witnesses: Mutex::default(),
             floor: kept.map_or(i64::MAX, |kept| kept.believed_ms),
             wall,
             boot,
@@ -173,6 +186,23 @@ impl GuardedClock {
         let offset = self.wall.now().as_millis() - self.boot.since_boot_ms();
         self.offset.store(offset, Ordering::Relaxed);
         self.doubt_since.store(NO_DOUBT, Ordering::Relaxed);
+    }
+
+    /// A host connects and says this of its clocks. While the clock is in doubt because it jumped ahead: the time it
+    /// shows, when enough hosts bear it out.
+    pub fn hear(&self, host: HostId, said: &Said) -> Option<Timestamp> {
+        let (wall, since_boot) = (self.wall.now(), self.boot.since_boot_ms());
+        let ahead = wall.as_millis() - since_boot - self.offset.load(Ordering::Relaxed) > 0;
+        let mut witnesses = self
+            .witnesses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if !self.in_doubt() {
+            witnesses.remember(host, said, wall.as_millis());
+            return None;
+        }
+        // Who stands still is late, never early.
+        (ahead && witnesses.hear(host, said, wall.as_millis())).then_some(wall)
     }
 
     /// Compares the clocks.
@@ -359,6 +389,27 @@ mod tests {
         lab.pass(HOUR);
         assert_eq!(lab.guard.look(), Look::Believed);
         assert_eq!(lab.guard.now(), lab.wall.now());
+    }
+
+    #[test]
+    fn hosts_bear_out_that_it_was_this_machine_that_stood_still() {
+        for (jump, expected) in [(2 * HOUR, true), (-2 * HOUR, false)] {
+            let lab = lab(None, "a", HOUR * 100);
+            let said = |passed: i64| Said {
+                boot_id: vec![1; 16],
+                wall_ms: NOW.as_millis() + passed,
+                since_boot_ms: HOUR + passed,
+            };
+            let host = |number| HostId::from_bytes([number; 16]);
+            let hear =
+                |passed| (1..=4).find_map(|number| lab.guard.hear(host(number), &said(passed)));
+            assert_eq!(hear(0), None, "nothing is in doubt");
+            lab.set_by(jump);
+            assert!(matches!(lab.guard.look(), Look::Jumped(_)));
+            let borne_out = hear(jump);
+            assert_eq!(borne_out.is_some(), expected, "{jump}");
+            assert_eq!(borne_out, expected.then(|| lab.wall.now()));
+        }
     }
 
     #[test]

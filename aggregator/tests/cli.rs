@@ -23,7 +23,7 @@ use muster_aggregator::{
     },
     history::{EmbeddedStore, HistoryConfig, SampleStore as _},
     listen::{self, Counters, Limits},
-    pki::{Authority, Doors, Request},
+    pki::{Authority, Doors, Member, Request},
     query::{About, HttpDoor, IdentityParts, IdentityService, OperatorService, ReplayService},
 };
 use muster_proto::{
@@ -484,9 +484,14 @@ async fn who_is_not_let_in_is_4() {
     let request = Request::check(csr.der()).expect("acceptable");
     // A name that the store gives no role, a certificate of another kind, and one whose life is over.
     let unknown = lab.authority.issue_operator(&request, "eve", now);
-    let agent = lab
-        .authority
-        .issue_agent(&request, HostId::from_bytes([1; 16]), now);
+    let agent = lab.authority.issue_agent(
+        &request,
+        Member {
+            host: HostId::from_bytes([1; 16]),
+            joined: now,
+        },
+        now,
+    );
     let week = Duration::from_secs(7 * 86_400);
     let old = lab
         .authority

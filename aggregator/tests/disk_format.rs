@@ -122,6 +122,22 @@ fn records_read_as_they_were_written() {
     }
 }
 
+/// A large payload is deflated; with which bytes is the library's business, so only reading is held to the golden file.
+#[test]
+fn a_deflated_frame_reads_as_it_was_written() {
+    let payload = b"node_cpu_seconds_total ".repeat(100);
+    let record = Record::Frame(frame(10, payload.clone()));
+    let bytes = record.encode(HOST).expect("encodes");
+    assert!(bytes.len() < payload.len() / 10, "{} bytes", bytes.len());
+    for bytes in [&bytes, &golden("record-frame-deflated", &bytes)] {
+        let (host, read) = Record::decode(bytes).expect(CHANGED);
+        assert_eq!(host, HOST, "{CHANGED}");
+        assert_eq!(format!("{read:?}"), format!("{record:?}"), "{CHANGED}");
+    }
+    let cut = Record::decode(&bytes[..bytes.len() - 4]);
+    assert!(cut.is_err(), "half a payload is none");
+}
+
 /// A failed unit and a counter.
 fn table() -> Table {
     let family = |name: &str, kind, labels: &[&str]| Family {

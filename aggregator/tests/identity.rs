@@ -26,7 +26,7 @@ use muster_aggregator::{
     directory::{Directory, Known},
     enrol::EnrolDoor,
     listen::{self, Conn, Counters, Incoming, Limits},
-    pki::{Authority, Doors, Request},
+    pki::{Authority, Doors, Member, Request},
 };
 use muster_proto::{
     id::HostId,
@@ -135,7 +135,14 @@ impl Installation {
         let host = HostId::from_bytes([5; 16]);
         let issued = self
             .authority
-            .issue_agent(&request, host, self.clock.now())
+            .issue_agent(
+                &request,
+                Member {
+                    host,
+                    joined: self.clock.now(),
+                },
+                self.clock.now(),
+            )
             .expect("issued");
         credentials(issued.chain, &key)
     }
@@ -786,9 +793,15 @@ async fn a_host_waits_for_a_person_over_restarts_of_both_ends() {
     let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
     let text = address.to_string();
     {
-        let first = enrol_telling(&text, &token, facts(), state.path(), |progress| {
-            let _ = told.send(progress);
-        });
+        let first = enrol_telling(
+            std::slice::from_ref(&text),
+            &token,
+            facts(),
+            state.path(),
+            |progress| {
+                let _ = told.send(progress);
+            },
+        );
         let mut first = std::pin::pin!(first);
         let said = tokio::select! {
             joined = &mut first => panic!("{joined:?}"),
@@ -826,9 +839,15 @@ async fn a_host_waits_for_a_person_over_restarts_of_both_ends() {
     // Another machine waits too and is denied; a third finds no use left.
     let denied = folder();
     let other = {
-        let second = enrol_telling(&text, &token, facts(), denied.path(), |progress| {
-            let _ = told.send(progress);
-        });
+        let second = enrol_telling(
+            std::slice::from_ref(&text),
+            &token,
+            facts(),
+            denied.path(),
+            |progress| {
+                let _ = told.send(progress);
+            },
+        );
         let mut second = std::pin::pin!(second);
         tokio::select! {
             joined = &mut second => panic!("{joined:?}"),
@@ -924,6 +943,7 @@ async fn one_who_replaces_a_host_keeps_its_name_and_ends_its_certificates() {
             host_id: identity.host_id,
             serial: muster_proto::spiffe::hex(parsed.raw_serial()),
             not_after: installation.clock.now().plus(Duration::from_secs(60)),
+            origin: None,
         }
     };
     let admitted = async |state: &Path| {
@@ -981,6 +1001,54 @@ async fn one_who_replaces_a_host_keeps_its_name_and_ends_its_certificates() {
         .control
         .create_token(pin, many, "test", installation.clock.now());
     assert!(made.await.is_err());
+}
+
+#[tokio::test]
+async fn of_several_addresses_the_first_that_can_be_asked_is() {
+    let (installation, other) = (Installation::new(), Installation::new());
+    let address = installation.enrolment().await.to_string();
+    let token = installation.token(2).await;
+    // Nobody there, and another authority's door, which is shown nothing.
+    let (closed, nobody) = loopback().await;
+    drop(closed);
+    other.token(1).await;
+    let stranger = other.enrolment().await.to_string();
+    let facts = || HostFacts {
+        hostname: "web".to_owned(),
+        ..HostFacts::default()
+    };
+    let state = folder();
+    let unhelpful = vec![nobody.to_string(), stranger.clone()];
+    let asked = enrol_telling(&unhelpful, &token, facts(), state.path(), |_| {}).await;
+    let said = asked.expect_err("nobody to ask").to_string();
+    assert!(
+        said.contains(&unhelpful[0]) && said.contains(&stranger),
+        "{said}"
+    );
+    let before = other.last_audit().await;
+    let all = [unhelpful, vec![address.clone()]].concat();
+    let joined = enrol_telling(&all, &token, facts(), state.path(), |_| {}).await;
+    let host = joined.expect("the third").host_id;
+    assert_eq!(other.last_audit().await, before, "it was told nothing");
+    // One that answers decides: a refusal is not taken elsewhere.
+    let refusing = installation.token(1).await;
+    join(
+        installation.enrolment().await,
+        &refusing,
+        "one",
+        folder().path(),
+    )
+    .await
+    .expect("the only use");
+    let state = folder();
+    let twice = vec![address.clone(), nobody.to_string()];
+    let refused = enrol_telling(&twice, &refusing, facts(), state.path(), |_| {}).await;
+    assert!(
+        matches!(refused, Err(EnrolError::Refused(_))),
+        "{refused:?}"
+    );
+    let hosts = installation.control.hosts().await.expect("readable");
+    assert!(hosts.iter().any(|one| one.host_id == host) && hosts.len() == 2);
 }
 
 #[tokio::test]

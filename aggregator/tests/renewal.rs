@@ -14,7 +14,10 @@ use muster_agent::{
 use muster_aggregator::{
     cli::client::channel,
     config::Config,
-    control::{Control, EnrolRefusal, EnrolRequest, OperatorRole, Removal, TokenOptions},
+    control::{
+        CertificateRefusal, Control, EnrolRefusal, EnrolRequest, OperatorRole, Presented, Removal,
+        TokenOptions,
+    },
     enrol::EnrolDoor,
     listen::{Counters, Limits, bind},
     pki::{Authority, Doors, Request},
@@ -50,31 +53,8 @@ struct Lab {
 impl Lab {
     /// Starts with hosts that joined this many days ago; their state folders are `host-<n>`.
     async fn with_hosts(days_ago: &[u32]) -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let state_dir = folder.path().join("aggregator");
-        std::fs::create_dir(&state_dir).expect("a folder");
-        let now = SystemClock.now();
-        Authority::init(&state_dir, &[], now.minus(DAY * 100)).expect("an authority");
-        for (number, days) in days_ago.iter().enumerate() {
-            let state = folder.path().join(format!("host-{number}"));
-            std::fs::create_dir(&state).expect("a folder");
-            join(
-                &state_dir,
-                &state,
-                &format!("web-{number}"),
-                now.minus(DAY * *days),
-            )
-            .await;
-        }
-        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut config = Config {
-            runtime_dir: folder.path().to_owned(),
-            state_dir,
-            ..Config::default()
-        };
-        (config.uplink, config.enrolment) = (loopback, loopback);
-        (config.operator, config.http.listen) = (loopback, loopback);
-        let aggregator = serve::start(&config).await.expect("started");
+        let folder = prepared(days_ago).await;
+        let aggregator = started(folder.path(), "aggregator").await;
         Self { folder, aggregator }
     }
 
@@ -83,36 +63,91 @@ impl Lab {
     }
 
     async fn connect(&self, state: &Path) -> std::io::Result<UplinkClient<Channel>> {
-        let identity = Identity::load(state).expect("an identity");
-        let config = identity
-            .client_config(&TrustedTime::default())
-            .expect("usable");
-        let tcp = TcpStream::connect(self.aggregator.addresses().uplink).await?;
-        let tls = TlsConnector::from(Arc::new(config))
-            .connect(server_name(), tcp)
-            .await?;
-        let channel = channel(tls, Arc::default())
-            .await
-            .map_err(std::io::Error::other)?;
-        Ok(UplinkClient::new(channel))
+        connect(&self.aggregator, state).await
     }
 
     async fn audit(&self, action: &str) -> Vec<String> {
-        let log = self.aggregator.control().audit_log(100).await;
-        let lines = log.expect("readable").into_iter();
-        lines
-            .filter(|(_, said)| said[1] == action)
-            .map(|(_, said)| said[3].clone())
-            .collect()
+        audit(&self.aggregator, action).await
     }
+}
+
+/// An authority in `aggregator`, and hosts that joined it this many days ago in `host-<n>`.
+async fn prepared(days_ago: &[u32]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let state_dir = folder.path().join("aggregator");
+    std::fs::create_dir(&state_dir).expect("a folder");
+    let now = SystemClock.now();
+    Authority::init(&state_dir, &[], now.minus(DAY * 100)).expect("an authority");
+    for (number, days) in days_ago.iter().enumerate() {
+        let state = folder.path().join(format!("host-{number}"));
+        std::fs::create_dir(&state).expect("a folder");
+        join(
+            &state_dir,
+            &state,
+            &format!("web-{number}"),
+            now.minus(DAY * *days),
+        )
+        .await;
+    }
+    folder
+}
+
+/// The aggregator whose state is in this folder.
+async fn started(folder: &Path, name: &str) -> Aggregator {
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    let runtime_dir = folder.join(format!("{name}-run"));
+    std::fs::create_dir(&runtime_dir).expect("a folder");
+    let mut config = Config {
+        runtime_dir,
+        state_dir: folder.join(name),
+        ..Config::default()
+    };
+    (config.uplink, config.enrolment) = (loopback, loopback);
+    (config.operator, config.http.listen) = (loopback, loopback);
+    serve::start(&config).await.expect("started")
+}
+
+async fn connect(aggregator: &Aggregator, state: &Path) -> std::io::Result<UplinkClient<Channel>> {
+    let identity = Identity::load(state).expect("an identity");
+    let config = identity
+        .client_config(&TrustedTime::default())
+        .expect("usable");
+    let tcp = TcpStream::connect(aggregator.addresses().uplink).await?;
+    let tls = TlsConnector::from(Arc::new(config))
+        .connect(server_name(), tcp)
+        .await?;
+    let channel = channel(tls, Arc::default())
+        .await
+        .map_err(std::io::Error::other)?;
+    Ok(UplinkClient::new(channel))
+}
+
+/// What the audit log says of this action.
+async fn audit(aggregator: &Aggregator, action: &str) -> Vec<String> {
+    let log = aggregator.control().audit_log(100).await;
+    let lines = log.expect("readable").into_iter();
+    lines
+        .filter(|(_, said)| said[1] == action)
+        .map(|(_, said)| said[3].clone())
+        .collect()
 }
 
 /// Joins through a real enrolment door whose clock shows `at`.
 async fn join(aggregator: &Path, state: &Path, hostname: &str, at: Timestamp) -> Joined {
+    join_with(aggregator, state, hostname, at, TokenOptions::default()).await
+}
+
+async fn join_with(
+    aggregator: &Path,
+    state: &Path,
+    hostname: &str,
+    at: Timestamp,
+    options: TokenOptions,
+) -> Joined {
     let authority = Arc::new(Authority::open(aggregator).expect("an authority"));
     let control = Control::open(aggregator).expect("a store");
     let token = control
-        .create_token(authority.pin(), TokenOptions::default(), "test", at)
+        .create_token(authority.pin(), options, "test", at)
         .await
         .expect("a token");
     let door = EnrolDoor {
@@ -254,6 +289,169 @@ async fn a_renewed_certificate_replaces_the_old_one_when_it_is_used() {
     let audit = lab.audit("renew").await;
     assert_eq!(audit.len(), 3, "{audit:?}");
     lab.aggregator.stop().await;
+}
+
+/// Copies a state folder: what `backup` and `restore` come to.
+fn copied(folder: &Path, from: &str, to: &str) {
+    let (from, to) = (folder.join(from), folder.join(to));
+    std::fs::create_dir(&to).expect("a folder");
+    for entry in std::fs::read_dir(&from).expect("readable") {
+        let entry = entry.expect("readable");
+        let name = entry.file_name().into_string().expect("a plain name");
+        if entry.file_type().expect("a type").is_dir() {
+            let (from, to) = (from.join(&name), to.join(&name));
+            copied(
+                Path::new(""),
+                &from.to_string_lossy(),
+                &to.to_string_lossy(),
+            );
+        } else {
+            std::fs::copy(entry.path(), to.join(name)).expect("copied");
+        }
+    }
+}
+
+/// Renews a host's certificate at the aggregator in this folder, when its clock showed `at`.
+async fn renewed_at(aggregator: &Path, state: &Path, at: Timestamp) {
+    let identity = Identity::load(state).expect("an identity");
+    let leaf = &identity.credentials.chain[0];
+    let authority = Authority::open(aggregator).expect("an authority");
+    let shown = Presented {
+        host_id: identity.host_id,
+        serial: muster_proto::spiffe::peer_id(leaf).expect("named").serial,
+        not_after: at.plus(DAY),
+        origin: None,
+    };
+    let new_key = key();
+    let csr = CertificateParams::default().serialize_request(&new_key);
+    let csr = Request::check(csr.expect("a request").der()).expect("acceptable");
+    let fingerprint = *csr.fingerprint();
+    let control = Control::open(aggregator).expect("a store");
+    let issue = move |host| authority.issue_agent(&csr, host, at);
+    let issued = control.renew_host(shown, fingerprint, issue, at).await;
+    let issued = issued.expect("written").expect("renewed");
+    identity::store_next(state, &new_key.serialize_pem(), &issued.chain).expect("stored");
+}
+
+/// Whether an aggregator takes what this host shows.
+async fn denied(aggregator: &Aggregator, state: &Path) -> Option<v1::DenyReason> {
+    let mut client = connect(aggregator, state).await.expect("connected");
+    open(&mut client).await.denied()
+}
+
+const ELSEWHERE: &str = "use certificate issued elsewhere";
+
+#[tokio::test]
+async fn a_stand_in_takes_what_was_renewed_since_the_backup_and_nothing_older() {
+    let folder = prepared(&[25]).await;
+    let (state, now) = (folder.path().join("host-0"), SystemClock.now());
+    copied(folder.path(), "aggregator", "stand-in");
+    copied(folder.path(), "host-0", "host-before");
+    let before = folder.path().join("host-before");
+    renewed_at(
+        &folder.path().join("aggregator"),
+        &state,
+        now.minus(DAY * 5),
+    )
+    .await;
+    let first = started(folder.path(), "aggregator").await;
+    let second = started(folder.path(), "stand-in").await;
+    assert_eq!(denied(&first, &state).await, None);
+
+    assert_eq!(denied(&second, &state).await, None, "later than the backup");
+    assert_eq!(denied(&second, &state).await, None, "again");
+    let noted = audit(&second, ELSEWHERE).await;
+    assert_eq!(noted.len(), 1, "{noted:?}");
+    let stale = Some(v1::DenyReason::StaleCopy);
+    for aggregator in [&first, &second] {
+        assert_eq!(denied(aggregator, &before).await, stale, "older");
+    }
+
+    // It is renewed where it is, and the first takes that when it is back.
+    let mut client = connect(&second, &state).await.expect("connected");
+    let new_key = key();
+    let chain = renew(&mut client, &new_key).await.expect("renewed");
+    copied(folder.path(), "host-0", "host-between");
+    let between = folder.path().join("host-between");
+    identity::store_next(&state, &new_key.serialize_pem(), &chain).expect("stored");
+    assert_eq!(denied(&second, &state).await, None);
+    assert_eq!(denied(&second, &between).await, stale);
+    assert_eq!(denied(&first, &between).await, None, "not known to be over");
+    assert_eq!(denied(&first, &state).await, None, "later");
+    assert_eq!(denied(&first, &between).await, stale);
+    assert_eq!(audit(&first, ELSEWHERE).await.len(), 1);
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_machine_that_was_replaced_does_not_come_back_by_way_of_a_stand_in() {
+    let folder = prepared(&[25]).await;
+    let (old, now) = (folder.path().join("host-0"), SystemClock.now());
+    copied(folder.path(), "aggregator", "stand-in");
+    let site = folder.path().join("aggregator");
+    let options = TokenOptions {
+        replaces: Some("web-0".to_owned()),
+        ..TokenOptions::default()
+    };
+    let new = folder.path().join("host-new");
+    std::fs::create_dir(&new).expect("a folder");
+    join_with(&site, &new, "web-0", now.minus(DAY * 5), options).await;
+    // Later than the new machine's, by an aggregator that has not heard of it.
+    renewed_at(&folder.path().join("stand-in"), &old, now.minus(DAY * 2)).await;
+    let first = started(folder.path(), "aggregator").await;
+    let second = started(folder.path(), "stand-in").await;
+    let stale = Some(v1::DenyReason::StaleCopy);
+    assert_eq!(denied(&second, &old).await, None, "it knows no better");
+    assert_eq!(denied(&first, &old).await, stale);
+    assert_eq!(denied(&first, &new).await, None);
+    assert_eq!(
+        denied(&second, &new).await,
+        None,
+        "joined later, issued earlier"
+    );
+    assert_eq!(denied(&second, &old).await, stale);
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn what_another_authority_or_a_removed_host_shows_is_not_taken_for_renewed_elsewhere() {
+    let folder = prepared(&[25, 25]).await;
+    let (state, now) = (folder.path().join("host-0"), SystemClock.now());
+    copied(folder.path(), "aggregator", "stand-in");
+    renewed_at(
+        &folder.path().join("aggregator"),
+        &state,
+        now.minus(DAY * 5),
+    )
+    .await;
+    let second = started(folder.path(), "stand-in").await;
+    let host = Identity::load(&state).expect("an identity").host_id;
+    let identity = Identity::load(&state).expect("an identity");
+    let removed = second
+        .control()
+        .remove_host(host, Removal::Evict, "test", now)
+        .await;
+    removed.expect("written");
+    assert_eq!(denied(&second, &state).await, Some(v1::DenyReason::Removed));
+    // A certificate whose issuer is not one of the trusted generations says nothing of when it was issued.
+    let leaf = &identity.credentials.chain[0];
+    let shown = Presented {
+        host_id: Identity::load(&folder.path().join("host-1"))
+            .expect("an identity")
+            .host_id,
+        serial: muster_proto::spiffe::peer_id(leaf).expect("named").serial,
+        not_after: now.plus(DAY),
+        origin: None,
+    };
+    let judged = second
+        .control()
+        .admit_host(shown, now)
+        .await
+        .expect("readable");
+    assert_eq!(judged, Err(CertificateRefusal::Superseded));
+    second.stop().await;
 }
 
 #[tokio::test]

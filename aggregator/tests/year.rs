@@ -140,6 +140,7 @@ impl World {
             host_id: peer.id.host().expect("a host"),
             serial: hex(leaf.raw_serial()),
             not_after: Timestamp::from_millis(leaf.validity().not_after.timestamp() * 1000),
+            origin: None,
         })
     }
 
@@ -201,7 +202,7 @@ impl World {
             .slots()
             .expect("it has certificates");
         let life = slots.life().ok_or("its certificate cannot be read")?;
-        if !slots.waiting() && host.renewal.wait(life, now).is_zero() {
+        if !slots.waiting() && host.renewal.wait(life, now, true).is_zero() {
             self.renew(host, presented).await?;
         }
         Ok(())
@@ -382,5 +383,6 @@ fn presented(state: &Path) -> Presented {
         host_id: identity.host_id,
         serial: hex(leaf.raw_serial()),
         not_after: Timestamp::from_millis(leaf.validity().not_after.timestamp() * 1000),
+        origin: None,
     }
 }

@@ -12,6 +12,7 @@
 //! numbers given are exactly those stored, refused or given up. The last line is one JSON object; the exit
 //! status says whether every promise was kept.
 
+mod causes;
 mod disks;
 mod gate;
 mod hostile;
@@ -47,7 +48,7 @@ struct Options {
     /// Made-up hosts
     #[arg(long, default_value_t = 200)]
     hosts: u32,
-    /// Seconds between the samples of a host [default: 1; in a partition 10]
+    /// Seconds between the samples of a host [default: 1; in a partition, and in a storm of more than 1,000, 10]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=600))]
     interval: Option<u32>,
     /// Series of a host that floods the fleet with them
@@ -100,9 +101,15 @@ enum Scenario {
     Oversized,
     /// Each operation of a simulated disk fails, once and for ever, under the log and under the spool
     Disk,
+    /// Real agents that are stopped, killed, paused, cut off, with wrong clocks and certificates: what is said of each
+    /// (needs libfaketime)
+    Causes,
     /// Whole runs in virtual time from one seed each: kills, power cuts, partitions, failing disks, clocks
     Simulation,
 }
+
+/// Hosts up to which each may have a thread and a sample a second.
+const LARGE: u32 = 1_000;
 
 /// Hostile peers in one repetition.
 const PEERS: u32 = 30;
@@ -117,7 +124,12 @@ impl Scenario {
     }
 
     fn setting(self, options: &Options) -> Setting {
-        let interval = if self == Self::Partition { 10 } else { 1 };
+        let is_large = self == Self::Storm && options.hosts > LARGE;
+        let interval = if self == Self::Partition || is_large {
+            10
+        } else {
+            1
+        };
         Setting {
             scenario: described(self).0,
             hosts: options.hosts,
@@ -126,7 +138,7 @@ impl Scenario {
             times: options.times,
             disk: self.disk(),
             // A spool is a thread.
-            spool: options.hosts <= 1_000,
+            spool: options.hosts <= LARGE,
             proxy: self == Self::Proxy,
             own_clock: matches!(self, Self::Partition | Self::Clocks),
             is_virtual: self == Self::Partition,
@@ -142,7 +154,7 @@ impl Scenario {
 
     fn happen(self, run: &mut Run, options: &Options, time: u32) -> anyhow::Result<()> {
         match self {
-            Self::List | Self::Disk | Self::Simulation => Ok(()),
+            Self::List | Self::Disk | Self::Simulation | Self::Causes => Ok(()),
             Self::KillAggregator => run.kill_aggregator(),
             Self::KillAgent => run.kill_agents(|_| Ok(())),
             Self::PowerAggregator => scenarios::power_cut_of_aggregator(run),
@@ -182,6 +194,16 @@ fn sweep(options: &Options) -> anyhow::Result<()> {
     line["scenario"] = described(options.scenario).0.into();
     line["seed"] = options.seed.into();
     println!("{line}");
+    Ok(())
+}
+
+/// What is said of silent hosts, as often as asked.
+fn causes(options: &Options) -> anyhow::Result<()> {
+    for seed in (options.seed..).take(options.times as usize) {
+        let line = causes::run(seed)?;
+        println!("{line}");
+        ensure!(line["not_right"] == 0, "a cause was not right");
+    }
     Ok(())
 }
 
@@ -236,6 +258,7 @@ fn simulate(options: &Options) -> anyhow::Result<()> {
         "frames_lost": total.lost,
         "frames_rejected": total.rejected,
         "refusals_forgotten": total.refusals_forgotten,
+        "killed_missing_most": total.killed_missing,
         "agent_lives": total.agent_lives,
         "aggregator_lives": total.aggregator_lives,
         "hash": format!("{:016x}", total.hash),
@@ -265,6 +288,7 @@ fn main() -> anyhow::Result<()> {
     match options.scenario {
         Scenario::Disk => return sweep(&options),
         Scenario::Simulation => return simulate(&options),
+        Scenario::Causes => return causes(&options),
         _ => {}
     }
     let mut run = Run::start(&options.scenario.setting(&options))?;

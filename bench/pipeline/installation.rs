@@ -43,19 +43,33 @@ struct FakedClock {
     offset: PathBuf,
 }
 
+/// The distribution's libfaketime.
+fn faketime() -> anyhow::Result<PathBuf> {
+    for folder in fs::read_dir("/usr/lib")? {
+        let there = folder?.path().join("faketime/libfaketimeMT.so.1");
+        if there.exists() {
+            return Ok(there);
+        }
+    }
+    anyhow::bail!("a clock that is wrong needs libfaketime: apt-get install faketime")
+}
+
+/// Gives a process a clock that is so many seconds ahead from its start on; no file is read, which an agent may not.
+pub(crate) fn give_clock_ahead(command: &mut Command, seconds: i64) -> anyhow::Result<()> {
+    command
+        .env("LD_PRELOAD", faketime()?)
+        .env("FAKETIME", format!("{seconds:+}s"))
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    Ok(())
+}
+
 impl FakedClock {
     /// One that is right, its offset in this file.
     fn make(offset: PathBuf) -> anyhow::Result<Self> {
-        let mut library = None;
-        for folder in fs::read_dir("/usr/lib")? {
-            let there = folder?.path().join("faketime/libfaketimeMT.so.1");
-            if there.exists() {
-                library = Some(there);
-            }
-        }
-        let library =
-            library.context("a clock that jumps needs libfaketime: apt-get install faketime")?;
-        let made = Self { library, offset };
+        let made = Self {
+            library: faketime()?,
+            offset,
+        };
         made.set(0)?;
         Ok(made)
     }
@@ -67,6 +81,7 @@ impl FakedClock {
         Ok(fs::rename(&new, &self.offset)?)
     }
 
+    /// Gives a process this one, which is read from the file again and again.
     fn give(&self, command: &mut Command) {
         command
             .env("LD_PRELOAD", &self.library)
@@ -358,7 +373,7 @@ impl Drop for Installation {
 }
 
 /// What a program printed that ended well.
-fn printed(command: &mut Command) -> anyhow::Result<String> {
+pub(crate) fn printed(command: &mut Command) -> anyhow::Result<String> {
     let output = command.stdin(Stdio::null()).output()?;
     ensure!(
         output.status.success(),

@@ -17,7 +17,7 @@ use muster_proto::{
     v1::{AggregatorMessage, DenyReason, aggregator_message},
 };
 use prost::Message as _;
-use rcgen::{CertificateParams, KeyPair, SanType};
+use rcgen::{Certificate, CertificateParams, KeyPair, SanType};
 use rustls::{ClientConfig, HandshakeKind, client::Resumption};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::{
@@ -169,15 +169,7 @@ impl rustls::client::ResolvesClientCert for NoCertificate {
 
 /// The same host by its name, vouched for by nobody.
 fn forged(identity: &Identity) -> anyhow::Result<Identity> {
-    let key = KeyPair::generate()?;
-    let name = SpiffeId::Agent {
-        domain: identity.trust_domain.clone(),
-        cell: MAIN_CELL.to_owned(),
-        host: identity.host_id,
-    };
-    let mut params = CertificateParams::default();
-    params.subject_alt_names = vec![SanType::URI(name.to_string().try_into()?)];
-    let certificate = params.self_signed(&key)?;
+    let (certificate, key) = self_made(identity)?;
     Ok(Identity {
         host_id: identity.host_id,
         trust_domain: identity.trust_domain.clone(),
@@ -190,6 +182,20 @@ fn forged(identity: &Identity) -> anyhow::Result<Identity> {
         bundle_version: identity.bundle_version,
         is_next: false,
     })
+}
+
+/// A certificate that names the host, made by itself, and its key.
+pub(crate) fn self_made(identity: &Identity) -> anyhow::Result<(Certificate, KeyPair)> {
+    let key = KeyPair::generate()?;
+    let name = SpiffeId::Agent {
+        domain: identity.trust_domain.clone(),
+        cell: MAIN_CELL.to_owned(),
+        host: identity.host_id,
+    };
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::URI(name.to_string().try_into()?)];
+    let certificate = params.self_signed(&key)?;
+    Ok((certificate, key))
 }
 
 /// A frame of HTTP/2.

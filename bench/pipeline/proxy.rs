@@ -147,22 +147,42 @@ fn reset(stream: &TcpStream) {
     let _ = stream.set_zero_linger();
 }
 
+/// A half that is not shut down in order when it goes: a connection that is reset must not end before.
+struct Half(Option<OwnedWriteHalf>);
+
+impl Half {
+    fn half(&mut self) -> io::Result<&mut OwnedWriteHalf> {
+        self.0.as_mut().ok_or(io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl Drop for Half {
+    fn drop(&mut self) {
+        if let Some(half) = self.0.take() {
+            half.forget();
+        }
+    }
+}
+
 async fn pump(
     mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    to: OwnedWriteHalf,
     mut weather: watch::Receiver<Weather>,
     mut random: fastrand::Rng,
 ) -> io::Result<()> {
+    let mut to = Half(Some(to));
     let mut bytes = vec![0; CHUNK];
     let mut half_closed = false;
     loop {
         let now = *weather.borrow_and_update();
         if now == Weather::Refused {
+            reset(from.as_ref());
+            reset((*to.half()?).as_ref());
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         if now == Weather::HalfClosed && !half_closed && random.bool() {
             half_closed = true;
-            to.shutdown().await?;
+            to.half()?.shutdown().await?;
         }
         let count = tokio::select! {
             read = from.read(&mut bytes) => read?,
@@ -173,7 +193,7 @@ async fn pump(
             },
         };
         if count == 0 {
-            return to.shutdown().await;
+            return to.half()?.shutdown().await;
         }
         let chunk = &mut bytes[..count];
         match now {
@@ -188,7 +208,7 @@ async fn pump(
             _ if half_closed => continue,
             Weather::Bytewise => {
                 for byte in chunk.iter() {
-                    to.write_all(std::slice::from_ref(byte)).await?;
+                    to.half()?.write_all(std::slice::from_ref(byte)).await?;
                 }
                 continue;
             }
@@ -199,6 +219,6 @@ async fn pump(
             }
             _ => {}
         }
-        to.write_all(chunk).await?;
+        to.half()?.write_all(chunk).await?;
     }
 }

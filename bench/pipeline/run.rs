@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often the fleet is looked at, and how often while the next fault waits for it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Of a fleet looks are at least so far apart for each of its agents: 0.5 s for 10,000.
+const LOOK_AT_ONE: Duration = Duration::from_micros(50);
 const LOOK_CLOSELY: Duration = Duration::from_millis(20);
 
 /// Of the agents, in percent, that many must have something acknowledged since the last fault before the next one
@@ -291,8 +293,15 @@ impl Run {
                 report.connected(),
                 self.plan.hosts
             );
-            thread::sleep(every);
+            thread::sleep(self.look_every(every));
         }
+    }
+
+    /// How often the agents may be asked how they stand: an answer names each of them, and of thousands it must not be
+    /// what they spend their time with.
+    pub(crate) fn look_every(&self, wished: Duration) -> Duration {
+        let of_all = LOOK_AT_ONE * u32::try_from(self.plan.hosts).unwrap_or(u32::MAX);
+        wished.max(of_all)
     }
 
     fn count_silent(&mut self) -> anyhow::Result<()> {

@@ -112,7 +112,7 @@ pub(crate) fn storm(run: &mut Run) -> anyhow::Result<()> {
         let question = Instant::now();
         run.installation.metrics()?;
         asked.push(question.elapsed());
-        thread::sleep(Duration::from_millis(50));
+        thread::sleep(run.look_every(Duration::from_millis(50)));
     }
     let page = run.installation.metrics()?;
     let cpu = value(&page, "process_cpu_seconds_total").context("no CPU time on the page")?;

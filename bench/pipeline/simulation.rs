@@ -50,7 +50,7 @@ use muster_aggregator::{
     ingest::{Renewing, UplinkService, WelcomeTerms},
     journal::{Journal, Record},
     listen::{Ending, Peer},
-    pki::{Authority, Issued},
+    pki::{Authority, Issued, Member},
 };
 use muster_proto::{
     id::{HostId, Incarnation},
@@ -130,6 +130,8 @@ pub(crate) struct Seen {
     pub rejected: u64,
     /// Of the refused ones those that the log does not name.
     pub refusals_forgotten: u64,
+    /// Most frames missing at the end of a life that was killed, with its disk well.
+    pub killed_missing: u64,
 }
 
 impl Seen {
@@ -142,6 +144,7 @@ impl Seen {
         self.lost += other.lost;
         self.rejected += other.rejected;
         self.refusals_forgotten += other.refusals_forgotten;
+        self.killed_missing = self.killed_missing.max(other.killed_missing);
     }
 }
 
@@ -410,6 +413,7 @@ impl Connector for Dial {
                 }),
                 serial: Some(serial(self.host)),
                 cert_not_after: Some(expires()),
+                origin: None,
                 ending: Ending::default(),
             };
             let accepted = Accepted { bytes: far, peer };
@@ -494,6 +498,8 @@ struct Past {
     may_lose: bool,
     /// It ended in order: its books are closed, and what they do not call lost has to be at the aggregator.
     is_closed: bool,
+    /// kill -9.
+    was_killed: bool,
 }
 
 struct Host {
@@ -554,10 +560,10 @@ impl<'a> World<'a> {
                 labels: BTreeMap::default(),
                 from: "simulation".to_owned(),
             };
-            let issue = |host: HostId| {
+            let issue = |member: Member| {
                 Ok(Issued {
                     chain: Vec::new(),
-                    serial: serial(host),
+                    serial: serial(member.host),
                     not_after: expires(),
                     generation: 1,
                 })
@@ -642,6 +648,7 @@ impl<'a> World<'a> {
             authority: Arc::clone(&self.stage.authority),
             clock: Arc::clone(&self.clock) as _,
             sink: Arc::new(Nobody),
+            guard: None,
         };
         let clock = Arc::clone(&self.clock) as _;
         let service = UplinkService::new(fleet.clone(), directory, renewing, clock, terms);
@@ -740,6 +747,7 @@ impl<'a> World<'a> {
             settled_below: life.monitor.settled_below(),
             may_lose: lost_power || host.is_sick,
             is_closed: how == How::Order,
+            was_killed: how == How::Kill,
         };
         if lost_power {
             // Nothing more gets to the disk.
@@ -1001,6 +1009,17 @@ impl<'a> World<'a> {
                 books.produced,
                 books.lost
             );
+            // Its newest frame may have been in its memory only.
+            ensure!(
+                missing <= forgotten + books.lost + 1 || past.may_lose || !past.was_killed,
+                "{missing} of {} frames of a life that was killed are not known, and the agent gave up {}",
+                books.produced,
+                books.lost
+            );
+            self.seen.killed_missing = self.seen.killed_missing.max(match past.was_killed {
+                true if !past.may_lose => missing.saturating_sub(forgotten + books.lost),
+                _ => 0,
+            });
             self.seen.stored += stored;
             self.seen.lost += books.lost;
             self.seen.rejected += books.rejected;

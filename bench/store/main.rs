@@ -7,12 +7,14 @@
 //! bench/history --file pages.gz [--every 10]                the file, as fast as it goes; as so many hosts, each of
 //!                                                           which takes every tenth page
 //! … --peers                                                 the same into prometheus and victoria-metrics
+//! … --judge                                                 and all rules judged again over it, as `muster replay --all`
 //! ```
 //!
 //! Frames are encoded as agents do and go the way of the aggregator's history thread: decoded from their chain,
 //! appended, written, packed. The last line is one JSON object.
 
 mod http;
+mod judged;
 mod peers;
 mod recorded;
 
@@ -26,6 +28,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use judged::JudgeFigures;
 use muster_agent::{
     LiveHost, Source, collect::CollectConfig, host::HostRoot, simulate::SimulatedHost,
     telemetry::Own,
@@ -111,6 +114,7 @@ struct Options {
     record: Option<u64>,
     file: Option<PathBuf>,
     peers: bool,
+    judge: bool,
 }
 
 fn options() -> anyhow::Result<Options> {
@@ -122,12 +126,17 @@ fn options() -> anyhow::Result<Options> {
         record: None,
         file: None,
         peers: false,
+        judge: false,
     };
     let mut hours = 26;
     let mut words = env::args().skip(1);
     while let Some(word) = words.next() {
         if word == "--peers" {
             found.peers = true;
+            continue;
+        }
+        if word == "--judge" {
+            found.judge = true;
             continue;
         }
         if word == "--file" {
@@ -146,7 +155,7 @@ fn options() -> anyhow::Result<Options> {
             }
             _ => bail!(
                 "{word}: --hosts N --interval SECONDS --hours H, --live SECONDS, --record SECONDS --file FILE, or \
-                 --file FILE --every N; --peers"
+                 --file FILE --every N; --peers; --judge"
             ),
         }
     }
@@ -283,6 +292,7 @@ fn print(options: &Options, figures: &Figures, peers: &[PeerFigures]) {
             "read_wall_ms": rounded(figures.read_wall.as_secs_f64() * 1e3),
             "open_ms": rounded(figures.open.as_secs_f64() * 1e3),
             "peers": peers,
+            "judged": figures.judged,
         })
     );
 }
@@ -304,6 +314,7 @@ struct Figures {
     open: Duration,
     /// The first tick of made-up hosts.
     start: i64,
+    judged: Option<JudgeFigures>,
 }
 
 /// What is read.
@@ -375,6 +386,11 @@ fn run(options: &Options, hosts: &mut [Host], folder: &Path) -> anyhow::Result<F
     let (store, _) = EmbeddedStore::open(DiskStorage::open(folder)?, config, at)?;
     read(&store, hosts, at, 600_000)?;
     figures.open = began.elapsed();
+    if options.judge {
+        let ids: Vec<HostId> = hosts.iter().map(|host| host.id).collect();
+        let interval = Duration::from_secs(options.interval);
+        figures.judged = Some(judged::judge(&store, &ids, interval, (start, at + 1))?);
+    }
     Ok(figures)
 }
 

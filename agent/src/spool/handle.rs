@@ -74,7 +74,8 @@ struct Shared {
     has_due: bool,
 }
 
-/// Handle to a spool; see the head of this file. The thread ends with it, after a commit.
+/// Handle to a spool; see the head of this file. The thread ends with it, after a commit. What waits then and was not
+/// handed over is gone, as with the process: [`SpoolHandle::stop`] is the end in order.
 pub struct SpoolHandle {
     commands: Commands,
     incarnation: Incarnation,
@@ -293,12 +294,6 @@ impl SpoolHandle {
     #[must_use]
     pub fn ranges(&self) -> Vec<v1::SpoolRange> {
         lock(&self.shared).ranges.clone()
-    }
-}
-
-impl Drop for SpoolHandle {
-    fn drop(&mut self) {
-        self.hand_over(&mut lock(&self.waiting));
     }
 }
 

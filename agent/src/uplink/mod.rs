@@ -417,12 +417,11 @@ impl Uplink {
         let fleet_hint = opened.welcome.fleet_hint;
         let mut session = Session::new(&common, outbound, opened);
         let leave = CancellationToken::new();
-        // Only the first server renews: another may be a stand-in, of whose certificates the first knows nothing.
         let is_home = common.servers().is_home(Instant::now());
         let wait = HOME_FROM + Duration::from_millis(self.random.u64(0..=HOME_SPREAD_MS));
         let outcome = tokio::select! {
             outcome = session.run(stop, &leave) => outcome,
-            never = self.renewing.tend(&mut *self.memory, channel, server, &leave), if is_home => match never {},
+            never = self.renewing.tend(&mut *self.memory, channel, server, is_home, &leave) => match never {},
             never = go_home(&common, &*self.connector, wait, &leave) => match never {},
         };
         let worked = session.worked();

@@ -69,13 +69,15 @@ impl Renewing {
         }
     }
 
-    /// Renews when it is time, then asks the session to leave. Judged by the aggregator's clock, which said
+    /// Renews when it is time, then asks the session to leave: at the first server (`at_home`) earlier than at another,
+    /// which may be a stand-in for an hour. Judged by the aggregator's clock, which said
     /// `server` at `heard`: this host's own may be wrong.
     pub(super) async fn tend(
         &mut self,
         memory: &mut dyn Memory,
         channel: Channel,
         (server, heard): (Timestamp, Instant),
+        at_home: bool,
         leave: &CancellationToken,
     ) -> Infallible {
         let Some(slots) = memory.slots() else {
@@ -85,7 +87,9 @@ impl Renewing {
             let Some(life) = slots.life() else {
                 return pending().await;
             };
-            let wait = self.renewal.wait(life, server.plus(heard.elapsed()));
+            let wait = self
+                .renewal
+                .wait(life, server.plus(heard.elapsed()), at_home);
             let due = (Instant::now() + wait).max(self.not_before);
             let look = Instant::now() + LOOK_EVERY;
             time::sleep_until(due.min(look)).await;

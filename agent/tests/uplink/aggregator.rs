@@ -12,12 +12,14 @@ use std::{
 use muster_agent::{
     Agent, AgentConfig, Credentials, Monitor,
     buffer::{Books, BufferLimits},
+    renewal::Life,
     sampler::HostClock,
     simulate::SimulatedHost,
     uplink::{
         Forgetful, Memory,
         connect::{Connecting, Connector, Stream as Bytes},
         fault::Fault,
+        renew::Slots,
     },
 };
 use muster_proto::{
@@ -150,6 +152,13 @@ impl Connector for Ways {
 
 /// An agent with two aggregators, `a:1` and `b:1`, in this order.
 pub(crate) fn two() -> (One, One, Monitor, oneshot::Sender<v1::FinReason>) {
+    two_with(Box::new(Forgetful::default()))
+}
+
+/// As [`two`], of an agent that remembers this.
+pub(crate) fn two_with(
+    memory: Box<dyn Memory>,
+) -> (One, One, Monitor, oneshot::Sender<v1::FinReason>) {
     let mut ways = Vec::new();
     let mut ones = ["a:1", "b:1"].map(|address| {
         let (incoming, connections) = mpsc::unbounded_channel();
@@ -164,9 +173,82 @@ pub(crate) fn two() -> (One, One, Monitor, oneshot::Sender<v1::FinReason>) {
             sessions: serve(connections),
         })
     });
-    let (monitor, stop, _agent) = start_with(Box::new(Ways(ways)), Box::new(Forgetful::default()));
+    let (monitor, stop, _agent) = start_with(Box::new(Ways(ways)), memory);
     let mut take = |at: usize| ones[at].take().expect("taken once");
     (take(0), take(1), monitor, stop)
+}
+
+/// A memory with a certificate that can be renewed, and which is never given another.
+pub(crate) struct Certified {
+    life: Life,
+    /// How often one was asked for.
+    asked: Arc<AtomicUsize>,
+    session: u64,
+}
+
+impl Certified {
+    /// One that was issued so many days before the start, and lives for 30.
+    pub(crate) fn days_ago(days: u64) -> (Box<dyn Memory>, Arc<AtomicUsize>) {
+        let day = Duration::from_secs(86_400);
+        let not_before =
+            Timestamp::from_millis(START_MS).minus(day * u32::try_from(days).expect("days"));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let memory = Self {
+            life: Life {
+                not_before,
+                not_after: not_before.plus(day * 30),
+            },
+            asked: Arc::clone(&asked),
+            session: 0,
+        };
+        (Box::new(memory), asked)
+    }
+}
+
+impl Memory for Certified {
+    fn next_session(&mut self) -> Result<u64, Fault> {
+        self.session += 1;
+        Ok(self.session)
+    }
+
+    fn ratchet(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn welcomed(&mut self, _: &v1::Welcome) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn bundle_version(&self) -> u64 {
+        0
+    }
+
+    fn slots(&mut self) -> Option<&mut dyn Slots> {
+        Some(self)
+    }
+}
+
+impl Slots for Certified {
+    fn life(&self) -> Option<Life> {
+        Some(self.life)
+    }
+
+    fn waiting(&self) -> bool {
+        false
+    }
+
+    fn request(&mut self) -> Result<Vec<u8>, Fault> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        Ok(Vec::new())
+    }
+
+    fn keep(&mut self, _: v1::RenewResponse) -> Result<Timestamp, Fault> {
+        Err(Fault::Identity("nothing is issued here".to_owned()))
+    }
+
+    fn accepted(&mut self) {}
+
+    fn refused(&mut self) {}
 }
 
 /// The gRPC service: each session goes to the test.
@@ -197,7 +279,7 @@ impl Uplink for Service {
         &self,
         _request: Request<v1::RenewRequest>,
     ) -> Result<Response<v1::RenewResponse>, Status> {
-        Err(Status::unimplemented("no agent here has a certificate"))
+        Err(Status::unavailable("nothing is issued here"))
     }
 }
 

@@ -6,7 +6,9 @@ mod tls;
 
 use std::time::Duration;
 
-use aggregator::{INTERVAL, Reader, START_MS, Session, World, two, welcome, welcome_with};
+use aggregator::{
+    Certified, INTERVAL, Reader, START_MS, Session, World, two, two_with, welcome, welcome_with,
+};
 use muster_proto::v1::{self, agent_message::Message as Up, aggregator_message::Message as Down};
 use tokio::time::{self, Instant};
 
@@ -532,6 +534,31 @@ async fn a_redirect_within_the_list_is_followed_once_and_for_an_hour() {
     assert!(stayed < seconds(3_600 + 620), "{stayed:?}");
     greet(&mut first.session().await).await;
     assert_eq!(monitor.server(), "a:1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_is_renewed_at_whichever_server_there_is() {
+    use std::sync::atomic::Ordering;
+    for (days, first_is_up, asks) in [
+        (17, true, false),
+        (23, true, true),
+        // A first server that is back within days renews its hosts itself.
+        (23, false, false),
+        (27, false, true),
+    ] {
+        let (memory, asked) = Certified::days_ago(days);
+        let (mut first, mut second, _monitor, _stop) = two_with(memory);
+        first.up.store(first_is_up, Ordering::SeqCst);
+        let mut session = match first_is_up {
+            true => first.session().await,
+            false => second.session().await,
+        };
+        greet(&mut session).await;
+        let serving = serve_on(&mut session);
+        assert!(time::timeout(seconds(1_200), serving).await.is_err());
+        let asked = asked.load(Ordering::SeqCst) > 0;
+        assert_eq!(asked, asks, "after {days} days, first up: {first_is_up}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

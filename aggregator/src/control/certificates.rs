@@ -14,7 +14,7 @@ use muster_proto::{id::HostId, time::Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
 use super::{Control, ControlError, db::audit, generations};
-use crate::pki::{Issued, PkiError};
+use crate::pki::{Issued, Member, PkiError};
 
 /// How long after its end a certificate may still be renewed: hosts that were switched off for a month come back
 /// by themselves (design/identity.md §5).
@@ -52,11 +52,26 @@ pub struct Presented {
     pub serial: String,
     /// End of its life.
     pub not_after: Timestamp,
+    /// What orders it among the host's certificates; `None` when its issuer is none that is trusted.
+    pub origin: Option<Lineage>,
+}
+
+/// What orders the certificates of a host, whichever aggregator of the fleet issued them ([`crate::pki::Origin`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lineage {
+    /// Since when the host has its identity.
+    pub joined: Timestamp,
+    /// When the certificate was issued, whole seconds.
+    pub issued: Timestamp,
+    /// SHA-256 of its key.
+    pub fingerprint: [u8; 32],
+    /// Which generation of the authority issued it.
+    pub generation: u32,
 }
 
 impl Control {
     /// Whether this certificate may speak for its host now. One that was issued and never used is put in the place
-    /// of the one before it.
+    /// of the one before it, and so is a later one that another aggregator of the fleet issued.
     ///
     /// # Errors
     /// When it cannot be read or written.
@@ -74,7 +89,7 @@ impl Control {
             .await?;
         match standing {
             Ok(Standing::InUse) => Ok(Ok(())),
-            Ok(Standing::Waiting) => {
+            Ok(Standing::Waiting | Standing::Elsewhere(_)) => {
                 let epoch = self.epoch;
                 self.write(move |connection| activate(connection, epoch, &presented, now))
                     .await
@@ -96,7 +111,7 @@ impl Control {
         now: Timestamp,
     ) -> Result<Result<Issued, CertificateRefusal>, ControlError>
     where
-        F: FnOnce(HostId) -> Result<Issued, PkiError> + Send + 'static,
+        F: FnOnce(Member) -> Result<Issued, PkiError> + Send + 'static,
     {
         let epoch = self.epoch;
         self.write(move |connection| {
@@ -125,28 +140,79 @@ impl Control {
 enum Standing {
     InUse,
     Waiting,
+    /// Another aggregator of the fleet issued it, later than the one in use.
+    Elsewhere(Lineage),
 }
 
 fn standing(
     connection: &Connection,
     presented: &Presented,
 ) -> Result<Result<Standing, CertificateRefusal>, ControlError> {
-    let serials: Option<(String, Option<String>)> = connection
+    let known: Option<(String, Option<String>, i64)> = connection
         .prepare_cached(
-            "SELECT cert_serial, next_serial FROM hosts WHERE host_id = ?1 AND removed_ms IS NULL",
+            "SELECT cert_serial, next_serial, joined_ms FROM hosts WHERE host_id = ?1 AND removed_ms IS NULL",
         )?
         .query_row([presented.host_id.to_string()], |row| {
-            Ok((row.get(0)?, row.get(1)?))
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
         })
         .optional()?;
     if generations::is_refused(connection, &presented.serial)? {
         return Ok(Err(CertificateRefusal::Untrusted));
     }
-    Ok(match serials {
-        None => Err(CertificateRefusal::Removed),
-        Some((in_use, _)) if in_use == presented.serial => Ok(Standing::InUse),
-        Some((_, Some(next))) if next == presented.serial => Ok(Standing::Waiting),
-        Some(_) => Err(CertificateRefusal::Superseded),
+    let (in_use, joined) = match known {
+        None => return Ok(Err(CertificateRefusal::Removed)),
+        Some((in_use, ..)) if in_use == presented.serial => return Ok(Ok(Standing::InUse)),
+        Some((_, Some(next), _)) if next == presented.serial => return Ok(Ok(Standing::Waiting)),
+        Some((in_use, _, joined)) => (in_use, joined),
+    };
+    Ok(match later(connection, presented, &in_use, joined)? {
+        Some(lineage) => Ok(Standing::Elsewhere(lineage)),
+        None => Err(CertificateRefusal::Superseded),
+    })
+}
+
+/// What a certificate that is not on record says of itself, if it is later than the one in use: another aggregator of
+/// the fleet issued it, from a backup of this one or the other way round. What this one issued is on record, and was
+/// replaced; so is every key that it has certified.
+fn later(
+    connection: &Connection,
+    presented: &Presented,
+    in_use: &str,
+    joined_ms: i64,
+) -> Result<Option<Lineage>, ControlError> {
+    let Some(lineage) = &presented.origin else {
+        return Ok(None);
+    };
+    let known = connection
+        .prepare_cached("SELECT 1 FROM certificates WHERE serial = ?1 OR spki_hash = ?2")?
+        .exists(params![presented.serial, lineage.fingerprint])?;
+    if known || generations::is_denied(connection, lineage.generation)? {
+        return Ok(None);
+    }
+    let issued_ms: Option<i64> = connection
+        .prepare_cached("SELECT issued_ms FROM certificates WHERE serial = ?1")?
+        .query_row([in_use], |row| row.get(0))
+        .optional()?;
+    let Some(issued_ms) = issued_ms else {
+        return Ok(None);
+    };
+    // In certificates times are whole seconds.
+    let order = |joined: i64, issued: i64| (joined, issued.div_euclid(1000));
+    let is_later =
+        order(lineage.joined.as_millis(), lineage.issued.as_millis()) > order(joined_ms, issued_ms);
+    Ok(is_later.then(|| lineage.clone()))
+}
+
+/// For whom a certificate of this host is.
+pub(super) fn member(connection: &Connection, host: HostId) -> Result<Member, ControlError> {
+    let joined: i64 = connection
+        .prepare_cached("SELECT joined_ms FROM hosts WHERE host_id = ?1")?
+        .query_row([host.to_string()], |row| row.get(0))
+        .optional()?
+        .ok_or(ControlError::UnknownHost(host))?;
+    Ok(Member {
+        host,
+        joined: Timestamp::from_millis(joined),
     })
 }
 
@@ -160,6 +226,10 @@ fn activate(
     match standing(connection, presented)? {
         Err(refusal) => return Ok(Err(refusal)),
         Ok(Standing::InUse) => return Ok(Ok(())),
+        Ok(Standing::Elsewhere(lineage)) => {
+            adopt(connection, epoch, presented, &lineage, now)?;
+            return Ok(Ok(()));
+        }
         Ok(Standing::Waiting) => {}
     }
     let host = presented.host_id.to_string();
@@ -180,12 +250,63 @@ fn activate(
     Ok(Ok(()))
 }
 
+/// Puts a certificate of another aggregator of the fleet in use, and on record.
+fn adopt(
+    connection: &Connection,
+    epoch: i64,
+    presented: &Presented,
+    lineage: &Lineage,
+    now: Timestamp,
+) -> Result<(), ControlError> {
+    let host = presented.host_id.to_string();
+    let actor = format!("agent/{host}");
+    connection.execute(
+        "UPDATE hosts SET cert_serial = ?2, cert_not_after_ms = ?3, joined_ms = ?4,
+                          next_serial = NULL, next_not_after_ms = NULL
+         WHERE host_id = ?1 AND epoch = ?5",
+        params![
+            host,
+            presented.serial,
+            presented.not_after.as_millis(),
+            lineage.joined.as_millis(),
+            epoch
+        ],
+    )?;
+    let issued = Issued {
+        chain: Vec::new(),
+        serial: presented.serial.clone(),
+        not_after: presented.not_after,
+        generation: lineage.generation,
+    };
+    note(
+        connection,
+        epoch,
+        &actor,
+        lineage.fingerprint,
+        &issued,
+        lineage.issued,
+    )?;
+    let said = format!(
+        "serial {}, issued {} by another aggregator of this authority; the one before is refused now",
+        presented.serial, lineage.issued
+    );
+    audit(
+        connection,
+        epoch,
+        now,
+        [&actor, "use certificate issued elsewhere", &host, &said],
+    )?;
+    tracing::warn!(%host, serial = presented.serial, issued = %lineage.issued,
+        "a host shows a later certificate that another aggregator of this authority issued; it is in use from now on");
+    Ok(())
+}
+
 fn renew(
     connection: &Connection,
     epoch: i64,
     presented: &Presented,
     fingerprint: [u8; 32],
-    issue: impl FnOnce(HostId) -> Result<Issued, PkiError>,
+    issue: impl FnOnce(Member) -> Result<Issued, PkiError>,
     now: Timestamp,
 ) -> Result<Result<Issued, CertificateRefusal>, ControlError> {
     if presented.not_after.plus(RENEWAL_GRACE) < now {
@@ -201,7 +322,8 @@ fn renew(
     if known_key {
         return Ok(Err(CertificateRefusal::OldKey));
     }
-    let issued = issue(host_id).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
+    let member = member(connection, host_id)?;
+    let issued = issue(member).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
     connection.execute(
         "UPDATE hosts SET next_serial = ?2, next_not_after_ms = ?3
          WHERE host_id = ?1 AND epoch = ?4",

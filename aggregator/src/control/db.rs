@@ -34,6 +34,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/013_doubts.sql"),
     include_str!("migrations/014_turns.sql"),
     include_str!("migrations/015_readers.sql"),
+    include_str!("migrations/016_joined.sql"),
 ];
 
 /// How long to wait for another process that writes (`token create`).

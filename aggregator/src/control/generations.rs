@@ -126,6 +126,13 @@ fn subject(generation: u32) -> String {
     format!("generation/{generation}")
 }
 
+/// Whether certificates of this generation are refused.
+pub(super) fn is_denied(connection: &Connection, generation: u32) -> Result<bool, ControlError> {
+    Ok(connection
+        .prepare_cached("SELECT 1 FROM denied WHERE subject = ?1")?
+        .exists([subject(generation)])?)
+}
+
 /// Whether the certificate with this serial is of a generation that is not trusted any more.
 pub(super) fn is_refused(connection: &Connection, serial: &str) -> Result<bool, ControlError> {
     Ok(connection

@@ -30,7 +30,7 @@ use std::path::PathBuf;
 
 pub use acks::{Ack, AckOutcome, MAX_TEXT_BYTES};
 pub use audit::{AuditFilter, AuditLine, AuditVerdict};
-pub use certificates::{CertificateRefusal, Presented, RENEWAL_GRACE};
+pub use certificates::{CertificateRefusal, Lineage, Presented, RENEWAL_GRACE};
 pub use copies::{COPY_SIGNS, COPY_WINDOW, Doubt, Greeted, Greeting};
 pub use db::Control;
 pub use deliveries::{ChannelBooks, Delivery, Fate};

@@ -21,7 +21,7 @@ use super::{
     refusals::Refusals,
     revoke,
 };
-use crate::pki::{Issued, PkiError};
+use crate::pki::{Issued, Member, PkiError};
 
 /// Life of a token unless said otherwise: time to walk to the other terminal.
 pub const DEFAULT_TOKEN_TTL: Duration = Duration::from_secs(15 * 60);
@@ -375,7 +375,7 @@ impl Control {
         now: Timestamp,
     ) -> Result<Result<Enrolled, EnrolRefusal>, ControlError>
     where
-        F: FnOnce(HostId) -> Result<Issued, PkiError> + Send + 'static,
+        F: FnOnce(Member) -> Result<Issued, PkiError> + Send + 'static,
     {
         let (epoch, refusals) = (self.epoch, self.refusals.clone());
         self.write(move |connection| {
@@ -444,7 +444,7 @@ fn join(
     connection: &Connection,
     epoch: i64,
     request: &EnrolRequest,
-    issue: impl FnOnce(HostId) -> Result<Issued, PkiError>,
+    issue: impl FnOnce(Member) -> Result<Issued, PkiError>,
     now: Timestamp,
 ) -> Result<Result<Enrolled, EnrolRefusal>, ControlError> {
     let Some(token) = find(connection, &request.token_id, now)? else {
@@ -519,12 +519,16 @@ fn join(
         },
     };
     pending::joined(connection, epoch, request)?;
-    let issued = issue(host_id).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
+    let member = Member {
+        host: host_id,
+        joined: now,
+    };
+    let issued = issue(member).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
     let name = free_name(connection, epoch, &request.facts.hostname, host_id, now)?;
     connection.execute(
         "INSERT INTO hosts (host_id, name, facts, labels, token_labels, created_ms, cert_serial,
-                            cert_not_after_ms, epoch)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                            cert_not_after_ms, epoch, joined_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?6)",
         params![
             host_id.to_string(),
             name,
@@ -583,7 +587,7 @@ fn replace(
     request: &EnrolRequest,
     token: &TokenRow,
     host_id: HostId,
-    issue: impl FnOnce(HostId) -> Result<Issued, PkiError>,
+    issue: impl FnOnce(Member) -> Result<Issued, PkiError>,
     now: Timestamp,
 ) -> Result<Result<Enrolled, EnrolRefusal>, ControlError> {
     let Some(before) = super::hosts::find(connection, host_id)? else {
@@ -601,13 +605,17 @@ fn replace(
         hostname: before.facts.hostname,
         ..request.facts.clone()
     };
-    let issued = issue(host_id).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
+    let member = Member {
+        host: host_id,
+        joined: now,
+    };
+    let issued = issue(member).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
     connection.execute(
         "UPDATE hosts SET name = ?2, facts = ?3, labels = ?4, cert_serial = ?5, cert_not_after_ms = ?6,
                           next_serial = NULL, next_not_after_ms = NULL, removed_ms = NULL,
                           token_labels = CASE WHEN ?7 = '{}' THEN token_labels ELSE ?7 END,
                           ratchet = NULL, ratchet_before = NULL, last_session = NULL, boots = '',
-                          copy_signs = '', quarantined_ms = NULL
+                          copy_signs = '', quarantined_ms = NULL, joined_ms = ?9
          WHERE host_id = ?1 AND epoch = ?8",
         params![
             host_id.to_string(),
@@ -617,7 +625,8 @@ fn replace(
             issued.serial,
             issued.not_after.as_millis(),
             json(&token.labels),
-            epoch
+            epoch,
+            now.as_millis()
         ],
     )?;
     pending::joined(connection, epoch, request)?;
@@ -677,10 +686,11 @@ fn again(
     epoch: i64,
     request: &EnrolRequest,
     host_id: HostId,
-    issue: impl FnOnce(HostId) -> Result<Issued, PkiError>,
+    issue: impl FnOnce(Member) -> Result<Issued, PkiError>,
     now: Timestamp,
 ) -> Result<Enrolled, ControlError> {
-    let issued = issue(host_id).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
+    let member = certificates::member(connection, host_id)?;
+    let issued = issue(member).map_err(|error| ControlError::Issue(crate::chain(&error)))?;
     connection.execute(
         "UPDATE hosts SET cert_serial = ?2, cert_not_after_ms = ?3,
                           next_serial = NULL, next_not_after_ms = NULL

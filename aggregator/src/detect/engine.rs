@@ -29,7 +29,7 @@ use super::{
     host_score::{HostScore, Watch},
     host_silent::HostSilent,
     memory_leak::{MemoryLeak, Usage},
-    rules::{self, Bounds, Grown, Overrides, Watcher},
+    rules::{self, Attention, Bounds, Grown, Overrides, RuleSet, Watcher},
     unit_failed::UnitFailed,
 };
 use crate::fleet::SIGNALS;
@@ -93,6 +93,21 @@ struct Track {
     undated: bool,
 }
 
+/// Which detectors are asked at a step.
+#[derive(Clone, Copy, Default)]
+struct Whom<'a> {
+    /// Only those with these names, if they are given.
+    only: Option<&'a BTreeSet<&'static str>>,
+    /// Of those not the ones that sleep.
+    attention: Attention,
+}
+
+impl Whom<'_> {
+    fn is_asked(&self, rule: &str) -> bool {
+        self.only.is_none_or(|only| only.contains(rule))
+    }
+}
+
 /// The circumstances of one step.
 #[derive(Clone, Copy)]
 struct Step<'a> {
@@ -140,9 +155,27 @@ impl Engine {
         seen: &Observation<'_>,
         out: &mut Vec<Transition>,
     ) {
-        if let Some(step) = state.advance(seen) {
-            self.judge(state, step, None, out);
-        }
+        self.step_attending(state, seen, Attention::default(), out);
+    }
+
+    /// The same without the rules that sleep; gives those that may sleep until the next tick.
+    pub fn step_attending(
+        &self,
+        state: &mut HostDetection,
+        seen: &Observation<'_>,
+        attention: Attention,
+        out: &mut Vec<Transition>,
+    ) -> RuleSet {
+        let Some(step) = state.advance(seen) else {
+            return RuleSet::default();
+        };
+        let whom = Whom {
+            attention,
+            ..Whom::default()
+        };
+        self.judge(state, step, whom, out);
+        let HostDetection { grown, tracks, .. } = state;
+        grown.may_sleep(|rule| tracks.contains_key(rule))
     }
 
     /// The same for the rules with these names alone, whatever else the observation holds.
@@ -154,7 +187,11 @@ impl Engine {
         out: &mut Vec<Transition>,
     ) {
         if let Some(step) = state.advance(seen) {
-            self.judge(state, step, Some(only), out);
+            let whom = Whom {
+                only: Some(only),
+                ..Whom::default()
+            };
+            self.judge(state, step, whom, out);
         }
     }
 
@@ -171,7 +208,7 @@ impl Engine {
             at,
             live: true,
         };
-        self.judge(state, step, None, out);
+        self.judge(state, step, Whom::default(), out);
     }
 
     /// Makes what counts as open here what is open in the store, which survives what a checkpoint does not.
@@ -201,12 +238,12 @@ impl Engine {
         state.forget_settled();
     }
 
-    /// The one list of detectors; of those, such as are named in `only`, if that is given.
+    /// The one list of detectors.
     fn judge(
         &self,
         state: &mut HostDetection,
         step: Step<'_>,
-        only: Option<&BTreeSet<&'static str>>,
+        whom: Whom<'_>,
         out: &mut Vec<Transition>,
     ) {
         let HostDetection {
@@ -218,14 +255,10 @@ impl Engine {
             tracks,
             ..
         } = state;
-        let asked = |rule: &str| only.is_none_or(|only| only.contains(rule));
         if let Evidence::Tick(seen) = &step.evidence {
-            self.judge_pack(grown, tracks, seen, step, &asked, out);
+            self.judge_pack((grown, tracks), seen, whom, step, out);
         }
-        let tracks = &mut Asked {
-            tracks,
-            asked: &asked,
-        };
+        let tracks = &mut Asked { tracks, whom };
         tracks.run(&self.host_silent, silent, step, out);
         tracks.run(&self.filesystem_full, &mut (), step, out);
         tracks.run(&self.filesystem_full_soon, filling, step, out);
@@ -238,7 +271,7 @@ impl Engine {
 /// What is open or on its way, for those detectors that are asked.
 struct Asked<'a> {
     tracks: &'a mut BTreeMap<String, Tracks>,
-    asked: &'a dyn Fn(&str) -> bool,
+    whom: Whom<'a>,
 }
 
 impl Asked<'_> {
@@ -249,7 +282,7 @@ impl Asked<'_> {
         step: Step<'_>,
         out: &mut Vec<Transition>,
     ) {
-        if (self.asked)(detector.rule().name) {
+        if self.whom.is_asked(detector.rule().name) {
             run(detector, own, self.tracks, step, out);
         }
     }
@@ -286,17 +319,19 @@ impl Engine {
     /// Runs the rules of the pack that know something or have something open.
     fn judge_pack(
         &self,
-        grown: &mut Grown,
-        tracks: &mut BTreeMap<String, Tracks>,
+        (grown, tracks): (&mut Grown, &mut BTreeMap<String, Tracks>),
         seen: &Observation<'_>,
+        whom: Whom<'_>,
         step: Step<'_>,
-        asked: &dyn Fn(&str) -> bool,
         out: &mut Vec<Transition>,
     ) {
-        let watcher = Watcher::new(seen, grown);
+        let watcher = Watcher::new(seen, whom.attention, grown);
         for (at, definition) in rules::pack().iter().enumerate() {
+            if watcher.sleeps(at) {
+                continue;
+            }
             if !watcher.knows(at) && !tracks.contains_key(&definition.name)
-                || !asked(&definition.name)
+                || !whom.is_asked(&definition.name)
             {
                 continue;
             }

@@ -24,8 +24,10 @@ use super::{
     ring::Ring,
     slope::{Slope, theil_sen_seasonal},
 };
-use crate::fleet::SIGNALS;
+use crate::fleet::derive::place_of;
 
+/// What is judged, among the signals.
+const MEMORY_USED: usize = place_of("memory_used_ratio");
 const WINDOW_MS: i64 = 6 * 3_600_000;
 const WINDOW_HOURS: f64 = 6.0;
 /// A week of windows and the one that has begun.
@@ -161,8 +163,7 @@ impl Detector for MemoryLeak {
         let Evidence::Tick(seen) = evidence else {
             return Coverage::NotAsked;
         };
-        let place = SIGNALS.iter().position(|name| *name == "memory_used_ratio");
-        let used = place.map_or(f64::NAN, |at| f64::from(seen.signals[at]));
+        let used = f64::from(seen.signals[MEMORY_USED]);
         state.step(seen.tick, used);
         let verdict = match state.forecast {
             _ if !used.is_finite() || !(state.known || state.anew) => Verdict::Unknown,

@@ -69,7 +69,43 @@ pub fn read(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
 
 /// Replaces the file.
 pub fn write(path: &Path, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-    replace(path, MAGIC, VERSION, checkpoint)
+    let mut writer = Writer::begin(path, checkpoint.covers, checkpoint.hosts.len())?;
+    writer.add(&checkpoint.hosts)?;
+    writer.finish()
+}
+
+/// Replaces the file host by host, so that a fleet never lies in memory twice. Dropped before its end it replaces
+/// nothing.
+pub struct Writer(Draft);
+
+impl Writer {
+    /// Begins the file of so many hosts; as many are to be added.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn begin(path: &Path, covers: u64, hosts: usize) -> Result<Self, CheckpointError> {
+        // What is written is a `Checkpoint`, field after field.
+        let mut draft = Draft::begin(path)?;
+        draft.put(&covers)?;
+        draft.put(&hosts)?;
+        Ok(Self(draft))
+    }
+
+    /// Adds hosts.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn add(&mut self, hosts: &[CheckpointedHost]) -> Result<(), CheckpointError> {
+        hosts.iter().try_for_each(|host| self.0.put(host))
+    }
+
+    /// Puts the file in the place of the one before.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn finish(self) -> Result<(), CheckpointError> {
+        self.0.finish(MAGIC, VERSION)
+    }
 }
 
 /// The body of a file with such a head; `None` if there is none.
@@ -140,53 +176,83 @@ pub(crate) fn replace(
     version: u32,
     value: &impl Serialize,
 ) -> Result<(), CheckpointError> {
-    let io = |action| {
-        move |source| CheckpointError::Io {
-            action,
+    let mut draft = Draft::begin(path)?;
+    draft.put(value)?;
+    draft.finish(magic, version)
+}
+
+/// A file that is being written beside the one that it will replace.
+struct Draft {
+    path: PathBuf,
+    temporary: PathBuf,
+    body: BufWriter<Summed<File>>,
+}
+
+impl Draft {
+    fn begin(path: &Path) -> Result<Self, CheckpointError> {
+        let temporary = path.with_extension("tmp");
+        let io = |action| io_error(action, path);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)
+            .map_err(io("create"))?;
+        // The body goes to the file as it is made: it is the whole fleet. Its checksum stands before it.
+        file.write_all(&[0; HEADER_BYTES]).map_err(io("write"))?;
+        let summed = Summed {
+            to: file,
+            checksum: 0,
+            failed: None,
+        };
+        Ok(Self {
             path: path.to_owned(),
-            source,
-        }
-    };
-    let temporary = path.with_extension("tmp");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(io("create"))?;
-    // The body goes to the file as it is made: it is the whole fleet. Its checksum stands before it.
-    file.write_all(&[0; HEADER_BYTES]).map_err(io("write"))?;
-    let summed = Summed {
-        to: &mut file,
-        checksum: 0,
-        failed: None,
-    };
-    let mut body = BufWriter::with_capacity(WRITE_BYTES, summed);
-    let encoded = postcard::to_io(value, &mut body).map(|_| ());
-    let flushed = body.flush();
-    let Summed {
-        checksum, failed, ..
-    } = body.into_parts().0;
-    if let Some(source) = failed {
-        return Err(io("write")(source));
+            temporary,
+            body: BufWriter::with_capacity(WRITE_BYTES, summed),
+        })
     }
-    encoded?;
-    flushed.map_err(io("write"))?;
-    let mut header = Vec::with_capacity(HEADER_BYTES);
-    header.extend_from_slice(magic);
-    header.extend_from_slice(&version.to_le_bytes());
-    header.extend_from_slice(&checksum.to_le_bytes());
-    file.seek(SeekFrom::Start(0))
-        .and_then(|_| file.write_all(&header))
-        .and_then(|()| file.sync_data())
-        .map_err(io("write"))?;
-    fs::rename(&temporary, path).map_err(io("replace"))?;
-    match path.parent() {
-        Some(folder) => File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(io("replace")),
-        None => Ok(()),
+
+    fn put(&mut self, value: &impl Serialize) -> Result<(), CheckpointError> {
+        let encoded = postcard::to_io(value, &mut self.body).map(|_| ());
+        match self.body.get_mut().failed.take() {
+            Some(source) => Err(io_error("write", &self.path)(source)),
+            None => Ok(encoded?),
+        }
+    }
+
+    fn finish(mut self, magic: &[u8; 8], version: u32) -> Result<(), CheckpointError> {
+        let io = |action| io_error(action, &self.path);
+        self.body.flush().map_err(io("write"))?;
+        let Summed {
+            to: mut file,
+            checksum,
+            ..
+        } = self.body.into_parts().0;
+        let mut header = Vec::with_capacity(HEADER_BYTES);
+        header.extend_from_slice(magic);
+        header.extend_from_slice(&version.to_le_bytes());
+        header.extend_from_slice(&checksum.to_le_bytes());
+        file.seek(SeekFrom::Start(0))
+            .and_then(|_| file.write_all(&header))
+            .and_then(|()| file.sync_data())
+            .map_err(io("write"))?;
+        fs::rename(&self.temporary, &self.path).map_err(io("replace"))?;
+        match self.path.parent() {
+            Some(folder) => File::open(folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(io("replace")),
+            None => Ok(()),
+        }
+    }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+    let path = path.to_owned();
+    move |source| CheckpointError::Io {
+        action,
+        path,
+        source,
     }
 }
 

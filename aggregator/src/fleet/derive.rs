@@ -46,6 +46,30 @@ pub const SIGNALS: &[&str] = &[
     "filefd_ratio",
 ];
 
+/// Place of a signal in [`SIGNALS`], at compile time: a name that is none does not compile.
+#[must_use]
+pub(crate) const fn place_of(signal: &str) -> usize {
+    let mut place = 0;
+    while !same(SIGNALS[place].as_bytes(), signal.as_bytes()) {
+        place += 1;
+    }
+    place
+}
+
+const fn same(one: &[u8], other: &[u8]) -> bool {
+    if one.len() != other.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < one.len() {
+        if one[at] != other[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
 /// One value for each of [`SIGNALS`]; NaN where it is not known.
 pub type Signals = [f32; SIGNALS.len()];
 
@@ -377,34 +401,42 @@ impl Gather {
     /// What the host is listed by; `filesystems` as [`filesystems`] made them.
     #[must_use]
     pub fn derived(&self, filesystems: Vec<FilesystemPoint>) -> Derived {
+        let mut derived = Derived {
+            filesystems,
+            ..Derived::default()
+        };
+        self.derive_into(&mut derived);
+        derived
+    }
+
+    /// The same in the place of what a host was listed by before; its filesystems are as they are now.
+    pub fn derive_into(&self, derived: &mut Derived) {
         use Quantity as Q;
 
         let total: f64 = self.cpu_total();
         let share = |rate: f64| Some(rate / total).filter(|share| share.is_finite());
-        let cpu_modes: Vec<(Cow<'static, str>, f64)> = CPU_MODES
-            .iter()
-            .filter_map(|&(mode, quantity)| {
-                Some((mode.into(), share(self.get(quantity))?.clamp(0.0, 1.0)))
-            })
-            .collect();
-        let fullest = fullest(&filesystems);
-        Derived {
-            cpu_ratio: finite(self.cpu_busy()),
-            cpu_modes,
-            memory_ratio: finite(self.memory_used()),
-            disk_ratio: fullest.map(|filesystem| filesystem.used_ratio),
-            disk_mountpoint: fullest.map_or_else(String::new, |f| f.mountpoint.clone()),
-            load1: self.known(Q::Load1),
-            io_ratio: self.known(Q::DiskBusy).map(|busy| busy.clamp(0.0, 1.0)),
-            network_receive_bytes_per_second: self.known(Q::NetworkReceiveBytes),
-            network_transmit_bytes_per_second: self.known(Q::NetworkTransmitBytes),
-            pressure_ratio: [Q::PressureCpu, Q::PressureMemory, Q::PressureIo]
-                .into_iter()
-                .filter_map(|quantity| self.known(quantity))
-                .reduce(f64::max)
-                .map(|ratio| ratio.clamp(0.0, 1.0)),
-            filesystems,
+        derived.cpu_ratio = finite(self.cpu_busy());
+        derived.cpu_modes.clear();
+        let modes = CPU_MODES.iter().filter_map(|&(mode, quantity)| {
+            Some((mode.into(), share(self.get(quantity))?.clamp(0.0, 1.0)))
+        });
+        derived.cpu_modes.extend(modes);
+        derived.memory_ratio = finite(self.memory_used());
+        let fullest = fullest(&derived.filesystems);
+        derived.disk_ratio = fullest.map(|filesystem| filesystem.used_ratio);
+        let mountpoint = fullest.map_or("", |filesystem| &filesystem.mountpoint);
+        if derived.disk_mountpoint != mountpoint {
+            derived.disk_mountpoint = mountpoint.to_owned();
         }
+        derived.load1 = self.known(Q::Load1);
+        derived.io_ratio = self.known(Q::DiskBusy).map(|busy| busy.clamp(0.0, 1.0));
+        derived.network_receive_bytes_per_second = self.known(Q::NetworkReceiveBytes);
+        derived.network_transmit_bytes_per_second = self.known(Q::NetworkTransmitBytes);
+        derived.pressure_ratio = [Q::PressureCpu, Q::PressureMemory, Q::PressureIo]
+            .into_iter()
+            .filter_map(|quantity| self.known(quantity))
+            .reduce(f64::max)
+            .map(|ratio| ratio.clamp(0.0, 1.0));
     }
 
     /// One value for each of [`SIGNALS`].
@@ -505,66 +537,114 @@ fn fullest(filesystems: &[FilesystemPoint]) -> Option<&FilesystemPoint> {
         .max_by(|one, other| one.used_ratio.total_cmp(&other.used_ratio))
 }
 
-/// Puts the figures of filesystems together: `figures` are (figure, [device, fstype, mountpoint], value).
+/// A figure of a filesystem: which, [device, fstype, mountpoint], value.
+type Figure<'a> = (FilesystemFigure, &'a [String], f64);
+
+/// Figures of a filesystem that are shown only in others.
+#[derive(Clone, Copy)]
+struct Parts {
+    free: f64,
+    files: f64,
+    files_free: f64,
+    seen: bool,
+}
+
+impl Parts {
+    const NONE: Self = Self {
+        free: f64::NAN,
+        files: f64::NAN,
+        files_free: f64::NAN,
+        seen: false,
+    };
+}
+
+/// Puts the figures of filesystems together.
 #[must_use]
-pub fn filesystems<'a>(
-    figures: impl Iterator<Item = (FilesystemFigure, &'a [String], f64)>,
-) -> Vec<FilesystemPoint> {
-    #[derive(Default)]
-    struct Parts {
-        free: f64,
-        files: f64,
-        files_free: f64,
-    }
-    let mut points: Vec<(FilesystemPoint, Parts)> = Vec::new();
-    for (figure, labels, value) in figures {
-        let [device, fstype, mountpoint] = labels else {
+pub fn filesystems<'a>(figures: impl Iterator<Item = Figure<'a>>) -> Vec<FilesystemPoint> {
+    let (mut points, mut parts) = (Vec::new(), Vec::new());
+    for figure in figures {
+        let [device, fstype, mountpoint] = figure.1 else {
             continue;
         };
-        let same = |point: &FilesystemPoint| {
-            point.mountpoint == *mountpoint && point.device == *device && point.fstype == *fstype
-        };
-        // Figures of one filesystem come close together, usually the last one's.
-        let at = points.iter().rposition(|(point, _)| same(point));
-        let at = at.unwrap_or_else(|| {
-            let point = FilesystemPoint {
+        let at = find(&points, figure.1).unwrap_or_else(|| {
+            points.push(FilesystemPoint {
                 mountpoint: mountpoint.clone(),
                 device: device.clone(),
                 fstype: fstype.clone(),
                 size: f64::NAN,
                 available: f64::NAN,
                 ..FilesystemPoint::default()
-            };
-            let parts = Parts {
-                free: f64::NAN,
-                files: f64::NAN,
-                files_free: f64::NAN,
-            };
-            points.push((point, parts));
+            });
+            parts.push(Parts::NONE);
             points.len() - 1
         });
-        let (point, parts) = &mut points[at];
+        points[at].take(&mut parts[at], figure);
+    }
+    for (point, parts) in points.iter_mut().zip(parts) {
+        point.finish(parts);
+    }
+    points
+}
+
+/// Puts them together in the place of what was made of the figures before. False when those were not of the same
+/// filesystems: then what is there means nothing.
+#[must_use]
+pub fn refresh<'a>(
+    points: &mut [FilesystemPoint],
+    figures: impl Iterator<Item = Figure<'a>>,
+) -> bool {
+    for point in points.iter_mut() {
+        (point.size, point.available) = (f64::NAN, f64::NAN);
+        (point.readonly, point.hung) = (false, false);
+    }
+    let mut parts = vec![Parts::NONE; points.len()];
+    for figure in figures.filter(|(_, labels, _)| labels.len() == 3) {
+        let Some(at) = find(points, figure.1) else {
+            return false;
+        };
+        points[at].take(&mut parts[at], figure);
+    }
+    for (point, parts) in points.iter_mut().zip(&parts) {
+        point.finish(*parts);
+    }
+    parts.iter().all(|parts| parts.seen)
+}
+
+/// Where the filesystem with these labels is.
+fn find(points: &[FilesystemPoint], labels: &[String]) -> Option<usize> {
+    let [device, fstype, mountpoint] = labels else {
+        return None;
+    };
+    let same = |point: &FilesystemPoint| {
+        point.mountpoint == *mountpoint && point.device == *device && point.fstype == *fstype
+    };
+    // Figures of one filesystem come close together, usually the last one's.
+    points.iter().rposition(same)
+}
+
+impl FilesystemPoint {
+    fn take(&mut self, parts: &mut Parts, (figure, _, value): Figure<'_>) {
+        parts.seen = true;
         match figure {
-            FilesystemFigure::Size => point.size = value,
-            FilesystemFigure::Available => point.available = value,
+            FilesystemFigure::Size => self.size = value,
+            FilesystemFigure::Available => self.available = value,
             FilesystemFigure::Free => parts.free = value,
             FilesystemFigure::Files => parts.files = value,
             FilesystemFigure::FilesFree => parts.files_free = value,
-            FilesystemFigure::Readonly => point.readonly = value != 0.0,
-            FilesystemFigure::DeviceError => point.hung = value != 0.0,
+            FilesystemFigure::Readonly => self.readonly = value != 0.0,
+            FilesystemFigure::DeviceError => self.hung = value != 0.0,
         }
     }
-    let finish = |(mut point, parts): (FilesystemPoint, Parts)| {
-        let used = point.size - parts.free;
-        point.used_ratio = match used + point.available {
+
+    fn finish(&mut self, parts: Parts) {
+        let used = self.size - parts.free;
+        self.used_ratio = match used + self.available {
             0.0 => f64::NAN,
             reachable => used / reachable,
         };
-        point.inodes_used_ratio =
+        self.inodes_used_ratio =
             finite(1.0 - parts.files_free / parts.files).filter(|_| parts.files > 0.0);
-        point
-    };
-    points.into_iter().map(finish).collect()
+    }
 }
 
 /// Rate of a counter between two readings, per second; `None` after a reset or without time between.

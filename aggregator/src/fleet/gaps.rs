@@ -75,7 +75,8 @@ impl Gaps {
 
     /// The upper end of the bucket that one gap in ten thousand exceeds.
     fn quantile(&self) -> Option<Duration> {
-        let total: f64 = self.buckets.iter().map(|&count| f64::from(count)).sum();
+        let total: u32 = self.buckets.iter().map(|&count| u32::from(count)).sum();
+        let total = f64::from(total);
         let mut longer = 0.0;
         for (at, &count) in self.buckets.iter().enumerate().rev() {
             longer += f64::from(count);

@@ -36,7 +36,8 @@ use super::{
     silence::{self, Ended, Mark, Past, Question, Refused, Return, Strain, Trace},
 };
 use crate::detect::{
-    Engine, HostDetection, Observation, Opening, Standing, Transition, rules::Sample,
+    Engine, HostDetection, Observation, Opening, Standing, Transition,
+    rules::{Attention, RuleSet, Sample},
 };
 
 /// Recent values kept of each field of [`RECENT_FIELDS`].
@@ -135,6 +136,17 @@ pub struct Session {
     pub interval: Duration,
     /// The agent's clock minus the aggregator's.
     pub clock_offset_ms: i64,
+}
+
+/// What a frame that is on disk was before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    /// On disk already.
+    Before,
+    /// Not yet.
+    First,
+    /// Told as lost; it came after all.
+    Found,
 }
 
 /// The books of one incarnation.
@@ -336,6 +348,10 @@ pub struct HostState {
     /// The value each series had at the tick before; parallel to the decoder's slots.
     before: Vec<Before>,
     rates: Vec<f32>,
+    /// Rules that sleep until what they look at changes.
+    asleep: RuleSet,
+    /// The decoder has taken in changes that nothing was made of.
+    unseen_changes: bool,
     events: VecDeque<v1::Event>,
     checksums: VecDeque<(Incarnation, u64, u32)>,
     heard: Option<Instant>,
@@ -369,6 +385,8 @@ impl HostState {
             aside: None,
             before: Vec::new(),
             rates: Vec::new(),
+            asleep: RuleSet::default(),
+            unseen_changes: false,
             events: VecDeque::new(),
             checksums: VecDeque::new(),
             heard: None,
@@ -603,6 +621,8 @@ impl HostState {
     /// Takes over what enrolment or a Hello changed about it.
     pub fn set_identity(&mut self, who: Enrolled) {
         self.who = who;
+        // Other labels may mean other bounds.
+        self.asleep = RuleSet::default();
     }
 
     /// The boot id of the host's newest session.
@@ -833,15 +853,19 @@ impl HostState {
         }
     }
 
-    /// Notes that a frame is on disk; false if it was noted before.
-    pub fn stored(&mut self, incarnation: Incarnation, seq: u64) -> bool {
+    /// Notes that a frame is on disk.
+    pub fn stored(&mut self, incarnation: Incarnation, seq: u64) -> Noted {
         let ledger = self.ledger_mut(incarnation);
         ledger.in_flight.remove(seq);
         // What was refused or given up and comes after all counts as stored only.
         ledger.rejected.remove(seq);
-        ledger.lost.remove(seq);
+        let found = ledger.lost.remove(seq);
         ledger.settled.insert(seq);
-        ledger.durable.insert(seq)
+        match ledger.durable.insert(seq) {
+            false => Noted::Before,
+            true if found => Noted::Found,
+            true => Noted::First,
+        }
     }
 
     /// Notes that a frame did not get to the disk: it may come again.
@@ -952,10 +976,7 @@ impl HostState {
         let listening_since = self
             .excused
             .map_or(listening_since, |excused| listening_since.max(excused));
-        if self.gap_from.is_some_and(|from| from < listening_since) {
-            // We did not listen in between: it is no gap of the host's.
-            self.gap_from = None;
-        }
+        self.listened_since(listening_since);
         if self.goes_on(now) {
             return None;
         }
@@ -1007,17 +1028,28 @@ impl HostState {
         Some(liveness)
     }
 
+    /// Nobody listened to it before.
+    pub fn listened_since(&mut self, since: Instant) {
+        // We did not listen in between: it is no gap of the host's.
+        self.gap_from = self.gap_from.filter(|from| *from >= since);
+    }
+
     /// Whether it was live, which everybody knows, and was heard since as often as it should be: then it still is.
-    /// Asked of every host twice a second, so without all else that is looked at.
     fn goes_on(&self, now: Instant) -> bool {
-        self.kept.liveness == Some(Liveness::Live)
+        self.lives_until(now).is_some()
+    }
+
+    /// Until when it counts as live at least, if it does now and everybody knows; it may still say goodbye, or its
+    /// stream end.
+    #[must_use]
+    pub fn lives_until(&self, now: Instant) -> Option<Instant> {
+        let known = self.kept.liveness == Some(Liveness::Live)
             && self.observed
             && self.connected
-            && self.kept.goodbye.is_none()
-            && self.heard.is_some_and(|heard| {
-                let late_after = self.kept.gaps.late_after(self.interval());
-                now.saturating_duration_since(heard) <= late_after
-            })
+            && self.kept.goodbye.is_none();
+        let heard = self.heard.filter(|_| known)?;
+        let until = heard + self.kept.gaps.late_after(self.interval());
+        (now <= until).then_some(until)
     }
 
     /// The cause of the silence as far as it can be told now.
@@ -1037,13 +1069,7 @@ impl HostState {
         let heard = question.heard;
         let (mut cause, account) = silence::presume(&question);
         match before {
-            // What told may be forgotten by a restart; what is known stays known.
-            // But for a closed stream of its own: it may turn out to be shared.
-            Some(Liveness::Silent(known))
-                if cause == Silence::Unknown && known != Silence::Crashed =>
-            {
-                cause = known;
-            }
+            Some(Liveness::Silent(known)) if silence::stays(known, cause) => cause = known,
             _ => self.kept.trace.account = account,
         }
         self.mark(heard, cause);
@@ -1084,6 +1110,7 @@ impl HostState {
             incarnation: session.incarnation,
             produced: ledger.map_or(0, |ledger| ledger.produced),
             interval: session.interval,
+            tick: self.kept.last_tick,
             now: wall,
         };
         let (cause, account) = silence::conclude(&mark, &back);
@@ -1132,6 +1159,7 @@ impl HostState {
 
     /// Tells the detectors what is open in the store.
     pub fn adopt(&mut self, engine: &Engine, open: &[Opening]) {
+        self.asleep = RuleSet::default();
         engine.adopt(&mut self.kept.detection, open);
     }
 
@@ -1230,15 +1258,22 @@ impl HostState {
             // A clock was wrong when that sample was taken, ours or the host's, and is not any more: what is
             // right now must not wait until then.
             self.kept.last_tick = None;
+            self.asleep = RuleSet::default();
             self.kept.readings.forget_time();
             self.kept.detection.forget_time();
         }
         if self.kept.last_tick >= Some(frame.tick) {
             // Out of order: it completes the books and the decoder, and tells nothing about now.
+            self.unseen_changes = true;
             return Ok(());
         }
         let span = self.kept.last_tick.map(|last| frame.tick.since(last));
-        let (signals, clock, round) = self.derive(frame.tick, context.changes);
+        let Tick {
+            signals,
+            clock,
+            attention,
+            round,
+        } = self.derive(frame.tick, context.changes);
         if let Some(clock) = clock.filter(|_| frame.lane == Lane::Live && !context.replayed) {
             if self.clock_offsets.len() == CLOCK_SAMPLES {
                 self.clock_offsets.pop_front();
@@ -1250,7 +1285,7 @@ impl HostState {
         self.kept.trace.strain = strain(&signals);
         let slots = self.decoder.slots().iter().zip(&self.rates);
         let shown = slots
-            .filter(|(slot, _)| slot.present && !slot.key.rules.is_empty())
+            .filter(|(slot, _)| slot.present && !slot.key.rule_set.but(attention.asleep).is_empty())
             .map(|(slot, rate)| (&*slot.key, slot.scale.value(slot.raw), *rate));
         let samples = rule_samples(shown, span, &round);
         let seen = Observation {
@@ -1265,7 +1300,10 @@ impl HostState {
             samples: &samples,
             who: Some(&self.who),
         };
-        context.engine.step(&mut self.kept.detection, &seen, out);
+        let detection = &mut self.kept.detection;
+        self.asleep = context
+            .engine
+            .step_attending(detection, &seen, attention, out);
         Ok(())
     }
 
@@ -1335,20 +1373,16 @@ impl HostState {
     }
 
     /// Rates of all counters, then everything made of them.
-    /// Gives the signals, the host's clock where it is in the sample, and what the slow collectors did.
-    fn derive(
-        &mut self,
-        tick: Timestamp,
-        changes: &Changes,
-    ) -> (Signals, Option<Timestamp>, Round) {
+    fn derive(&mut self, tick: Timestamp, changes: &Changes) -> Tick {
         let span = self.kept.last_tick.map(|last| tick.since(last));
         let seconds = rate_seconds(span);
         let mut gather = Gather::default();
-        let mut filesystem_seen = false;
-        let (mut slow, mut changed) = (Vec::new(), Changed::default());
+        let (mut filesystem_seen, mut lists_collectors) = (false, false);
+        let (mut any_slow, mut changed) = (false, Changed::default());
+        let mut touched = RuleSet::default();
         let parallel = self.before.iter_mut().zip(&mut self.rates);
         let slots = self.decoder.slots();
-        for (number, (slot, (before, rate))) in slots.iter().zip(parallel).enumerate() {
+        for (slot, (before, rate)) in slots.iter().zip(parallel) {
             if !slot.present {
                 *before = Before::NONE;
                 *rate = f32::NAN;
@@ -1358,56 +1392,92 @@ impl HostState {
                 if *before != Before::of(slot.raw) {
                     changed.note(cadence);
                 }
-                slow.push((number, cadence));
+                any_slow = true;
+                lists_collectors |= slot.key.lists_collector;
                 continue;
             }
             let value = slot.scale.value(slot.raw);
             let mut per_second = None;
             if slot.key.rated {
                 per_second = rate_since(*before, slot, seconds);
-                *rate = kept_rate(per_second);
+                let now = kept_rate(per_second);
+                if now.to_bits() != rate.to_bits() {
+                    touched = touched.and(slot.key.rule_set);
+                }
+                *rate = now;
                 *before = Before::of(slot.raw);
             }
             filesystem_seen |= matches!(slot.key.input, Input::Filesystem(_));
+            lists_collectors |= slot.key.lists_collector;
             gather.add(slot.key.input, value, per_second);
         }
         let round = self.kept.readings.step(tick, &changed);
-        for (number, cadence) in slow {
-            let (slot, before) = (&slots[number], &mut self.before[number]);
+        let parallel = self.before.iter_mut().zip(&mut self.rates);
+        let parallel = slots.iter().zip(parallel).filter(|_| any_slow);
+        for (slot, (before, rate)) in parallel.filter(|(slot, _)| slot.present) {
+            let Some(cadence) = slot.key.cadence else {
+                continue;
+            };
             let reading = round.of(cadence);
             if reading.ran {
                 let per_second = rate_since(*before, slot, rate_seconds(reading.since));
-                self.rates[number] = kept_rate(per_second);
+                let now = kept_rate(per_second);
+                if now.to_bits() != rate.to_bits() {
+                    touched = touched.and(slot.key.rule_set);
+                }
+                *rate = now;
                 *before = Before::of(slot.raw);
             }
-            let held = held_rate(self.rates[number]);
-            gather.add(slot.key.input, slot.scale.value(slot.raw), held);
+            gather.add(slot.key.input, slot.scale.value(slot.raw), held_rate(*rate));
         }
         self.kept.boot_time_seconds = gather.boot_time_seconds().or(self.kept.boot_time_seconds);
-        let filesystems = if filesystem_seen {
-            self.filesystems()
-        } else {
-            Vec::new()
-        };
-        self.kept.derived = gather.derived(filesystems);
+        let unseen = std::mem::take(&mut self.unseen_changes);
+        if unseen {
+            self.asleep = RuleSet::default();
+        }
+        let mut filesystem_changed = changes.key || unseen;
+        for &number in changes.changed.iter().chain(&changes.absent) {
+            let key = &slots[number as usize].key;
+            touched = touched.and(key.rule_set);
+            filesystem_changed |= matches!(key.input, Input::Filesystem(_));
+        }
+        if !filesystem_seen {
+            self.kept.derived.filesystems.clear();
+        } else if filesystem_changed || self.kept.derived.filesystems.is_empty() {
+            let mut points = std::mem::take(&mut self.kept.derived.filesystems);
+            if !derive::refresh(&mut points, self.filesystem_figures()) {
+                points = derive::filesystems(self.filesystem_figures());
+            }
+            self.kept.derived.filesystems = points;
+        }
+        gather.derive_into(&mut self.kept.derived);
         self.derive_units(tick, changes);
         let recent = RECENT_FIELDS.map(|field| self.recent_value(field));
         if self.kept.recent.len() == RECENT_TICKS {
             self.kept.recent.pop_front();
         }
         self.kept.recent.push_back(recent);
-        let clock = gather.host_clock_seconds().map(from_seconds);
-        (gather.signals(&self.kept.derived), clock, round)
+        Tick {
+            signals: gather.signals(&self.kept.derived),
+            clock: gather.host_clock_seconds().map(from_seconds),
+            attention: Attention {
+                asleep: self.asleep.but(touched),
+                lists_collectors,
+            },
+            round,
+        }
     }
 
-    fn filesystems(&self) -> Vec<derive::FilesystemPoint> {
+    fn filesystem_figures(
+        &self,
+    ) -> impl Iterator<Item = (derive::FilesystemFigure, &[String], f64)> {
         let present = self.decoder.slots().iter().filter(|slot| slot.present);
-        derive::filesystems(present.filter_map(|slot| match slot.key.input {
+        present.filter_map(|slot| match slot.key.input {
             Input::Filesystem(figure) => {
                 Some((figure, &slot.key.labels[..], slot.scale.value(slot.raw)))
             }
             _ => None,
-        }))
+        })
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "for a chart of one line")]
@@ -1538,6 +1608,16 @@ impl HostState {
     }
 }
 
+/// What is made of a sample, beside what the host is listed by.
+struct Tick {
+    signals: Signals,
+    /// The host's clock, where it is in the sample.
+    clock: Option<Timestamp>,
+    attention: Attention,
+    /// What the slow collectors did.
+    round: Round,
+}
+
 /// Units of the service manager as series of a tick name them, by name; `None` where none does. Since when a unit is
 /// as it is these do not tell.
 pub(crate) fn units<'a>(
@@ -1638,15 +1718,11 @@ pub(crate) fn rule_samples<'a>(
 
 /// The readings that tell how hard a host is pressed.
 fn strain(signals: &Signals) -> Strain {
-    let signal = |name: &str| {
-        let at = derive::SIGNALS.iter().position(|known| *known == name);
-        at.map_or(f32::NAN, |at| signals[at])
-    };
     Strain {
-        cpu: signal("pressure_cpu_ratio"),
-        memory: signal("pressure_memory_ratio"),
-        io: signal("pressure_io_ratio"),
-        memory_used: signal("memory_used_ratio"),
+        cpu: signals[const { derive::place_of("pressure_cpu_ratio") }],
+        memory: signals[const { derive::place_of("pressure_memory_ratio") }],
+        io: signals[const { derive::place_of("pressure_io_ratio") }],
+        memory_used: signals[const { derive::place_of("memory_used_ratio") }],
     }
 }
 
@@ -1765,6 +1841,16 @@ pub struct CheckpointedHost {
 }
 
 impl CheckpointedHost {
+    /// In the place of one of which there is nothing to keep: it does not read.
+    pub(super) fn nothing(id: HostId) -> Self {
+        Self {
+            id,
+            kept: Vec::new(),
+            decoded_to: 0,
+            decoder: Vec::new(),
+        }
+    }
+
     /// Whose it is.
     #[must_use]
     pub fn id(&self) -> HostId {

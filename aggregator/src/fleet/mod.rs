@@ -38,12 +38,16 @@ use self::{
     host::CheckpointedHost,
     shard::{Message, Reader},
 };
+use crate::threads::ShardThread;
 
 /// Messages a shard holds before its senders wait: the stream is then read more slowly.
 pub const INBOX: usize = 1024;
 
 /// Longest a reader waits for a shard before the answer goes out without it.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Hosts whose state is put into a checkpoint between two looks at what came: some milliseconds.
+const CHECKPOINT_PART: usize = 128;
 
 /// What the shards are told at start.
 #[derive(Debug, Clone)]
@@ -56,6 +60,8 @@ pub struct FleetConfig {
     pub credit_bytes: u64,
     /// Epoch of this aggregator's ownership; stands in every durable write.
     pub epoch: u64,
+    /// How long an agent that lost its stream may be with another aggregator before it looks here again.
+    pub elsewhere: Duration,
 }
 
 /// 100,000 hosts of 200 series. What is to be kept of that in memory is some 2 GB.
@@ -76,6 +82,7 @@ impl Default for FleetConfig {
             series_in_all: DEFAULT_SERIES_IN_ALL,
             credit_bytes: 1024 * 1024,
             epoch: 1,
+            elsewhere: Duration::ZERO,
         }
     }
 }
@@ -92,6 +99,8 @@ pub struct Counters {
     pub frames_replayed: AtomicU64,
     pub frames_duplicate: AtomicU64,
     pub frames_lost: AtomicU64,
+    /// Of frames that were told as lost, now or before the start, those that came after all.
+    pub frames_found: AtomicU64,
     pub throttled: AtomicU64,
     pub stalls: AtomicU64,
     rejected: [AtomicU64; REJECT_REASONS.len()],
@@ -148,6 +157,7 @@ impl Counters {
             frames_replayed: load(&self.frames_replayed),
             frames_duplicate: load(&self.frames_duplicate),
             frames_lost: load(&self.frames_lost),
+            frames_found: load(&self.frames_found),
             frames_rejected: self.rejected_by_reason().map(|(_, count)| count).sum(),
             throttled: load(&self.throttled),
             stalls: load(&self.stalls),
@@ -167,6 +177,7 @@ pub struct Totals {
     pub frames_replayed: u64,
     pub frames_duplicate: u64,
     pub frames_lost: u64,
+    pub frames_found: u64,
     pub frames_rejected: u64,
     pub throttled: u64,
     pub stalls: u64,
@@ -193,15 +204,35 @@ pub struct Answer<T> {
 pub struct Fleet {
     shards: Arc<[mpsc::Sender<Message>]>,
     counters: Arc<Counters>,
+    /// Of each shard, where it has one to itself.
+    threads: Arc<[ShardThread]>,
 }
 
 impl Fleet {
     /// A handle to shards that listen on the other ends of `shards`.
     #[must_use]
     pub fn new(shards: Vec<mpsc::Sender<Message>>, counters: Arc<Counters>) -> Self {
+        Self::on_threads(shards, counters, Vec::new())
+    }
+
+    /// The same of shards that run on threads of their own, which are woken for questions.
+    #[must_use]
+    pub fn on_threads(
+        shards: Vec<mpsc::Sender<Message>>,
+        counters: Arc<Counters>,
+        threads: Vec<ShardThread>,
+    ) -> Self {
         Self {
             shards: shards.into(),
             counters,
+            threads: threads.into(),
+        }
+    }
+
+    /// Somebody waits for what this shard was asked.
+    fn rouse(&self, shard: usize) {
+        if let Some(thread) = self.threads.get(shard) {
+            thread.rouse();
         }
     }
 
@@ -258,7 +289,7 @@ impl Fleet {
         f: impl Fn(&HostState, &ReadContext) -> Option<T> + Send + Sync + Clone + 'static,
     ) -> Answer<T> {
         let mut asked = Vec::with_capacity(self.shards.len());
-        for shard in self.shards.iter() {
+        for (index, shard) in self.shards.iter().enumerate() {
             let (reply, answer) = oneshot::channel();
             let f = f.clone();
             let reader: Reader = Box::new(move |hosts, context| {
@@ -268,6 +299,7 @@ impl Fleet {
             });
             let sent = tokio::time::timeout(READ_TIMEOUT, shard.send(Message::Read(reader)));
             asked.push(matches!(sent.await, Ok(Ok(()))).then_some(answer));
+            self.rouse(index);
         }
         let mut whole = Answer {
             items: Vec::new(),
@@ -307,6 +339,7 @@ impl Fleet {
             }
         });
         self.tell(id, Message::Read(reader)).await.then_some(())?;
+        self.rouse(Self::shard_of(id, self.shards.len()));
         tokio::time::timeout(READ_TIMEOUT, answer).await.ok()?.ok()
     }
 
@@ -321,15 +354,39 @@ impl Fleet {
     /// The state of all hosts for a checkpoint; `None` if a shard did not answer.
     pub async fn checkpoint(&self) -> Option<Vec<CheckpointedHost>> {
         let mut all = Vec::new();
-        for shard in self.shards.iter() {
-            let (reply, answer) = oneshot::channel();
-            let asked = async {
-                shard.send(Message::Checkpoint(reply)).await.ok()?;
-                answer.await.ok()
-            };
-            all.extend(tokio::time::timeout(READ_TIMEOUT, asked).await.ok()??);
+        for part in self.checkpoint_parts().await? {
+            all.extend(self.checkpoint_of(part).await?);
         }
         Some(all)
+    }
+
+    /// All hosts, in parts that [`Fleet::checkpoint_of`] is to be asked for one after another, so that a shard is not
+    /// held up by all of its hosts, and their states never lie in memory all at once. `None` if a shard did not answer.
+    pub async fn checkpoint_parts(&self) -> Option<Vec<Vec<HostId>>> {
+        let all = self.each(|host, _| Some(host.id())).await;
+        if !all.missing.is_empty() {
+            return None;
+        }
+        let shards = self.shards.len();
+        let mut of_shard = vec![Vec::new(); shards];
+        for id in all.items {
+            of_shard[Self::shard_of(id, shards)].push(id);
+        }
+        let parts = of_shard.iter().flat_map(|ids| ids.chunks(CHECKPOINT_PART));
+        Some(parts.map(<[HostId]>::to_vec).collect())
+    }
+
+    /// The state of the hosts of a part, one for each of them; `None` if the shard did not answer.
+    pub async fn checkpoint_of(&self, part: Vec<HostId>) -> Option<Vec<CheckpointedHost>> {
+        let index = Self::shard_of(*part.first()?, self.shards.len());
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            let message = Message::Checkpoint(part, reply);
+            self.shards[index].send(message).await.ok()?;
+            self.rouse(index);
+            answer.await.ok()
+        };
+        tokio::time::timeout(READ_TIMEOUT, asked).await.ok()?
     }
 
     /// Whether every shard still answers.

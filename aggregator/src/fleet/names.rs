@@ -15,7 +15,7 @@ use muster_proto::{
 };
 
 use super::{cadence::Cadence, derive::Input};
-use crate::detect::rules::{Use, need_rate, uses_of};
+use crate::detect::rules::{RuleSet, Use, lists_collector, need_rate, uses_of};
 
 /// A series of any host: family, label values, and what it contributes to what is derived.
 #[derive(Debug)]
@@ -34,6 +34,10 @@ pub struct SeriesKey {
     pub of_agent: bool,
     /// Rules that look at it.
     pub rules: Box<[Use]>,
+    /// The same as a set.
+    pub rule_set: RuleSet,
+    /// Whether it says that the host has a collector.
+    pub lists_collector: bool,
 }
 
 /// The table of names.
@@ -112,6 +116,8 @@ impl Intern for Names {
             input,
             rated,
             cadence: Cadence::of(&family.name).filter(|_| rated),
+            rule_set: RuleSet::of(&rules),
+            lists_collector: lists_collector(&rules),
             rules,
             of_agent: family.kind == Kind::Counter && family.name.starts_with("muster_agent_"),
         });

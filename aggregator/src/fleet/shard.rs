@@ -12,7 +12,9 @@ mod recalls;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap, HashMap, binary_heap::PeekMut},
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -53,6 +55,9 @@ use crate::{
 /// How often a shard asks itself who has fallen silent.
 const JUDGE_EVERY: Duration = Duration::from_millis(500);
 
+/// Messages that are taken out of the inbox at once.
+const TOGETHER: usize = 64;
+
 /// A shard that was kept from judging for longer than this has not been listening either.
 const STALL: Duration = Duration::from_secs(2);
 
@@ -90,6 +95,8 @@ pub struct Shard {
     config: FleetConfig,
     hosts: HashMap<HostId, HostState>,
     streams: HashMap<HostId, Stream>,
+    /// When each host is to be judged, if nothing is heard of it: once for each.
+    looks: BinaryHeap<Reverse<(Instant, HostId)>>,
     names: Names,
     changes: Changes,
     engine: Arc<Engine>,
@@ -143,6 +150,7 @@ impl Shard {
             config,
             hosts: HashMap::new(),
             streams: HashMap::new(),
+            looks: BinaryHeap::new(),
             names: Names::default(),
             changes: Changes::default(),
             engine,
@@ -166,6 +174,7 @@ impl Shard {
         match self.hosts.get_mut(&who.id) {
             Some(host) => host.set_identity(who),
             None => {
+                self.look_at(who.id, Instant::now());
                 self.hosts.insert(who.id, HostState::new(who, now));
                 self.counters.hosts.fetch_add(1, Ordering::Relaxed);
             }
@@ -260,11 +269,13 @@ impl Shard {
         let mut judge = time::interval(JUDGE_EVERY);
         judge.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut judged = (Instant::now(), self.clock.now());
+        let mut stopped = pin!(stop.cancelled());
+        let mut messages = Vec::with_capacity(TOGETHER);
         loop {
             // The tick comes first: after a stall nothing is judged before it is known that there was one.
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = &mut stopped => return,
                 _ = judge.tick() => {
                     let now = Instant::now();
                     let wall = self.clock.now();
@@ -277,9 +288,11 @@ impl Shard {
                     self.tell_untold();
                     self.names.sweep_if_grown();
                 }
-                message = inbox.recv() => match message {
-                    Some(message) => self.handle(message),
-                    None => return,
+                count = inbox.recv_many(&mut messages, TOGETHER) => {
+                    if count == 0 {
+                        return;
+                    }
+                    messages.drain(..).for_each(|message| self.handle(message));
                 },
             }
         }
@@ -298,6 +311,9 @@ impl Shard {
         } else {
             now
         };
+        for host in self.hosts.values_mut() {
+            host.listened_since(self.listening_since);
+        }
     }
 
     fn handle(&mut self, message: Message) {
@@ -362,14 +378,8 @@ impl Shard {
                     now: self.clock.now(),
                 },
             ),
-            Message::Checkpoint(reply) => {
-                let hosts = self.hosts.values_mut().filter_map(|host| {
-                    host.write_checkpoint()
-                        .inspect_err(|error| {
-                            tracing::error!(host = %host.id(), %error, "host left out of the checkpoint");
-                        })
-                        .ok()
-                });
+            Message::Checkpoint(ids, reply) => {
+                let hosts = ids.into_iter().map(|id| self.checkpointed(id));
                 // Whoever asked may have given up; the next checkpoint comes.
                 let _ = reply.send(hosts.collect());
             }
@@ -380,6 +390,20 @@ impl Shard {
                 self.ask_to_leave(drain);
             }
         }
+    }
+
+    /// A host as it is carried over a restart. One that was removed meanwhile is carried over without anything: nobody
+    /// asks for it.
+    fn checkpointed(&mut self, id: HostId) -> CheckpointedHost {
+        let written = self.hosts.get_mut(&id).map(HostState::write_checkpoint);
+        let written = written.and_then(|written| {
+            written
+                .inspect_err(|error| {
+                    tracing::error!(host = %id, %error, "host left out of the checkpoint");
+                })
+                .ok()
+        });
+        written.unwrap_or_else(|| CheckpointedHost::nothing(id))
     }
 
     /// Agents that leave come back, each at its own moment.
@@ -705,14 +729,35 @@ impl Shard {
         self.close(id);
     }
 
+    /// Judges everybody of whom it is not known that nothing changes until later.
     fn judge_all(&mut self, now: Instant) {
         let journal = self.journal.as_ref();
         self.held_up = journal.is_some_and(|journal| journal.health().problem().is_some());
         let wall = self.clock.now();
-        let ids: Vec<HostId> = self.hosts.keys().copied().collect();
-        for id in ids {
-            self.judge_at(id, now, wall);
+        if self.held_up {
+            // All who are connected have time from now on.
+            let ids: Vec<HostId> = self.hosts.keys().copied().collect();
+            for id in ids {
+                self.judge_at(id, now, wall);
+            }
+            return;
         }
+        let mut looked_at = Vec::new();
+        while let Some(next) = self.looks.peek_mut().filter(|next| next.0.0 <= now) {
+            looked_at.push(PeekMut::pop(next).0.1);
+        }
+        for id in looked_at {
+            self.judge_at(id, now, wall);
+            // One that was removed is looked at no more.
+            if let Some(host) = self.hosts.get(&id) {
+                self.look_at(id, host.lives_until(now).unwrap_or(now));
+            }
+        }
+    }
+
+    /// A host is to be judged at this time, if nothing happens before.
+    fn look_at(&mut self, id: HostId, at: Instant) {
+        self.looks.push(Reverse((at, id)));
     }
 
     fn judge_one(&mut self, id: HostId, now: Instant) {
@@ -727,10 +772,18 @@ impl Shard {
         if self.held_up && host.is_connected() {
             host.excuse(now);
         }
+        // Who was not heard since this aggregator began to listen may be with another, and look here later.
+        let is_back = host
+            .heard()
+            .is_some_and(|heard| heard > self.listening_since);
+        let elsewhere = match is_back {
+            true => Duration::ZERO,
+            false => self.config.elsewhere,
+        };
         let surroundings = Surroundings {
             now,
             wall,
-            listening_since: self.listening_since,
+            listening_since: self.listening_since + elsewhere,
             hosts: self.counters.hosts.load(Ordering::Relaxed),
             neighbours: Some(&self.neighbours),
         };

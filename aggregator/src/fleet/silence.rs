@@ -441,6 +441,19 @@ pub fn presume(question: &Question<'_>) -> (Silence, String) {
     }
 }
 
+/// Whether what was known of a silence stays, when what is seen now would be this.
+///
+/// What told may be forgotten by a restart, so *unknown* takes nothing back; but for a closed stream of a host's own, which
+/// may turn out to be shared. And one that was shared stays so when the others are heard again first.
+#[must_use]
+pub fn stays(known: Silence, now: Silence) -> bool {
+    match now {
+        Silence::Unknown => known != Silence::Crashed,
+        Silence::Crashed => known == Silence::Network,
+        _ => false,
+    }
+}
+
 /// Whether a host that had said goodbye came back and was not let in. A certificate of another issuer may be anybody's.
 fn is_back_in_vain(trace: &Trace) -> bool {
     trace.refused.is_some_and(|(why, at)| {
@@ -513,6 +526,8 @@ pub struct Return<'a> {
     pub produced: u64,
     /// Interval between its ticks.
     pub interval: Duration,
+    /// Tick of the sample by which it is heard again.
+    pub tick: Option<Timestamp>,
     /// When it is heard again.
     pub now: Timestamp,
 }
@@ -557,7 +572,11 @@ pub fn conclude(mark: &Mark, back: &Return<'_>) -> (Silence, String) {
     let away = back.now.since(mark.heard);
     let ticks = away.as_millis() / back.interval.as_millis().max(1);
     let taken = u128::from(back.produced.saturating_sub(mark.produced));
-    if taken * 2 >= ticks {
+    // What was held back comes in its order: the first of it was taken long ago.
+    let held_back = back
+        .tick
+        .is_some_and(|tick| tick > mark.heard && back.now.since(tick) * 2 >= away);
+    if taken * 2 >= ticks || held_back {
         let account = "its agent went on sampling all the while: the way to it was cut";
         return (Silence::Network, account.to_owned());
     }
@@ -759,6 +778,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_stays_known_until_more_is() {
+        use Silence::{Crashed, Died, Network, Unknown};
+        for (known, now, stays_so) in [
+            (Network, Unknown, true),
+            (Network, Crashed, true),
+            (Network, Died, false),
+            (Crashed, Unknown, false),
+            (Crashed, Network, false),
+            (Unknown, Crashed, false),
+            (Died, Unknown, true),
+        ] {
+            assert_eq!(stays(known, now), stays_so, "{known:?}, then {now:?}");
+        }
+    }
+
+    #[test]
     fn a_planned_reboot_has_its_window() {
         let trace = |last_reboot| Trace {
             goodbye_at: Some(at(0)),
@@ -866,11 +901,16 @@ mod tests {
             incarnation: Incarnation(5),
             produced: 50 + 60,
             interval: Duration::from_secs(10),
+            tick: Some(at(700)),
             now: at(700),
         };
         let paused = Return {
             produced: 51,
             ..same
+        };
+        let in_order = Return {
+            tick: Some(at(110)),
+            ..paused
         };
         let restarted = Return {
             incarnation: Incarnation(6),
@@ -887,6 +927,7 @@ mod tests {
             (unknown, heavy(), same, Silence::Network),
             (unknown, Strain::default(), paused, Silence::Paused),
             (unknown, heavy(), paused, Silence::Overloaded),
+            (unknown, Strain::default(), in_order, Silence::Network),
             (unknown, Strain::default(), restarted, Silence::Crashed),
             (unknown, Strain::default(), rebooted, Silence::Died),
             (Silence::Crashed, Strain::default(), rebooted, Silence::Died),

@@ -14,7 +14,6 @@ use muster_proto::{
     time::Clock,
 };
 use tokio::{
-    runtime::Handle,
     sync::mpsc,
     task::JoinSet,
     time::{self, MissedTickBehavior},
@@ -24,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Counters, Enrolled, Fleet, FleetConfig, INBOX,
     checkpoint::{self, Checkpoint, CheckpointError},
+    host::CheckpointedHost,
     neighbours::Neighbourhood,
     shard::{Common, Shard, TransitionSink},
 };
@@ -35,6 +35,7 @@ use crate::{
         feed::{self, Feed, FeedHealth},
     },
     journal::{Journal, Record},
+    threads::ShardThread,
 };
 
 /// How often the state is put into a checkpoint. A start applies at most this much of the log again, plus
@@ -60,7 +61,7 @@ pub struct Parts {
     /// Size at which the log's oldest segments go.
     pub log_max_bytes: u64,
     /// The thread of each shard; as many as processors are right.
-    pub threads: Vec<Handle>,
+    pub threads: Vec<ShardThread>,
     /// Detectors.
     pub engine: Arc<Engine>,
     /// Takes what the detectors conclude.
@@ -214,13 +215,13 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
         }
         Err(why) => Err(why),
     };
-    let fleet = Fleet::new(senders, counters);
+    let fleet = Fleet::on_threads(senders, counters, parts.threads.clone());
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     for (index, (shard, inbox)) in shards.into_iter().zip(inboxes).enumerate() {
         let running = shard.run(inbox, journal.clone(), stop.clone());
         match parts.threads.get(index) {
-            Some(thread) => tasks.spawn_on(running, thread),
+            Some(thread) => tasks.spawn_on(running, &thread.runtime),
             None => tasks.spawn(running),
         };
     }
@@ -389,22 +390,32 @@ async fn checkpoints(
 async fn write_checkpoint(fleet: &Fleet, journal: &Journal, events: &Events, path: &Path) -> bool {
     // Read before the shards are asked: all up to here is in what they answer.
     let covers = journal.health().durable();
-    let Some(hosts) = fleet.checkpoint().await else {
+    let Some(parts) = fleet.checkpoint_parts().await else {
         return false;
     };
+    let count = parts.iter().map(Vec::len).sum();
+    // Dropped without the last word it ends the writing, and the file that is there stays.
+    let (to_file, states) = mpsc::channel(1);
+    let path = path.to_owned();
+    let writing = tokio::task::spawn_blocking(move || write_hosts(&path, covers, count, states));
+    for part in parts {
+        let Some(hosts) = fleet.checkpoint_of(part).await else {
+            return false;
+        };
+        // A writer that has ended says why.
+        let _ = to_file.send(Some(hosts)).await;
+    }
     // What the checkpoint covers is not read from the log again. If the events are not on disk in time, it is
     // written all the same: a log that grows without end would be worse.
     events.settle().await;
-    let path = path.to_owned();
-    let written = tokio::task::spawn_blocking(move || {
-        checkpoint::write(&path, &Checkpoint { covers, hosts })
-    })
-    .await;
+    let _ = to_file.send(None).await;
+    let written = writing.await;
     match written {
-        Ok(Ok(())) => {
+        Ok(Ok(true)) => {
             journal.health().set_covered(covers);
             true
         }
+        Ok(Ok(false)) => false,
         Ok(Err(error)) => {
             tracing::error!(
                 error = crate::chain(&error),
@@ -414,4 +425,21 @@ async fn write_checkpoint(fleet: &Fleet, journal: &Journal, events: &Events, pat
         }
         Err(_) => false,
     }
+}
+
+/// Writes the states as they come, up to the `None` that says that those were all; false if that does not come.
+fn write_hosts(
+    path: &Path,
+    covers: u64,
+    count: usize,
+    mut states: mpsc::Receiver<Option<Vec<CheckpointedHost>>>,
+) -> Result<bool, CheckpointError> {
+    let mut writer = checkpoint::Writer::begin(path, covers, count)?;
+    while let Some(hosts) = states.blocking_recv() {
+        match hosts {
+            Some(hosts) => writer.add(&hosts)?,
+            None => return writer.finish().map(|()| true),
+        }
+    }
+    Ok(false)
 }

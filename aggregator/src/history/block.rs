@@ -453,6 +453,19 @@ impl Columns {
     }
 }
 
+/// Reads a chunk of samples that stands in no file yet.
+pub(super) fn take_samples(
+    family: &Family,
+    ticks: &[TickRun],
+    bytes: &[u8],
+) -> Result<Chunk, Corrupt> {
+    let format = Format {
+        tier: Tier::Raw,
+        version: VERSION,
+    };
+    take_chunk(format, family, ticks, bytes)
+}
+
 /// Ticks at one distance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TickRun {

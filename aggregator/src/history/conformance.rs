@@ -681,6 +681,56 @@ fn damage_is_named_and_the_rest_is_read() {
     }
 }
 
+/// What memory has of a window that is over is written once, with what was written of it before; unless that is damaged.
+#[test]
+fn a_window_that_is_over_is_written_packed() {
+    for damage in [false, true] {
+        let storage = FaultyStorage::new();
+        let store = embedded(&storage);
+        let model = PlainStore::default();
+        let mut world = World::new(9);
+        for (minutes, now) in [(0..30, START + HOUR), (30..120, START + 3 * HOUR)] {
+            for minute in minutes {
+                for number in 0..2 {
+                    world.append(&[&store, &model], host(number), START + minute * 60_000);
+                }
+            }
+            if damage && now == START + 3 * HOUR {
+                let name = store.files()[0].name.clone();
+                storage.edit(&name, |bytes| bytes[100] ^= 1);
+            }
+            store
+                .flush(0, world.token, now, |_| Vec::new())
+                .expect("the disk is well");
+        }
+        let files = store.files();
+        let of = |tier| files.iter().filter(move |file| file.tier == tier);
+        let packed = of(Tier::Raw).filter(|file| file.packed).count();
+        assert!(
+            files
+                .iter()
+                .all(|file| storage.files().contains_key(&file.name)),
+            "nothing is named that is not there"
+        );
+        if damage {
+            assert_eq!((of(Tier::Raw).count(), packed), (2, 0));
+            assert_eq!(files.len(), 2, "nothing is left of what did not go");
+            continue;
+        }
+        assert_eq!((of(Tier::Raw).count(), packed), (1, 1));
+        assert_eq!(
+            (of(Tier::Minute).count(), of(Tier::Quarter).count()),
+            (1, 1)
+        );
+        same(&store, &model, &query(0, i64::MAX));
+        let done = store.maintain(START + 3 * HOUR);
+        assert!(
+            matches!(done, Ok(false)),
+            "there is nothing to do: {done:?}"
+        );
+    }
+}
+
 /// One damaged window of one group, and old files of another.
 #[test]
 fn a_window_that_does_not_pack_stops_nothing_else() {
@@ -697,8 +747,9 @@ fn a_window_that_does_not_pack_stops_nothing_else() {
         }
     }
     for group in store.unsaved() {
+        // Before the windows are over, or they would be packed at once.
         store
-            .flush(group, world.token, START + 4 * HOUR, |_| Vec::new())
+            .flush(group, world.token, START, |_| Vec::new())
             .expect("the disk is well");
     }
     let damaged = store.files()[0].clone();

@@ -4,10 +4,7 @@
 //! of the same time, the one made of more samples counts, else the older file's: a sample that came twice counts
 //! once, and a roll-up of everything wins over one of a part.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, HashSet};
 
 use muster_proto::{
     id::HostId,
@@ -18,12 +15,61 @@ use muster_proto::{
 use super::{
     HistoryError, SeriesName, Tier,
     block::{
-        Block, Cells, Chunk, CounterCell, GaugeCell, Span, Writer, all_ticks, is_counter,
+        Block, Cells, Chunk, CounterCell, GaugeCell, Span, TickRun, Writer, all_ticks, is_counter,
         put_chunk, tick_runs,
     },
     column::Effort,
     manifest::FileEntry,
 };
+
+/// Samples that are put together with others: a file, or what is in memory, as it would stand in one.
+pub trait Input {
+    /// Which change of the store it belongs to.
+    fn generation(&self) -> u64;
+    /// Its hosts by place.
+    fn hosts(&self) -> &[HostId];
+    /// When the host at a place had samples.
+    fn ticks(&self, place: u32) -> &[TickRun];
+    /// Its series, in order.
+    fn series(&self) -> &[SeriesName];
+    /// Gives `each` the chunks of the series at this index, of the hosts for which `wanted` holds.
+    ///
+    /// # Errors
+    /// When it does not read.
+    fn chunks(
+        &self,
+        series: usize,
+        wanted: &mut dyn FnMut(u32) -> bool,
+        each: &mut dyn FnMut(u32, Chunk),
+    ) -> Result<(), HistoryError>;
+}
+
+impl<S: Storage> Input for Block<S> {
+    fn generation(&self) -> u64 {
+        self.span().generation
+    }
+
+    fn hosts(&self) -> &[HostId] {
+        Self::hosts(self)
+    }
+
+    fn ticks(&self, place: u32) -> &[TickRun] {
+        Self::ticks(self, place)
+    }
+
+    fn series(&self) -> &[SeriesName] {
+        Self::series(self)
+    }
+
+    fn chunks(
+        &self,
+        series: usize,
+        wanted: &mut dyn FnMut(u32) -> bool,
+        each: &mut dyn FnMut(u32, Chunk),
+    ) -> Result<(), HistoryError> {
+        Self::chunks(self, series, wanted, each)
+    }
+}
 
 /// A file to be written: its name and what it is to hold.
 pub struct Target {
@@ -48,14 +94,14 @@ struct Output<'s, S: Storage> {
 /// When an input does not read or the disk refuses; the targets are worthless then.
 pub fn merge<S: Storage>(
     storage: &S,
-    inputs: &[Arc<Block<S>>],
+    inputs: &[&dyn Input],
     targets: Vec<Target>,
     forgotten: &dyn Fn(HostId, u64) -> bool,
 ) -> Result<Vec<FileEntry>, HistoryError> {
     let mut ticks: BTreeMap<HostId, Vec<i64>> = BTreeMap::new();
     for input in inputs {
         for (host, place) in input.hosts().iter().zip(0..) {
-            if !forgotten(*host, input.span().generation) {
+            if !forgotten(*host, input.generation()) {
                 let of_host = ticks.entry(*host).or_default();
                 of_host.extend(all_ticks(input.ticks(place)));
             }
@@ -115,7 +161,7 @@ fn buckets(ticks: &[i64], step: i64) -> Vec<i64> {
 }
 
 /// Where each series stands in the inputs: in the order of the series, (input, index) in the order of the inputs.
-fn same_series<S: Storage>(inputs: &[Arc<Block<S>>]) -> Vec<Vec<(usize, usize)>> {
+fn same_series(inputs: &[&dyn Input]) -> Vec<Vec<(usize, usize)>> {
     let name =
         |(input, index): &(usize, usize)| -> &SeriesName { &inputs[*input].series()[*index] };
     let mut all: Vec<(usize, usize)> = Vec::new();
@@ -129,7 +175,7 @@ fn same_series<S: Storage>(inputs: &[Arc<Block<S>>]) -> Vec<Vec<(usize, usize)>>
 }
 
 fn series<S: Storage>(
-    inputs: &[Arc<Block<S>>],
+    inputs: &[&dyn Input],
     of: &[(usize, usize)],
     hosts: &[HostId],
     forgotten: &dyn Fn(HostId, u64) -> bool,
@@ -143,8 +189,8 @@ fn series<S: Storage>(
     };
     let mut chunks: BTreeMap<u32, Vec<Chunk>> = BTreeMap::new();
     for &(at, index) in of {
-        let input = &inputs[at];
-        let generation = input.span().generation;
+        let input = inputs[at];
+        let generation = input.generation();
         let place = |place: u32| {
             let host = *input.hosts().get(place as usize)?;
             let found = hosts.binary_search(&host).ok()?;
@@ -156,8 +202,8 @@ fn series<S: Storage>(
             .collect();
         input.chunks(
             index,
-            |at| places[at as usize].is_some(),
-            |at, chunk| {
+            &mut |at| places[at as usize].is_some(),
+            &mut |at, chunk| {
                 if let Some(place) = places[at as usize] {
                     chunks.entry(place).or_default().push(chunk);
                 }

@@ -111,6 +111,7 @@ fn ingest(page: &mut Writer, totals: &IngestTotals) {
         (&STORED, totals.frames_stored),
         (&DUPLICATE, totals.frames_duplicate),
         (&LOST, totals.frames_lost),
+        (&FOUND, totals.frames_found),
         (&QUEUE, totals.queue_bytes),
         (&LOG, totals.log_bytes),
         (&LOG_FAILURES, totals.log_failures),
@@ -237,6 +238,11 @@ const LOST: Own = Own(
     "muster_aggregator_frames_lost_total",
     Kind::Counter,
     "Frames that agents had to give up before they were durable.",
+);
+const FOUND: Own = Own(
+    "muster_aggregator_frames_found_total",
+    Kind::Counter,
+    "Frames that came after all, after they had been counted as lost, now or before the start.",
 );
 const REJECTED: Own = Own(
     "muster_aggregator_frames_rejected_total",

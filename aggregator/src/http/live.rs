@@ -124,6 +124,7 @@ impl FleetRead for LiveFleet {
             frames_stored: totals.frames_stored,
             frames_duplicate: totals.frames_duplicate,
             frames_lost: totals.frames_lost,
+            frames_found: totals.frames_found,
             frames_rejected: rejected
                 .map(|(reason, count)| (reason_word(reason), count))
                 .collect(),

@@ -120,6 +120,8 @@ pub struct IngestTotals {
     pub frames_duplicate: u64,
     /// Frames agents said they had to give up.
     pub frames_lost: u64,
+    /// Of these, and of those before its start, frames that came after all.
+    pub frames_found: u64,
     /// Frames refused, by reason. Reasons are a closed set, all of them present.
     pub frames_rejected: Vec<(&'static str, u64)>,
     /// Agents connected now.

@@ -20,7 +20,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::{places::Place, visits::Turn};
-use crate::fleet::silence::Ended;
+use crate::{fleet::silence::Ended, pki::Origin};
 
 /// HTTP/2 in the negotiation of TLS (RFC 9113, 3.1).
 pub(super) const ALPN_H2: &[u8] = b"h2";
@@ -36,6 +36,8 @@ pub struct Peer {
     pub serial: Option<String>,
     /// End of the certificate's life.
     pub cert_not_after: Option<Timestamp>,
+    /// Of an agent's certificate what orders it among those of its host.
+    pub origin: Option<Origin>,
     /// How the other side ended the connection, once it has.
     pub ending: Ending,
 }

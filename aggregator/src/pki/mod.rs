@@ -15,6 +15,7 @@
 mod csr;
 mod doors;
 mod files;
+mod origin;
 mod rotation;
 
 use std::{
@@ -27,7 +28,6 @@ use std::{
 use arc_swap::ArcSwap;
 
 use muster_proto::{
-    id::HostId,
     spiffe::{MAIN_CELL, SpiffeError, SpiffeId, TrustDomain, check_operator_name, hex},
     time::{Clock as _, Timestamp},
     tls::{Credentials, certificate_pin},
@@ -45,6 +45,7 @@ use crate::time_guard::GuardedClock;
 
 pub use csr::{CsrError, Request};
 pub use doors::Doors;
+pub use origin::{Member, Origin};
 pub use rotation::{GenerationView, Phase, Step};
 
 use rotation::{Generation, Rotation};
@@ -193,6 +194,8 @@ struct Settings {
 
 struct Signer {
     certificate: CertificateDer<'static>,
+    /// Identifier of its key, as it stands in what it signs.
+    key_id: Option<Box<[u8]>>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -410,17 +413,35 @@ impl Authority {
     pub fn issue_agent(
         &self,
         request: &Request,
-        host: HostId,
+        member: Member,
         now: Timestamp,
     ) -> Result<Issued, PkiError> {
         let id = SpiffeId::Agent {
             domain: self.trust_domain().clone(),
             cell: MAIN_CELL.to_owned(),
-            host,
+            host: member.host,
         };
         let life = Life::at(now, BACKDATED, AGENT_LIFE);
         let names = vec![uri(&id)?];
-        self.issue(Role::Agent, request.key(), &host.to_string(), names, life)
+        let mut subject = named(&member.host.to_string());
+        if let Some((kind, text)) = member.qualifier()? {
+            subject.push(kind, text);
+        }
+        self.issue(Role::Agent, request.key(), subject, names, life)
+    }
+
+    /// Which generation issued a host's certificate; `None` if it is none that is trusted.
+    #[must_use]
+    pub fn generation_of(&self, origin: &Origin) -> Option<u32> {
+        let held = self.held();
+        let trusted = &held.rotation.trusted;
+        let mut generations = held.generations.iter();
+        generations
+            .find(|one| {
+                trusted.contains(&one.number)
+                    && one.signer(Role::Agent).key_id.as_ref() == Some(&origin.issuer)
+            })
+            .map(|one| one.number)
     }
 
     /// A certificate for a person.
@@ -440,7 +461,7 @@ impl Authority {
         };
         let life = Life::at(now, BACKDATED, OPERATOR_LIFE);
         let names = vec![uri(&id)?];
-        self.issue(Role::Operator, request.key(), name, names, life)
+        self.issue(Role::Operator, request.key(), named(name), names, life)
     }
 
     /// A certificate for the aggregator itself, with a new key, and the end of its life. `names` are DNS names
@@ -462,7 +483,7 @@ impl Authority {
         }
         let key = KeyPair::generate()?;
         let life = Life::at(now, SERVER_BACKDATED, SERVER_LIFE);
-        let issued = self.issue(Role::Server, &key, "aggregator", subject_names, life)?;
+        let issued = self.issue(Role::Server, &key, named("aggregator"), subject_names, life)?;
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let credentials = Credentials {
             chain: issued.chain,
@@ -475,7 +496,7 @@ impl Authority {
         &self,
         role: Role,
         key: &impl PublicKeyData,
-        common_name: &str,
+        subject: DistinguishedName,
         names: Vec<SanType>,
         life: Life,
     ) -> Result<Issued, PkiError> {
@@ -483,7 +504,7 @@ impl Authority {
             return Err(PkiError::Clock);
         }
         let serial = serial(&self.random)?;
-        let mut params = base_params(common_name, life);
+        let mut params = base_params(subject, life);
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         params.subject_alt_names = names;
         params.is_ca = IsCa::ExplicitNoCa;
@@ -524,12 +545,15 @@ impl Life {
     }
 }
 
-fn base_params(common_name: &str, life: Life) -> CertificateParams {
+fn named(common_name: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
+fn base_params(subject: DistinguishedName, life: Life) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
+    params.distinguished_name = subject;
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let since = |at: Timestamp| Duration::from_millis(u64::try_from(at.as_millis()).unwrap_or(0));
     params.not_before = epoch + since(life.not_before);
@@ -546,7 +570,7 @@ fn ca_params(
     life: Life,
     random: &dyn SecureRandom,
 ) -> Result<CertificateParams, PkiError> {
-    let mut params = base_params(&format!("Muster {domain} {name}"), life);
+    let mut params = base_params(named(&format!("Muster {domain} {name}")), life);
     params.serial_number = Some(SerialNumber::from_slice(&serial(random)?));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -630,6 +654,7 @@ fn read_signer(folder: &Path, role: Role) -> Result<Signer, PkiError> {
     }
     let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
     Ok(Signer {
+        key_id: origin::own_key(&certificate),
         certificate,
         issuer,
     })

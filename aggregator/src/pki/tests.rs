@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc};
 
-use muster_proto::spiffe::peer_id;
+use muster_proto::{id::HostId, spiffe::peer_id};
 use x509_parser::prelude::FromDer as _;
 
 use super::*;
@@ -66,11 +66,34 @@ fn a_key_of_another_issuer_is_noticed() {
 }
 
 #[test]
+fn a_hosts_certificate_says_where_it_comes_from() {
+    let (_folder, authority) = made();
+    let (_other_folder, other) = made();
+    let host = HostId::from_bytes([7; 16]);
+    let earlier = NOW.minus(Duration::from_secs(86_400));
+    for (joined, told) in [
+        (earlier, earlier),
+        (Timestamp::from_millis(0), Timestamp::from_millis(0)),
+    ] {
+        let request = request();
+        let member = Member { host, joined };
+        let issued = authority
+            .issue_agent(&request, member, NOW)
+            .expect("issued");
+        let origin = Origin::of(&issued.chain[0]).expect("it says so");
+        assert_eq!((origin.issued, origin.joined), (NOW, told));
+        assert_eq!(origin.fingerprint, *request.fingerprint());
+        assert_eq!(authority.generation_of(&origin), Some(1));
+        assert_eq!(other.generation_of(&origin), None, "another's");
+    }
+}
+
+#[test]
 fn leaves_say_who_for_how_long_and_for_what() {
     let (_folder, authority) = made();
     let host = HostId::from_bytes([7; 16]);
     let agent = authority
-        .issue_agent(&request(), host, NOW)
+        .issue_agent(&request(), Member { host, joined: NOW }, NOW)
         .expect("issued");
     let operator = authority
         .issue_operator(&request(), "jo", NOW)

@@ -329,6 +329,7 @@ pub(super) mod tests {
                 id: Some(id.expect("an operator")),
                 serial: None,
                 cert_not_after: Some(NOW.plus(MINUTE)),
+                origin: None,
                 ending: Ending::default(),
             };
             Self {

@@ -269,7 +269,8 @@ impl OperatorService {
             frames_stored: totals.frames_stored,
             frames_rejected: totals.frames_rejected,
             frames_duplicate: totals.frames_duplicate,
-            frames_lost: totals.frames_lost,
+            // What came after all is not lost; some of it may have been told before the start.
+            frames_lost: totals.frames_lost.saturating_sub(totals.frames_found),
             problems: (self.about.problems)(),
             fleet_name: self.about.fleet_name.clone(),
             http_address: self.about.http.address.clone(),

@@ -156,6 +156,7 @@ impl Lab {
             }),
             serial: None,
             cert_not_after: Some(NOW),
+            origin: None,
             ending: crate::listen::Ending::default(),
         }
     }

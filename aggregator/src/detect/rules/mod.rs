@@ -19,8 +19,8 @@ use serde::Deserialize;
 
 pub use overrides::{Bounds, Difference, Override, OverrideError, Overrides};
 pub use runbook::{BUILT_IN, BuiltIn, Runbooks, link, page, runbook};
+pub use watch::{Attention, RuleSet, Sample, Use, lists_collector, need_rate, uses_of};
 pub(super) use watch::{Grown, Watcher};
-pub use watch::{Sample, Use, need_rate, uses_of};
 
 use super::{Rule, Severity};
 

@@ -122,7 +122,7 @@ fn say(at: usize, shown: &[Shown], signals: &Signals) -> (Coverage, Said) {
         samples: &before,
         who: None,
     };
-    Watcher::new(&seen, &mut grown);
+    Watcher::new(&seen, Attention::default(), &mut grown);
     let seen = Observation {
         tick: Timestamp::from_millis(1_700_000_000_000),
         interval: Duration::from_secs(10),
@@ -146,7 +146,7 @@ fn say(at: usize, shown: &[Shown], signals: &Signals) -> (Coverage, Said) {
     };
     let overrides = Overrides::default();
     let (bounds, _) = overrides.of(at, None);
-    let watcher = Watcher::new(&seen, &mut grown);
+    let watcher = Watcher::new(&seen, Attention::default(), &mut grown);
     let coverage = watcher.judge(at, &pack()[at], &bounds, &mut Findings { sink });
     (coverage, said)
 }
@@ -413,7 +413,7 @@ fn what_grew_lately_fades() {
             samples: &samples,
             who: None,
         };
-        let watcher = Watcher::new(&seen, &mut grown);
+        let watcher = Watcher::new(&seen, Attention::default(), &mut grown);
         let mut word = "";
         let sink = &mut |_: &str, verdict: Verdict<'_>| {
             word = match verdict {
@@ -693,7 +693,7 @@ fn over_time(rule: &str, moments: &[(i64, Vec<Shown>, &str)]) {
             samples: &samples,
             who: None,
         };
-        let watcher = Watcher::new(&seen, &mut grown);
+        let watcher = Watcher::new(&seen, Attention::default(), &mut grown);
         let mut word = "nothing".to_owned();
         let sink = &mut |_: &str, verdict: Verdict<'_>| {
             word = match verdict {

@@ -687,3 +687,50 @@ fn what_happened_once_counts_once_however_often_it_is_shown() {
     });
     assert_eq!(told, [], "twice is not three times");
 }
+
+#[test]
+fn a_rule_that_sleeps_says_what_it_would_say_awake() {
+    let mut random = fastrand::Rng::with_seed(7);
+    let (mut sleeps, mut wakes) = (Host::new(INTERVAL), Host::new(INTERVAL));
+    let all: Vec<&Fed> = CASES.iter().flat_map(|case| case.2).collect();
+    let mut ill = vec![false; all.len()];
+    let mut said = 0;
+    for _ in 0..3000 {
+        for ((name, labels, well, sick), ill) in all.iter().copied().zip(&mut ill) {
+            let turns = random.u32(..300) == 0;
+            *ill ^= turns;
+            let hidden = random.u32(..500) == 0;
+            for host in [&mut sleeps, &mut wakes] {
+                let before = host.value(name, labels);
+                let next = match if *ill { *sick } else { *well } {
+                    At(value) => value,
+                    By(rate) => before + rate * INTERVAL.as_secs_f64(),
+                    Once(more) if turns => before + more,
+                    Once(_) => before,
+                };
+                host.set(name, labels, next);
+                if hidden {
+                    host.hide(name, labels);
+                }
+            }
+        }
+        if random.u32(..300) == 0 {
+            sleeps.reconnect();
+            wakes.reconnect();
+        }
+        // Its labels might have changed, and with them its bounds: all rules look again.
+        wakes.state.set_identity(who());
+        // Some samples are older than what is known: they are decoded, and nothing is made of them.
+        let late = if random.u32(..50) == 0 { 15_000 } else { 0 };
+        for host in [&mut sleeps, &mut wakes] {
+            host.at = Timestamp::from_millis(host.at.as_millis() - late);
+        }
+        let told = sleeps.tick();
+        assert_eq!(told, wakes.tick());
+        said += told.len();
+        for host in [&mut sleeps, &mut wakes] {
+            host.at = Timestamp::from_millis(host.at.as_millis() + late);
+        }
+    }
+    assert!(said > 100, "{said} is too little to say anything");
+}

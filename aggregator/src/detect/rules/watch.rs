@@ -3,7 +3,7 @@
 //! Which series a rule looks at is found once, when a series' name is interned ([`uses_of`]); at each tick the
 //! fold hands over only those ([`Sample`]). Everything else here is a pure step.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use muster_proto::{
     catalog::{self, METRICS},
@@ -48,6 +48,85 @@ enum Part {
     Read,
     /// That the host does not have what the rule's collector reads.
     Absent,
+}
+
+/// Some rules of the pack, a bit each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RuleSet(u64);
+
+impl RuleSet {
+    /// Those that look at a series with these places.
+    #[must_use]
+    pub fn of(uses: &[Use]) -> Self {
+        Self(
+            uses.iter()
+                .fold(0, |bits, used| bits | bit(used.rule.into())),
+        )
+    }
+
+    /// Those of the pack that are so.
+    fn that(is: impl Fn(usize, &Definition) -> bool) -> Self {
+        let all = pack().iter().enumerate();
+        let those = all.filter(|(at, definition)| is(*at, definition));
+        Self(those.fold(0, |bits, (at, _)| bits | bit(at)))
+    }
+
+    /// These, and those.
+    #[must_use]
+    pub fn and(self, those: Self) -> Self {
+        Self(self.0 | those.0)
+    }
+
+    /// These but for those.
+    #[must_use]
+    pub fn but(self, those: Self) -> Self {
+        Self(self.0 & !those.0)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    fn has(self, at: usize) -> bool {
+        self.0 & bit(at) != 0
+    }
+}
+
+/// The bit of a rule; none of one that has no place in a set, so that it is judged each time.
+fn bit(at: usize) -> u64 {
+    u32::try_from(at).map_or(0, |at| 1u64.checked_shl(at).unwrap_or(0))
+}
+
+/// What an engine need not look at again at a tick.
+///
+/// A rule sleeps when nothing that it looks at has another value or rate than when it was judged last, and nothing is
+/// open or on its way of it: judged again it would say the same, which changed nothing. Most rules of most hosts look
+/// at what stays as it is for days.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Attention {
+    /// The rules that sleep: samples of them may be left out.
+    pub asleep: RuleSet,
+    /// The host lists its collectors, whether the samples of that are here or not.
+    pub lists_collectors: bool,
+}
+
+/// Rules whose word depends on the time too, or on a signal: they never sleep.
+fn restless() -> RuleSet {
+    static RESTLESS: LazyLock<RuleSet> = LazyLock::new(|| {
+        RuleSet::that(|_, definition| {
+            let timed = matches!(definition.value.reading, Reading::Age | Reading::Overdue);
+            timed || definition.value.signal.is_some()
+        })
+    });
+    *RESTLESS
+}
+
+/// Whether a series with these places says that a collector is there.
+#[must_use]
+pub fn lists_collector(uses: &[Use]) -> bool {
+    uses.iter().any(|used| used.part == Part::Read)
 }
 
 /// One series of a host that a rule looks at, at one tick.
@@ -240,6 +319,13 @@ impl Grown {
         next.map(|_| 0.0)
     }
 
+    /// The rules that may sleep after a tick, of which nothing is open or on its way but for those that `follows` names.
+    pub(in crate::detect) fn may_sleep(&self, follows: impl Fn(&str) -> bool) -> RuleSet {
+        // What grew lately fades.
+        let stirred = |name: &str| follows(name) || self.counts.contains_key(name);
+        RuleSet::that(|_, definition| !stirred(&definition.name)).but(restless())
+    }
+
     pub(in crate::detect) fn forget_time(&mut self) {
         self.at = None;
         // Promises were made by that clock.
@@ -393,18 +479,27 @@ impl Definition {
 /// What all rules of the pack say of one tick.
 pub(in crate::detect) struct Watcher<'a> {
     numbers: Vec<Numbers<'a>>,
+    asleep: RuleSet,
     /// The host lists its collectors: one that is not among them is switched off.
     lists: bool,
 }
 
 impl<'a> Watcher<'a> {
     /// Takes the numbers out of what a host showed.
-    pub(in crate::detect) fn new(seen: &'a Observation<'a>, grown: &mut Grown) -> Self {
+    pub(in crate::detect) fn new(
+        seen: &'a Observation<'a>,
+        attention: Attention,
+        grown: &mut Grown,
+    ) -> Self {
+        let asleep = attention.asleep;
         grown.fade(seen.tick);
         let mut numbers: Vec<Numbers<'_>> = Vec::new();
         numbers.resize_with(pack().len(), Numbers::default);
         for sample in seen.samples {
             let rule = usize::from(sample.used.rule);
+            if asleep.has(rule) {
+                continue;
+            }
             if let Some((definition, numbers)) = pack().get(rule).zip(numbers.get_mut(rule)) {
                 numbers.take(definition, sample, seen.tick, grown);
             }
@@ -420,8 +515,17 @@ impl<'a> Watcher<'a> {
                 numbers.values.insert(("", &[]), value);
             }
         }
-        let lists = numbers.iter().any(|numbers| numbers.read.is_some());
-        Self { numbers, lists }
+        let told = numbers.iter().any(|numbers| numbers.read.is_some());
+        Self {
+            numbers,
+            asleep,
+            lists: attention.lists_collectors || told,
+        }
+    }
+
+    /// Whether the rule at this place of the pack would say what it said before.
+    pub(in crate::detect) fn sleeps(&self, at: usize) -> bool {
+        self.asleep.has(at)
     }
 
     /// Whether anything is known of the rule at this place of the pack.

@@ -132,6 +132,31 @@ impl Lab {
         self.ends();
     }
 
+    /// A frame with this number; what becomes of it.
+    fn numbered(&mut self, seq: u64) -> Verdict {
+        let mut payload = Vec::new();
+        Encoder::new().encode(&Table::default(), &[], true, &mut payload);
+        let frame = FrameIn {
+            incarnation: self.life,
+            seq,
+            lane: Lane::Backfill,
+            tick: self.wall(),
+            received: self.wall(),
+            crc32c: crc32c::crc32c(&payload),
+            payload: payload.into(),
+        };
+        let now = self.start + self.now;
+        self.with(now, |host, context| {
+            host.receive(&frame, context, &mut Vec::new())
+        })
+    }
+
+    fn balance(&self) -> (u64, u64) {
+        let books = self.host.books();
+        let outstanding = books.produced - books.stored - books.rejected - books.lost;
+        (books.lost, outstanding)
+    }
+
     /// Seconds go by, and it is judged twice in each.
     fn pass(&mut self, seconds: u64) {
         for _ in 0..seconds * 2 {
@@ -332,4 +357,77 @@ fn the_last_boot_outlives_all_that_the_boot_brings() {
             assert!(kept <= RECENT_EVENTS);
         }
     }
+}
+
+#[test]
+fn books_in_eight_thousand_pieces_take_no_more_and_balance() {
+    let mut lab = Lab::new();
+    let life = lab.life;
+    // What there is of 21 is one piece; each of these is another, with a hole before it.
+    let last = 21 + 2 * (MAX_PIECES as u64 - 1);
+    for seq in (23..=last).step_by(2) {
+        assert_eq!(lab.numbered(seq), Verdict::Store, "{seq}");
+        assert_eq!(lab.host.stored(life, seq), Noted::First);
+        lab.host.bound_holes(life);
+    }
+    let lists = |lab: &Lab| {
+        let ledger = lab.host.ledger(life).expect("there");
+        let holes = ledger.settled.len();
+        assert!(holes <= MAX_HOLES, "{holes}");
+        (ledger.durable.len(), ledger.lost.len())
+    };
+    let (durable, lost) = lists(&lab);
+    assert_eq!(durable, MAX_PIECES);
+    assert!(lost < MAX_PIECES, "{lost}");
+    let (lost_frames, outstanding) = lab.balance();
+    assert_eq!(
+        lost_frames + outstanding,
+        MAX_PIECES as u64 - 1,
+        "the holes"
+    );
+
+    // One more piece is refused, and noted nowhere; what joins pieces is taken.
+    let quota = Verdict::Rejected(v1::RejectReason::Quota);
+    assert_eq!(lab.numbered(last + 2), quota);
+    assert_eq!(lab.numbered(last + 1), Verdict::Store);
+    assert_eq!(lab.host.stored(life, last + 1), Noted::First);
+    assert_eq!(lists(&lab).0, MAX_PIECES);
+    // A lost one that comes after all is no longer lost.
+    assert_eq!(lab.numbered(22), Verdict::Store);
+    assert_eq!(lab.host.stored(life, 22), Noted::Found);
+    assert_eq!(lab.host.stored(life, 22), Noted::Before);
+    assert_eq!(lists(&lab).0, MAX_PIECES - 1);
+    assert_eq!(lab.balance().0, lost_frames - 1);
+    // So there is room for one again.
+    assert_eq!(lab.numbered(last + 4), Verdict::Store);
+    assert_eq!(lab.host.stored(life, last + 4), Noted::First);
+    lab.host.bound_holes(life);
+    assert_eq!(lists(&lab).0, MAX_PIECES);
+    assert_eq!(lab.numbered(last + 6), quota);
+
+    // All of it goes through a checkpoint.
+    let checkpoint = lab.host.write_checkpoint().expect("encodes");
+    let (before, now) = (lab.host.books(), lab.start);
+    let mut other = HostState::new(who(), START);
+    let restored = lab.with(now, |_, context| other.restore(&checkpoint, context));
+    restored.expect("reads");
+    assert_eq!(other.books(), before);
+}
+
+#[test]
+fn an_agent_that_tells_single_frames_as_lost_makes_no_long_list() {
+    let mut lab = Lab::new();
+    let life = lab.life;
+    for seq in (23..40_000).step_by(2) {
+        assert_eq!(lab.host.gap(life, seq, seq), Some(1), "{seq}");
+        lab.host.bound_holes(life);
+        let ledger = lab.host.ledger(life).expect("there");
+        let lengths = (ledger.lost.len(), ledger.settled.len());
+        assert!(
+            lengths.0 <= MAX_HOLES && lengths.1 <= MAX_HOLES,
+            "{lengths:?}"
+        );
+    }
+    let (lost, outstanding) = lab.balance();
+    assert_eq!(lost + outstanding, 39_999 - 21);
 }

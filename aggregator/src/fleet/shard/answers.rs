@@ -13,7 +13,7 @@ use muster_proto::{
 
 use super::{Shard, Stream};
 use crate::{
-    fleet::{FleetConfig, HostState},
+    fleet::{FleetConfig, HostState, host::Noted},
     journal::Stored,
 };
 
@@ -67,8 +67,12 @@ impl Shard {
                 continue;
             };
             if durable {
-                if host.stored(key.incarnation, key.seq) {
+                let noted = host.stored(key.incarnation, key.seq);
+                if noted != Noted::Before {
                     self.counters.frames_stored.fetch_add(1, Ordering::Relaxed);
+                }
+                if noted == Noted::Found {
+                    self.counters.frames_found.fetch_add(1, Ordering::Relaxed);
                 }
             } else {
                 host.not_stored(key.incarnation, key.seq);

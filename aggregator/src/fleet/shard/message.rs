@@ -111,8 +111,8 @@ pub enum Message {
     NotStored(Vec<Stored>),
     /// Someone asks.
     Read(Reader),
-    /// The state is to be carried over a restart.
-    Checkpoint(oneshot::Sender<Vec<CheckpointedHost>>),
+    /// The state of these hosts is to be carried over a restart.
+    Checkpoint(Vec<HostId>, oneshot::Sender<Vec<CheckpointedHost>>),
     /// The aggregator stops: all agents are asked to leave, each within the spread, and those that come back are
     /// sent away again.
     Drain(Duration),

@@ -109,6 +109,11 @@ fn first_frame(tick: Timestamp, received: Timestamp) -> FrameIn {
 
 /// A first sample of the host.
 fn heard(shard: &mut Shard, id: HostId) {
+    heard_as(shard, id, 1);
+}
+
+/// A sample of this number.
+fn heard_as(shard: &mut Shard, id: HostId, seq: u64) {
     let mut context = Receiving {
         names: &mut shard.names,
         engine: &shard.engine,
@@ -118,7 +123,10 @@ fn heard(shard: &mut Shard, id: HostId) {
         replayed: false,
     };
     let now = shard.clock.now();
-    let frame = first_frame(now, now);
+    let frame = FrameIn {
+        seq,
+        ..first_frame(now, now)
+    };
     let host = shard.hosts.get_mut(&id).expect("enrolled");
     host.receive(&frame, &mut context, &mut Vec::new());
 }
@@ -305,6 +313,37 @@ async fn who_may_send_nothing_while_the_log_fails_is_not_silent_and_has_time_aft
         shard.judge_one(open, Instant::now());
     }
     assert!(is_silent(&shard, open), "and sends nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_start_agents_may_be_with_a_stand_in_for_a_while() {
+    let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+    for (elsewhere, silent_at) in [(Duration::ZERO, [true, true]), (minutes(10), [false, true])] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut shard = shard(folder.path());
+        shard.config.elsewhere = elsewhere;
+        let [away, dies] = [1, 2].map(|number| HostId::from_bytes([number; 16]));
+        for id in [away, dies] {
+            enrolled(&mut shard, id);
+            heard(&mut shard, id);
+        }
+        time::advance(minutes(1)).await;
+        shard.listening_since = Instant::now();
+        time::advance(Duration::from_secs(1)).await;
+        heard_as(&mut shard, dies, 2);
+        for (minute, silent) in [5, 13].into_iter().zip(silent_at) {
+            while Instant::now() < shard.listening_since + minutes(minute) {
+                time::advance(Duration::from_secs(5)).await;
+                shard.judge_all(Instant::now());
+            }
+            assert_eq!(
+                is_silent(&shard, away),
+                silent,
+                "{elsewhere:?}, {minute} min"
+            );
+            assert!(is_silent(&shard, dies), "it was back, and is dead");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

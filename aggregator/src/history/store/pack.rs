@@ -15,7 +15,7 @@ use crate::history::{
     config::GRACE_MS,
     jobs::{Job, jobs},
     manifest::FileEntry,
-    merge::{self, Target},
+    merge::{self, Input, Target},
 };
 
 impl<S: Storage> EmbeddedStore<S> {
@@ -29,7 +29,9 @@ impl<S: Storage> EmbeddedStore<S> {
         // First, and whatever comes of packing: what must go makes room for it.
         let expired = self.expire(now);
         let files = self.files();
-        let next = lock(&self.aside).next(&jobs(&files, now), now);
+        let mut jobs = jobs(&files, now);
+        jobs.retain(|job| !self.is_open(job));
+        let next = lock(&self.aside).next(&jobs, now);
         let Some(job) = next else {
             expired?;
             return self.purge(&files, now);
@@ -72,36 +74,15 @@ impl<S: Storage> EmbeddedStore<S> {
     fn pack(&self, files: &[FileEntry], job: &Job) -> Result<(), HistoryError> {
         let mut inputs: Vec<&FileEntry> = files.iter().filter(|file| job.takes(file)).collect();
         inputs.sort_by_key(|file| file.generation);
-        let generation = self.new_generation();
-        let span = |tier| Span {
-            tier,
-            group: job.group,
-            start: job.start,
-            end: job.end,
-            generation,
-        };
-        let target = |tier| Target {
-            name: file_name(&span(tier)),
-            span: span(tier),
-        };
-        let mut targets = vec![target(job.tier)];
-        if job.tier == Tier::Raw {
-            targets.extend([target(Tier::Minute), target(Tier::Quarter)]);
-        }
+        let targets = targets(job, self.new_generation());
         let mut blocks = Vec::with_capacity(inputs.len());
         for input in &inputs {
             blocks.push(self.block(&input.name)?);
         }
-        let forgotten = merge::forgotten_by(&self.forgotten());
+        let blocks: Vec<&dyn Input> = blocks.iter().map(|block| &**block as &dyn Input).collect();
         let new: Vec<String> = targets.iter().map(|target| target.name.clone()).collect();
-        let written = merge::merge(&self.storage, &blocks, targets, &forgotten);
-        let mut written = written.inspect_err(|_| self.discard(&new, &mut self.committed()))?;
-        for entry in &mut written {
-            Counters::add(&self.counters.written_bytes, entry.bytes);
-            Counters::add(&self.counters.merged_files, 1);
-            // A roll-up of one window may still be put together with its neighbours.
-            entry.packed = entry.tier == job.tier;
-        }
+        let written = self.put_together(&blocks, targets);
+        let written = written.inspect_err(|_| self.discard(&new, &mut self.committed()))?;
         let names: HashSet<&str> = inputs.iter().map(|input| input.name.as_str()).collect();
         self.commit(new, |manifest| {
             manifest
@@ -109,6 +90,38 @@ impl<S: Storage> EmbeddedStore<S> {
                 .retain(|file| !names.contains(file.name.as_str()));
             manifest.files.extend(written);
         })
+    }
+
+    /// Writes the inputs, which are in the order of their generations, as the first target, and rolled up as the others.
+    pub(super) fn put_together(
+        &self,
+        inputs: &[&dyn Input],
+        targets: Vec<Target>,
+    ) -> Result<Vec<FileEntry>, HistoryError> {
+        let tier = targets.first().map(|target| target.span.tier);
+        let forgotten = merge::forgotten_by(&self.forgotten());
+        let mut written = merge::merge(&self.storage, inputs, targets, &forgotten)?;
+        for entry in &mut written {
+            Counters::add(&self.counters.written_bytes, entry.bytes);
+            Counters::add(&self.counters.merged_files, 1);
+            // A roll-up of one window may still be put together with its neighbours.
+            entry.packed = Some(entry.tier) == tier;
+        }
+        Ok(written)
+    }
+
+    /// Whether memory has something of the window of samples: it comes to its files within minutes, and packs them.
+    fn is_open(&self, job: &Job) -> bool {
+        let Some(head) = self
+            .group(job.group as usize)
+            .filter(|_| job.tier == Tier::Raw)
+        else {
+            return false;
+        };
+        let head = lock(&head);
+        let waiting = head.flushing.as_ref();
+        head.windows.contains_key(&job.start)
+            || waiting.is_some_and(|waiting| waiting.windows.contains_key(&job.start))
     }
 
     /// Writes one file again without the hosts that were forgotten, if there is one that still has them; whether
@@ -169,7 +182,7 @@ impl<S: Storage> EmbeddedStore<S> {
             name: name.clone(),
             span,
         };
-        let written = merge::merge(&self.storage, &[block], vec![target], forgotten);
+        let written = merge::merge(&self.storage, &[&*block], vec![target], forgotten);
         let new = vec![name];
         let mut written = written.inspect_err(|_| self.discard(&new, &mut self.committed()))?;
         for entry in &mut written {
@@ -240,4 +253,29 @@ impl<S: Storage> EmbeddedStore<S> {
         Counters::add(&self.counters.dropped_by_size, by_size);
         Ok(())
     }
+}
+
+/// What a job writes: its files as one, and of samples their roll-ups.
+pub(super) fn targets(job: &Job, generation: u64) -> Vec<Target> {
+    let rolled = if job.tier == Tier::Raw {
+        &[Tier::Minute, Tier::Quarter][..]
+    } else {
+        &[]
+    };
+    let tiers = std::iter::once(job.tier).chain(rolled.iter().copied());
+    tiers
+        .map(|tier| {
+            let span = Span {
+                tier,
+                group: job.group,
+                start: job.start,
+                end: job.end,
+                generation,
+            };
+            Target {
+                name: file_name(&span),
+                span,
+            }
+        })
+        .collect()
 }
