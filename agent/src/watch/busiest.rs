@@ -775,7 +775,8 @@ mod tests {
             tree.write(&format!("{unit}/memory.current"), &format!("{bytes}\n"));
         };
         let mut busiest = busiest(100);
-        (use_up("works", 7_000_000, 1), use_up("rests", 9_000_000, 2));
+        use_up("works", 7_000_000, 1);
+        use_up("rests", 9_000_000, 2);
         busiest.look(&tree.host(), at(0));
         let mut looked = 0;
         for scan in 1..=6 {
