@@ -400,11 +400,9 @@ impl Busiest {
                 let cpu_ns = cpu.saturating_mul(1_000);
                 let new = used.take(cpu_ns, memory.unwrap_or(0), self.scan);
                 cpu_new_ns = self.past.part(new, self.scan, looked);
-                // What used no CPU has read and written nothing either.
-                if new > 0 || looked == 0 {
-                    let io = files.read(host, &[path, b"/io.stat"]).ok();
-                    used.io_bytes = io.map(unit_io);
-                }
+                // Also of one that used no CPU: what it wrote before reaches the disk by the kernel's threads.
+                let io = files.read(host, &[path, b"/io.stat"]).ok();
+                used.io_bytes = io.map(unit_io);
             }
             self.units.insert(unit.path, used);
             users.push(User {
@@ -413,7 +411,8 @@ impl Busiest {
                 cpu_new_ns,
                 memory_bytes: used.memory_bytes,
                 io_bytes: used.io_bytes,
-                io_new_bytes: new_since(used.io_bytes, io_before),
+                io_new_bytes: new_since(used.io_bytes, io_before)
+                    .map(|new| self.past.part(new, self.scan, looked)),
                 name,
             });
         }
