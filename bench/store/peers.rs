@@ -187,6 +187,10 @@ impl Server {
         self.send()?;
         let samples = self.sender.samples;
         let taken = self.cpu()? - self.cpu_before;
+        if self.peer == Peer::VictoriaMetrics {
+            // What it has just taken is not answered for a second or two, or at once when it is told so.
+            request(self.address, "GET", "/internal/force_flush", &[], &[])?;
+        }
         let (read_cpu_ms, read_wall_ms) = self.read(metric, hosts, from, to)?;
         let (data, index) = match self.peer {
             Peer::Prometheus => self.snapshot()?,

@@ -63,8 +63,9 @@ impl Collector for Cpufreq {
         if self.none_at.is_some() && !super::is_due(self.none_at, LOOK_FOR_ABSENT, out.tick()) {
             return Ok(Outcome::Unchanged);
         }
-        self.none_at = Some(out.tick());
+        self.none_at = None;
         self.names.list(host, CPUS)?;
+        let mut found = false;
         for name in self.names.iter() {
             let Some(number) = numbered(name, b"cpu") else {
                 continue;
@@ -73,7 +74,7 @@ impl Collector for Cpufreq {
             if !self.files.exists(host, &[CPUS, name, b"/cpufreq"]) {
                 continue;
             }
-            self.none_at = None;
+            found = true;
             if !out.admits_detail(FREQUENCIES.len() + MAX_GOVERNORS) {
                 continue;
             }
@@ -91,6 +92,7 @@ impl Collector for Cpufreq {
                 out.int(catalog::CPU_SCALING_GOVERNOR, &labels, is_chosen);
             }
         }
+        self.none_at = (!found).then(|| out.tick());
         Ok(Outcome::Read)
     }
 }

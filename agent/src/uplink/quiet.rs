@@ -3,8 +3,8 @@
 //! Once a second a frame goes out, and some milliseconds later its acknowledgement comes back. To be woken for that costs
 //! as much as reading half of the host. So while a session has nothing under way but its newest frame, the kernel is not
 //! asked to tell of bytes that come in; they are read when the next round begins ([`Ear::ring`]), before it is taken.
-//! What then is known a second later than it could be: that a frame is durable, and that the aggregator wants
-//! something or has closed the connection. A connection that breaks is still told at once.
+//! What then is known a second later than it could be: that a frame is durable, that the aggregator wants
+//! something, and that the connection has ended.
 //!
 //! [`Ear`] is what both ends of that share. It listens until it is told to doze, and only where its owner rings
 //! ([`Ear::will_be_rung`]).
@@ -16,20 +16,22 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker, ready},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
 
-/// Whether a connection's incoming bytes are waited for. One for all connections of an agent, one after the other.
+/// Whether a connection's incoming bytes are waited for. One for all connections of an agent: that of its session, and
+/// one that tries meanwhile whether the first server is back.
 #[derive(Debug, Default)]
 pub struct Ear {
     is_rung: AtomicBool,
     dozes: AtomicBool,
-    rung: AtomicBool,
-    reader: Mutex<Option<Waker>>,
+    /// How often it was rung.
+    rings: AtomicU64,
+    readers: Mutex<Vec<Waker>>,
 }
 
 impl Ear {
@@ -46,28 +48,30 @@ impl Ear {
         }
     }
 
+    /// Whether bytes that come in wait for the next ring.
+    pub fn dozes(&self) -> bool {
+        self.dozes.load(Ordering::Relaxed)
+    }
+
     /// What came in meanwhile is to be read now; whether it was waiting for this. The reader is woken.
     pub fn ring(&self) -> bool {
-        let dozes = self.dozes.load(Ordering::Relaxed);
+        let dozes = self.dozes();
         if dozes {
-            self.rung.store(true, Ordering::Relaxed);
+            self.rings.fetch_add(1, Ordering::Relaxed);
             self.wake();
         }
         dozes
     }
 
     fn wake(&self) {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reader) = reader.take() {
-            reader.wake();
-        }
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        readers.drain(..).for_each(Waker::wake);
     }
 
     fn keep(&self, waker: &Waker) {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *reader {
-            Some(kept) => kept.clone_from(waker),
-            none => *none = Some(waker.clone()),
+        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !readers.iter().any(|kept| kept.will_wake(waker)) {
+            readers.push(waker.clone());
         }
     }
 }
@@ -80,6 +84,8 @@ pub struct QuietTcp {
     /// The same connection, registered for reading; none while the ear dozes.
     incoming: Option<AsyncFd<OwnedFd>>,
     ear: Arc<Ear>,
+    /// The rings after which all that was there has been read.
+    heard: u64,
 }
 
 #[expect(
@@ -99,6 +105,7 @@ impl QuietTcp {
         Ok(Self {
             stream: registered(stream.into_std()?, Interest::WRITABLE)?,
             incoming: None,
+            heard: ear.rings.load(Ordering::Relaxed),
             ear,
         })
     }
@@ -115,16 +122,15 @@ impl QuietTcp {
         self.incoming = None;
         // Before looking whether it was rung, so that a ring meanwhile is not missed.
         self.ear.keep(cx.waker());
-        while self.ear.rung.load(Ordering::Relaxed) {
+        let rings = self.ear.rings.load(Ordering::Relaxed);
+        while self.heard != rings {
             match self.read(buf) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.ear.rung.store(false, Ordering::Relaxed);
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.heard = rings,
                 outcome => {
                     // With less than there was room for this was all; with more to come another ring reads it.
                     if buf.remaining() > 0 {
-                        self.ear.rung.store(false, Ordering::Relaxed);
+                        self.heard = rings;
                     }
                     return Poll::Ready(outcome);
                 }
@@ -141,7 +147,7 @@ impl AsyncRead for QuietTcp {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.ear.dozes.load(Ordering::Relaxed) {
+        if this.ear.dozes() {
             return this.poll_rung(cx, buf);
         }
         this.ear.keep(cx.waker());
@@ -279,7 +285,7 @@ mod tests {
         assert!(ear.ring());
         assert_eq!(at_once(&mut ours).await.as_deref(), Some(&b"later"[..]));
         assert_eq!(at_once(&mut ours).await, None);
-        assert!(!ear.rung.load(Ordering::Relaxed), "one ring, one look");
+        assert_eq!(ours.heard, 1, "one ring, one look");
 
         // Who waits is woken by the ring, and when the ear listens again.
         theirs.write_all(b"again").await.expect("written");
@@ -294,6 +300,26 @@ mod tests {
         });
         read.expect("woken").expect("read");
         assert_eq!(&bytes, b"awake");
+    }
+
+    #[tokio::test]
+    async fn a_ring_is_for_all_connections() {
+        let ear = Arc::new(Ear::default());
+        ear.will_be_rung();
+        ear.doze(true);
+        let (mut one, mut to_one) = pair(&ear).await;
+        let (mut other, mut to_other) = pair(&ear).await;
+        to_one.write_all(b"1").await.expect("written");
+        to_other.write_all(b"2").await.expect("written");
+        let (mut first, mut second) = ([0], [0]);
+        let reads =
+            async { tokio::join!(one.read_exact(&mut first), other.read_exact(&mut second)) };
+        let (reads, ()) = tokio::join!(timeout(LONG, reads), async {
+            assert!(ear.ring());
+        });
+        let (one, other) = reads.expect("both are woken");
+        assert!(one.is_ok() && other.is_ok());
+        assert_eq!((&first, &second), (b"1", b"2"));
     }
 
     #[tokio::test]

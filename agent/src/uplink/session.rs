@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
-use super::{Common, Memory, aside::Aside, fault::Fault};
+use super::{Common, Memory, aside::Aside, fault::Fault, quiet::Ear};
 
 /// From the open stream to Welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
@@ -197,6 +197,8 @@ pub(super) struct Session<'a> {
     aside: Aside,
     /// Since when frames are outstanding without an acknowledgement.
     waiting_since: Instant,
+    /// Something was not answered in its time: until it is, the connection does not doze.
+    must_listen: bool,
     last_sent: Instant,
     heartbeat: Option<Duration>,
     leaving: Option<(Leaving, Instant)>,
@@ -250,6 +252,7 @@ impl<'a> Session<'a> {
             in_flight_bytes: 0,
             aside,
             waiting_since: now,
+            must_listen: false,
             last_sent: now,
             heartbeat: match welcome.heartbeat_ms {
                 0 => None,
@@ -317,7 +320,14 @@ impl<'a> Session<'a> {
                 },
                 batch = self.aside.answer() => self.aside.take(batch, &self.common.buffer()),
                 () = self.common.appended.notified(), if self.leaving.is_none() => {}
-                () = sleep_until(progress) => return Ok(Fault::NoProgress(patience).into()),
+                () = sleep_until(progress) => match self.common.ear().is_some_and(Ear::dozes) {
+                    // Whoever stood still for so long has not looked: the answer may lie there unread.
+                    true => {
+                        self.waiting_since = Instant::now();
+                        self.must_listen = true;
+                    }
+                    false => return Ok(Fault::NoProgress(patience).into()),
+                },
                 () = sleep_until(beat) => self.beat(),
                 () = sleep_until(until) => match self.leaving {
                     Some((Leaving::Stopping, _)) if !self.fin_sent => self.last_words(),
@@ -390,6 +400,7 @@ impl<'a> Session<'a> {
     fn may_doze(&self) -> bool {
         self.leaving.is_none()
             && self.acknowledged
+            && !self.must_listen
             && self.in_flight.len() <= 1
             && !self.aside.is_in_flight()
             && self.common.interval() <= OFTEN
@@ -559,6 +570,7 @@ impl<'a> Session<'a> {
     fn acknowledge(&mut self, ack: &v1::Ack) -> Option<End> {
         self.acknowledged = true;
         self.waiting_since = Instant::now();
+        self.must_listen = false;
         self.credit_bytes = ack.credit_bytes;
         let durable = ack.durable.iter().map(|range| (range.first, range.last));
         let rejected = ack

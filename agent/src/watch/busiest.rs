@@ -18,7 +18,7 @@ use std::{
     ffi::OsStr,
     fs::File,
     os::unix::ffi::OsStrExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -233,7 +233,8 @@ pub struct Busiest {
     /// Numbers the scans, from 1.
     scan: u32,
     census: Option<Census>,
-    units: HashMap<String, Used>,
+    /// By their cgroups: units of several users have one name.
+    units: HashMap<PathBuf, Used>,
     past: Past,
     names: Names,
     files: Files,
@@ -386,7 +387,7 @@ impl Busiest {
         for (number, unit) in (0..).zip(cgroups::units(host)) {
             let path = unit.path.as_os_str().as_bytes();
             let name = event::printable(&unit.name, MAX_UNIT_BYTES);
-            let mut used = before.remove(&name).unwrap_or_default();
+            let mut used = before.remove(&unit.path).unwrap_or_default();
             let (io_before, looked) = (used.io_bytes, used.looked);
             let mut cpu_new_ns = 0;
             if !used.rests(number, self.scan) {
@@ -399,20 +400,19 @@ impl Busiest {
                 let cpu_ns = cpu.saturating_mul(1_000);
                 let new = used.take(cpu_ns, memory.unwrap_or(0), self.scan);
                 cpu_new_ns = self.past.part(new, self.scan, looked);
-                // What used no CPU has read and written nothing either.
-                if new > 0 || looked == 0 {
-                    let io = files.read(host, &[path, b"/io.stat"]).ok();
-                    used.io_bytes = io.map(unit_io);
-                }
+                // Also of one that used no CPU: what it wrote before reaches the disk by the kernel's threads.
+                let io = files.read(host, &[path, b"/io.stat"]).ok();
+                used.io_bytes = io.map(unit_io);
             }
-            self.units.insert(name.clone(), used);
+            self.units.insert(unit.path, used);
             users.push(User {
                 pid: 0,
                 comm: Comm::default(),
                 cpu_new_ns,
                 memory_bytes: used.memory_bytes,
                 io_bytes: used.io_bytes,
-                io_new_bytes: new_since(used.io_bytes, io_before),
+                io_new_bytes: new_since(used.io_bytes, io_before)
+                    .map(|new| self.past.part(new, self.scan, looked)),
                 name,
             });
         }
@@ -760,6 +760,37 @@ mod tests {
         tree.write("proc/10/stat", &stat(10, "z", 1_005, 7, 2));
         let scan = again(&mut busiest, &tree);
         assert_eq!(scan.processes[0].name, "z");
+    }
+
+    #[test]
+    fn units_that_do_nothing_rest() {
+        let tree = Tree::new(&[]);
+        let use_up = |unit: &str, micros: u32, bytes: u32| {
+            let unit = format!("sys/fs/cgroup/system.slice/{unit}.service");
+            tree.write(
+                &format!("{unit}/cpu.stat"),
+                &format!("usage_usec {micros}\n"),
+            );
+            tree.write(&format!("{unit}/memory.current"), &format!("{bytes}\n"));
+        };
+        let mut busiest = busiest(100);
+        use_up("works", 7_000_000, 1);
+        use_up("rests", 9_000_000, 2);
+        busiest.look(&tree.host(), at(0));
+        let mut looked = 0;
+        for scan in 1..=6 {
+            use_up("works", 7_000_000 + scan * 1_000_000, 1);
+            use_up("rests", 9_000_000, 2 + scan);
+            let shown = again(&mut busiest, &tree).units;
+            let [works, rests] = &shown[..] else {
+                unreachable!("two: {shown:?}")
+            };
+            assert!((works.cpus - 0.1).abs() < 0.01, "{shown:?}");
+            assert!(rests.cpus < 0.001, "{shown:?}");
+            looked += u32::from(rests.memory_bytes == u64::from(2 + scan));
+        }
+        // Twice until it is known to do nothing, then every third time.
+        assert!((3..=4).contains(&looked), "{looked}");
     }
 
     #[test]

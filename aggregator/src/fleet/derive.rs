@@ -4,7 +4,7 @@
 //! rate at that tick, so neither a negative one nor a spike. What is not known stays unknown: `None` in
 //! [`Derived`], NaN in [`Signals`].
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashMap, hash::Hash};
 
 use muster_proto::series::{Family, Kind};
 use serde::{Deserialize, Serialize};
@@ -540,50 +540,111 @@ fn fullest(filesystems: &[FilesystemPoint]) -> Option<&FilesystemPoint> {
 /// A figure of a filesystem: which, [device, fstype, mountpoint], value.
 type Figure<'a> = (FilesystemFigure, &'a [String], f64);
 
-/// Figures of a filesystem that are shown only in others.
+/// The figures of a filesystem, until all of them are known.
 #[derive(Clone, Copy)]
 struct Parts {
+    size: f64,
     free: f64,
+    available: f64,
     files: f64,
     files_free: f64,
+    readonly: bool,
+    hung: bool,
     seen: bool,
 }
 
 impl Parts {
     const NONE: Self = Self {
+        size: f64::NAN,
         free: f64::NAN,
+        available: f64::NAN,
         files: f64::NAN,
         files_free: f64::NAN,
+        readonly: false,
+        hung: false,
         seen: false,
     };
+}
+
+/// Lists up to this long are searched from their end: most hosts have few filesystems.
+const FEW: usize = 16;
+
+/// Where each key is in a list; the last one of those that are the same. The effort of a list that is built and asked
+/// for grows as the list does, not as its square: a host may have thousands of mounts.
+struct Places<K> {
+    keys: Vec<K>,
+    /// Empty as long as there are [`FEW`].
+    at: HashMap<K, usize>,
+}
+
+impl<K: Copy + Eq + Hash> Places<K> {
+    fn of(keys: impl Iterator<Item = K>) -> Self {
+        let mut places = Self {
+            keys: Vec::new(),
+            at: HashMap::new(),
+        };
+        for key in keys {
+            places.push(key);
+        }
+        places
+    }
+
+    /// Puts it at the end of the list; where that is.
+    fn push(&mut self, key: K) -> usize {
+        let place = self.keys.len();
+        self.keys.push(key);
+        if place == FEW {
+            self.at.extend(self.keys.iter().copied().zip(0..));
+        } else if place > FEW {
+            self.at.insert(key, place);
+        }
+        place
+    }
+
+    fn find(&self, key: K) -> Option<usize> {
+        if self.keys.len() > FEW {
+            return self.at.get(&key).copied();
+        }
+        // Figures of one filesystem come close together, usually the last one's.
+        self.keys.iter().rposition(|known| *known == key)
+    }
+}
+
+/// What tells a filesystem from others, of the labels of its figures: what differs most comes first.
+fn key_of(labels: &[String]) -> Option<[&str; 3]> {
+    let [device, fstype, mountpoint] = labels else {
+        return None;
+    };
+    Some([mountpoint, device, fstype])
 }
 
 /// Puts the figures of filesystems together.
 #[must_use]
 pub fn filesystems<'a>(figures: impl Iterator<Item = Figure<'a>>) -> Vec<FilesystemPoint> {
-    let (mut points, mut parts) = (Vec::new(), Vec::new());
+    let (mut places, mut parts) = (Places::of(std::iter::empty()), Vec::new());
     for figure in figures {
-        let [device, fstype, mountpoint] = figure.1 else {
+        let Some(key) = key_of(figure.1) else {
             continue;
         };
-        let at = find(&points, figure.1).unwrap_or_else(|| {
-            points.push(FilesystemPoint {
-                mountpoint: mountpoint.clone(),
-                device: device.clone(),
-                fstype: fstype.clone(),
-                size: f64::NAN,
-                available: f64::NAN,
-                ..FilesystemPoint::default()
-            });
+        let at = places.find(key).unwrap_or_else(|| {
             parts.push(Parts::NONE);
-            points.len() - 1
+            places.push(key)
         });
-        points[at].take(&mut parts[at], figure);
+        parts[at].take(figure);
     }
-    for (point, parts) in points.iter_mut().zip(parts) {
-        point.finish(parts);
-    }
-    points
+    let named = places.keys.iter().zip(&parts);
+    named
+        .map(|([mountpoint, device, fstype], parts)| {
+            let mut point = FilesystemPoint {
+                mountpoint: (*mountpoint).to_owned(),
+                device: (*device).to_owned(),
+                fstype: (*fstype).to_owned(),
+                ..FilesystemPoint::default()
+            };
+            point.put(parts);
+            point
+        })
+        .collect()
 }
 
 /// Puts them together in the place of what was made of the figures before. False when those were not of the same
@@ -593,50 +654,46 @@ pub fn refresh<'a>(
     points: &mut [FilesystemPoint],
     figures: impl Iterator<Item = Figure<'a>>,
 ) -> bool {
-    for point in points.iter_mut() {
-        (point.size, point.available) = (f64::NAN, f64::NAN);
-        (point.readonly, point.hung) = (false, false);
-    }
     let mut parts = vec![Parts::NONE; points.len()];
-    for figure in figures.filter(|(_, labels, _)| labels.len() == 3) {
-        let Some(at) = find(points, figure.1) else {
+    let places = Places::of(points.iter().map(FilesystemPoint::key));
+    for figure in figures {
+        let Some(key) = key_of(figure.1) else {
+            continue;
+        };
+        let Some(at) = places.find(key) else {
             return false;
         };
-        points[at].take(&mut parts[at], figure);
+        parts[at].take(figure);
     }
     for (point, parts) in points.iter_mut().zip(&parts) {
-        point.finish(*parts);
+        point.put(parts);
     }
     parts.iter().all(|parts| parts.seen)
 }
 
-/// Where the filesystem with these labels is.
-fn find(points: &[FilesystemPoint], labels: &[String]) -> Option<usize> {
-    let [device, fstype, mountpoint] = labels else {
-        return None;
-    };
-    let same = |point: &FilesystemPoint| {
-        point.mountpoint == *mountpoint && point.device == *device && point.fstype == *fstype
-    };
-    // Figures of one filesystem come close together, usually the last one's.
-    points.iter().rposition(same)
-}
-
-impl FilesystemPoint {
-    fn take(&mut self, parts: &mut Parts, (figure, _, value): Figure<'_>) {
-        parts.seen = true;
+impl Parts {
+    fn take(&mut self, (figure, _, value): Figure<'_>) {
+        self.seen = true;
         match figure {
             FilesystemFigure::Size => self.size = value,
             FilesystemFigure::Available => self.available = value,
-            FilesystemFigure::Free => parts.free = value,
-            FilesystemFigure::Files => parts.files = value,
-            FilesystemFigure::FilesFree => parts.files_free = value,
+            FilesystemFigure::Free => self.free = value,
+            FilesystemFigure::Files => self.files = value,
+            FilesystemFigure::FilesFree => self.files_free = value,
             FilesystemFigure::Readonly => self.readonly = value != 0.0,
             FilesystemFigure::DeviceError => self.hung = value != 0.0,
         }
     }
+}
 
-    fn finish(&mut self, parts: Parts) {
+impl FilesystemPoint {
+    fn key(&self) -> [&str; 3] {
+        [&self.mountpoint, &self.device, &self.fstype]
+    }
+
+    fn put(&mut self, parts: &Parts) {
+        (self.size, self.available) = (parts.size, parts.available);
+        (self.readonly, self.hung) = (parts.readonly, parts.hung);
         let used = self.size - parts.free;
         self.used_ratio = match used + self.available {
             0.0 => f64::NAN,
@@ -758,5 +815,75 @@ mod tests {
         assert!(points[1].hung && points[1].used_ratio.is_nan());
         let derived = Gather::default().derived(points);
         assert_eq!(derived.disk_mountpoint, "/");
+    }
+
+    /// A number of which it is counted how often it is compared.
+    #[derive(Clone, Copy)]
+    struct Counted<'a>(u32, &'a std::cell::Cell<usize>);
+
+    impl PartialEq for Counted<'_> {
+        fn eq(&self, other: &Self) -> bool {
+            self.1.set(self.1.get() + 1);
+            self.0 == other.0
+        }
+    }
+
+    impl Eq for Counted<'_> {}
+
+    impl Hash for Counted<'_> {
+        fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+            self.0.hash(state);
+        }
+    }
+
+    #[test]
+    fn thousands_of_mounts_are_found_without_comparing_each_with_each() {
+        let (count, numbers) = (std::cell::Cell::new(0), 4000);
+        let mut places = Places::of(std::iter::empty());
+        for number in 0..numbers {
+            let key = Counted(number, &count);
+            assert_eq!(places.find(key), None);
+            places.push(key);
+        }
+        for number in 0..numbers {
+            let found = places.find(Counted(number, &count));
+            assert_eq!(found, Some(number as usize));
+        }
+        let most = numbers as usize * 4;
+        assert!(count.get() < most, "{} comparisons", count.get());
+    }
+
+    #[test]
+    fn filesystems_are_refreshed_to_what_they_would_be_made_anew() {
+        use FilesystemFigure::{Available, Free, Readonly, Size};
+
+        for mounts in [1, FEW - 1, FEW, FEW + 1, 100] {
+            let labels: Vec<Vec<String>> = (0..mounts)
+                .map(|mount| vec!["nas:/x".into(), "nfs".into(), format!("/mnt/{mount}")])
+                .collect();
+            let figures = |free: f64| {
+                let all = [(Size, 100.0), (Free, free), (Available, free)];
+                let all = all.into_iter();
+                all.flat_map(|(figure, value)| {
+                    labels
+                        .iter()
+                        .map(move |labels| (figure, &labels[..], value))
+                })
+                .collect::<Vec<_>>()
+            };
+            let mut points = filesystems(figures(30.0).into_iter());
+            assert_eq!(points.len(), mounts);
+            assert_eq!(points[mounts - 1].mountpoint, labels[mounts - 1][2]);
+            let mut now = figures(20.0);
+            now.push((Readonly, &labels[0], 1.0));
+            assert!(refresh(&mut points, now.clone().into_iter()), "{mounts}");
+            assert_eq!(points, filesystems(now.clone().into_iter()), "{mounts}");
+            // One that is gone, and one that is new.
+            let gone = now.iter().filter(|figure| figure.1 != labels[0]).copied();
+            assert!(!refresh(&mut points.clone(), gone), "{mounts}");
+            let new = ["nas:/x", "nfs", "/mnt/new"].map(String::from);
+            now.push((Size, &new, 1.0));
+            assert!(!refresh(&mut points, now.into_iter()), "{mounts}");
+        }
     }
 }

@@ -1451,7 +1451,7 @@ impl HostState {
             self.kept.derived.filesystems = points;
         }
         gather.derive_into(&mut self.kept.derived);
-        self.derive_units(tick, changes);
+        self.derive_units(tick, changes, unseen);
         let recent = RECENT_FIELDS.map(|field| self.recent_value(field));
         if self.kept.recent.len() == RECENT_TICKS {
             self.kept.recent.pop_front();
@@ -1493,8 +1493,8 @@ impl HostState {
         value.unwrap_or(f64::NAN) as f32
     }
 
-    /// Brings the list of units up to date, if one of their series changed.
-    fn derive_units(&mut self, tick: Timestamp, changes: &Changes) {
+    /// Brings the list of units up to date, if one of their series changed, or may have with what was `unseen`.
+    fn derive_units(&mut self, tick: Timestamp, changes: &Changes, unseen: bool) {
         let slots = self.decoder.slots();
         let touched = |id: &u32| {
             let input = slots[*id as usize].key.input;
@@ -1503,7 +1503,8 @@ impl HostState {
                 Input::UnitState | Input::UnitRestarts | Input::UnitRestartsRecent
             )
         };
-        if !changes.key && !changes.changed.iter().chain(&changes.absent).any(touched) {
+        let mut named = changes.changed.iter().chain(&changes.absent);
+        if !changes.key && !unseen && !named.any(touched) {
             return;
         }
         let present = slots.iter().filter(|slot| slot.present);
@@ -1604,6 +1605,8 @@ impl HostState {
                 None => f32::NAN,
             })
             .collect();
+        // What was made of the latest values may be older than they are, and not all of it is kept.
+        self.unseen_changes = true;
         Ok(())
     }
 }

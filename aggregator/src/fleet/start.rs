@@ -14,7 +14,7 @@ use muster_proto::{
     time::Clock,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{Mutex, mpsc},
     task::JoinSet,
     time::{self, MissedTickBehavior},
 };
@@ -117,11 +117,10 @@ pub struct Started {
     pub fleet: Fleet,
     /// The log.
     pub journal: Journal,
-    events: Events,
     /// The past; why there is none otherwise.
     pub history: Result<History, String>,
     history_threads: Option<feed::Running>,
-    checkpoint_path: PathBuf,
+    checkpoints: Checkpoints,
     tasks: JoinSet<()>,
     journal_thread: thread::JoinHandle<()>,
     stop: CancellationToken,
@@ -225,21 +224,24 @@ pub fn start(parts: Parts, hosts: Vec<Enrolled>) -> Result<Started, StartError> 
             None => tasks.spawn(running),
         };
     }
-    tasks.spawn(checkpoints(
-        fleet.clone(),
-        journal.clone(),
-        parts.events.clone(),
-        checkpoint_path.clone(),
-        stop.clone(),
-        replayed >= REPLAYED_MANY,
-    ));
+    let checkpoints = Checkpoints {
+        fleet: fleet.clone(),
+        journal: journal.clone(),
+        events: parts.events,
+        path: checkpoint_path,
+        turn: Arc::default(),
+    };
+    tasks.spawn(
+        checkpoints
+            .clone()
+            .run(stop.clone(), replayed >= REPLAYED_MANY),
+    );
     Ok(Started {
         fleet,
         journal,
-        events: parts.events,
         history,
         history_threads,
-        checkpoint_path,
+        checkpoints,
         tasks,
         journal_thread,
         stop,
@@ -270,12 +272,7 @@ impl Started {
     /// also with a disk that fails.
     pub async fn stop(mut self) {
         self.journal.health().stop();
-        let last = write_checkpoint(
-            &self.fleet,
-            &self.journal,
-            &self.events,
-            &self.checkpoint_path,
-        );
+        let last = self.checkpoints.write();
         if time::timeout(STOP_PATIENCE, last).await.is_err() {
             tracing::warn!("no last checkpoint in time; the next start reads more of the log");
         }
@@ -284,7 +281,7 @@ impl Started {
         // A task that hangs ends with the process.
         let _ = time::timeout(STOP_PATIENCE, ended).await;
         self.tasks.abort_all();
-        drop((self.fleet, self.journal));
+        drop((self.fleet, self.journal, self.checkpoints));
         let thread = self.journal_thread;
         let joined = tokio::task::spawn_blocking(move || thread.join());
         if time::timeout(STOP_PATIENCE, joined).await.is_err() {
@@ -359,71 +356,82 @@ fn replay<S: Storage>(log: &Log<S>, from: u64, shards: &mut [Shard]) -> u64 {
     applied
 }
 
-async fn checkpoints(
+/// Puts the state of all hosts into a file.
+#[derive(Clone)]
+struct Checkpoints {
     fleet: Fleet,
     journal: Journal,
     events: Events,
     path: PathBuf,
-    stop: CancellationToken,
-    at_once: bool,
-) {
-    let mut ticks = time::interval(CHECKPOINT_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    if !at_once {
-        ticks.tick().await;
-    }
-    let mut covered = None;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        // Nothing new on disk: the file at hand still says it all.
-        let now = journal.health().durable();
-        if covered != Some(now) && write_checkpoint(&fleet, &journal, &events, &path).await {
-            covered = Some(now);
-        }
-    }
+    /// Whose the file is that is being written: the last one, as everything stops, waits for one that is on its way.
+    turn: Arc<Mutex<()>>,
 }
 
-/// Writes a checkpoint; false (and said) if that was not possible.
-async fn write_checkpoint(fleet: &Fleet, journal: &Journal, events: &Events, path: &Path) -> bool {
-    // Read before the shards are asked: all up to here is in what they answer.
-    let covers = journal.health().durable();
-    let Some(parts) = fleet.checkpoint_parts().await else {
-        return false;
-    };
-    let count = parts.iter().map(Vec::len).sum();
-    // Dropped without the last word it ends the writing, and the file that is there stays.
-    let (to_file, states) = mpsc::channel(1);
-    let path = path.to_owned();
-    let writing = tokio::task::spawn_blocking(move || write_hosts(&path, covers, count, states));
-    for part in parts {
-        let Some(hosts) = fleet.checkpoint_of(part).await else {
+impl Checkpoints {
+    /// One every [`CHECKPOINT_EVERY`], until `stop`; the first `at_once` if asked for.
+    async fn run(self, stop: CancellationToken, at_once: bool) {
+        let mut ticks = time::interval(CHECKPOINT_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        if !at_once {
+            ticks.tick().await;
+        }
+        let mut covered = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            // Nothing new on disk: the file at hand still says it all.
+            let now = self.journal.health().durable();
+            if covered != Some(now) && self.write().await {
+                covered = Some(now);
+            }
+        }
+    }
+
+    /// Writes one; false (and said) if that was not possible.
+    async fn write(&self) -> bool {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        // Read before the shards are asked: all up to here is in what they answer.
+        let covers = self.journal.health().durable();
+        let Some(parts) = self.fleet.checkpoint_parts().await else {
             return false;
         };
-        // A writer that has ended says why.
-        let _ = to_file.send(Some(hosts)).await;
-    }
-    // What the checkpoint covers is not read from the log again. If the events are not on disk in time, it is
-    // written all the same: a log that grows without end would be worse.
-    events.settle().await;
-    let _ = to_file.send(None).await;
-    let written = writing.await;
-    match written {
-        Ok(Ok(true)) => {
-            journal.health().set_covered(covers);
-            true
+        let count = parts.iter().map(Vec::len).sum();
+        // Dropped without the last word it ends the writing, and the file that is there stays.
+        let (to_file, states) = mpsc::channel(1);
+        let path = self.path.clone();
+        let writing = tokio::task::spawn_blocking(move || {
+            // Until the thread is done with the file, also when nobody waits for it any more.
+            let _turn = turn;
+            write_hosts(&path, covers, count, states)
+        });
+        for part in parts {
+            let Some(hosts) = self.fleet.checkpoint_of(part).await else {
+                return false;
+            };
+            // A writer that has ended says why.
+            let _ = to_file.send(Some(hosts)).await;
         }
-        Ok(Ok(false)) => false,
-        Ok(Err(error)) => {
-            tracing::error!(
-                error = crate::chain(&error),
-                "no checkpoint; the next start reads more of the log"
-            );
-            false
+        // What the checkpoint covers is not read from the log again. If the events are not on disk in time, it is
+        // written all the same: a log that grows without end would be worse.
+        self.events.settle().await;
+        let _ = to_file.send(None).await;
+        match writing.await {
+            Ok(Ok(true)) => {
+                self.journal.health().set_covered(covers);
+                true
+            }
+            Ok(Ok(false)) => false,
+            Ok(Err(error)) => {
+                tracing::error!(
+                    error = crate::chain(&error),
+                    "no checkpoint; the next start reads more of the log"
+                );
+                false
+            }
+            Err(_) => false,
         }
-        Err(_) => false,
     }
 }
 

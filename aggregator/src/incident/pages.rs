@@ -8,7 +8,7 @@
 //! | its host is in a page for less than two minutes | it joins that page, nobody is told again |
 //! | it is of the kind and the scope of a page that grew within ten minutes | the same |
 //! | it is graver than the page, or failed anew after somebody had acknowledged it there | a page of its own |
-//! | a label explains the hosts that fail alike ([`enrich`]) | one page for all of them |
+//! | a label explains the hosts that fail alike (`enrich`) | one page for all of them |
 //! | the same goes wrong on four hosts at once, and nothing explains it | the same |
 //! | everything else | a page for each host |
 //! | all of a page is clear for three minutes | it is closed, and told as resolved |

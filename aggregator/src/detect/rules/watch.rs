@@ -94,7 +94,8 @@ impl RuleSet {
     }
 }
 
-/// The bit of a rule; none of one that has no place in a set, so that it is judged each time.
+/// The bit of a rule. There is none beyond the 64th, and a rule without one would not be shown its samples once the
+/// others sleep: a test holds the pack to 64.
 fn bit(at: usize) -> u64 {
     u32::try_from(at).map_or(0, |at| 1u64.checked_shl(at).unwrap_or(0))
 }
@@ -235,6 +236,9 @@ pub(in crate::detect) struct Grown {
     at: Option<Timestamp>,
     /// By checksum of a rule and a series: 0 once it was seen at 0, or the second that was promised.
     held: BTreeMap<u32, u32>,
+    /// A series was at 0 at the last tick and there was no room to note it. The next tick tells it again.
+    #[serde(skip)]
+    unnoted: bool,
 }
 
 /// What tells a series of a rule from others, in few bytes: there is one for each filesystem and timer of each host.
@@ -246,8 +250,9 @@ fn held_as(rule: &str, labels: &[String]) -> u32 {
 }
 
 impl Grown {
-    /// Lets what there is fade until `tick`.
+    /// Lets what there is fade until `tick`, whose series come next.
     fn fade(&mut self, tick: Timestamp) {
+        self.unnoted = false;
         let passed = self
             .at
             .replace(tick)
@@ -276,10 +281,13 @@ impl Grown {
             .unwrap_or(0.0)
     }
 
-    fn hold(&mut self, key: u32, second: u32) {
-        if self.held.contains_key(&key) || self.held.len() < MAX_HELD {
+    /// Whether there is room for it.
+    fn hold(&mut self, key: u32, second: u32) -> bool {
+        let room = self.held.contains_key(&key) || self.held.len() < MAX_HELD;
+        if room {
             self.held.insert(key, second);
         }
+        room
     }
 
     /// The value of a series that matters only if it was 0 before.
@@ -291,7 +299,7 @@ impl Grown {
                 f64::NAN
             };
         }
-        self.hold(key, 0);
+        self.unnoted |= !self.hold(key, 0);
         0.0
     }
 
@@ -311,7 +319,9 @@ impl Grown {
                 clippy::cast_sign_loss,
                 reason = "a float to integer cast saturates: no promise is made for after 2106"
             )]
-            Some(next) => self.hold(key, next as u32),
+            Some(next) => {
+                self.hold(key, next as u32);
+            }
             None => {
                 self.held.remove(&key);
             }
@@ -323,7 +333,12 @@ impl Grown {
     pub(in crate::detect) fn may_sleep(&self, follows: impl Fn(&str) -> bool) -> RuleSet {
         // What grew lately fades.
         let stirred = |name: &str| follows(name) || self.counts.contains_key(name);
-        RuleSet::that(|_, definition| !stirred(&definition.name)).but(restless())
+        // As soon as there is room the 0 is to be noted, or the turn from it is missed.
+        let waits = |reading| self.unnoted && reading == Reading::Turned;
+        RuleSet::that(|_, definition| {
+            !stirred(&definition.name) && !waits(definition.value.reading)
+        })
+        .but(restless())
     }
 
     pub(in crate::detect) fn forget_time(&mut self) {
@@ -668,5 +683,43 @@ fn verdict<'a>(
         Verdict::Normal(reason)
     } else {
         Verdict::Unknown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_rule_of_the_pack_has_a_bit() {
+        for (at, definition) in pack().iter().enumerate() {
+            assert_ne!(bit(at), 0, "{}", definition.name);
+        }
+    }
+
+    #[test]
+    fn a_rule_stays_awake_until_each_0_that_may_turn_is_noted() {
+        let at = pack()
+            .iter()
+            .position(|definition| definition.value.reading == Reading::Turned);
+        let at = at.expect("the pack has one");
+        let mut grown = Grown::default();
+        let tick = |grown: &mut Grown, key| {
+            grown.fade(Timestamp::from_millis(0));
+            grown.turned(key, 0.0);
+            grown.may_sleep(|_| false).has(at)
+        };
+        // A timer, and filesystems for the rest of the room.
+        grown.overdue(0, 0.0, Some(100.0), 0.0);
+        for key in (1..).take(MAX_HELD - 1) {
+            assert!(tick(&mut grown, key), "{key}");
+        }
+        assert!(!tick(&mut grown, u32::MAX), "there is no room for it");
+        // The timer goes too late in the same tick to make room in it.
+        grown.overdue(0, 0.0, None, 0.0);
+        assert!(!grown.may_sleep(|_| false).has(at), "it is not noted yet");
+        assert!(tick(&mut grown, u32::MAX), "it is noted");
+        let turned = grown.turned(u32::MAX, 1.0);
+        assert!(turned > 0.0, "so its turn is seen");
     }
 }

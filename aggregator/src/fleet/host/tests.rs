@@ -1,6 +1,9 @@
 //! One host in virtual time: its goodbyes, returns and restarts of the aggregator, as its detectors hear of them.
 
-use muster_proto::{codec::Encoder, series::Table};
+use muster_proto::{
+    codec::Encoder,
+    series::{Kind, Scale, Series, Table},
+};
 
 use super::*;
 use crate::detect::Change;
@@ -85,14 +88,19 @@ impl Lab {
     }
 
     fn frame(&mut self) {
-        self.seq += 1;
         let mut payload = Vec::new();
         Encoder::new().encode(&Table::default(), &[], true, &mut payload);
+        self.sends(payload, self.wall());
+    }
+
+    /// A frame with this sample, which the host's clock says was taken then.
+    fn sends(&mut self, payload: Vec<u8>, tick: Timestamp) {
+        self.seq += 1;
         let frame = FrameIn {
             incarnation: self.life,
             seq: self.seq,
             lane: Lane::Live,
-            tick: self.wall(),
+            tick,
             received: self.wall(),
             crc32c: crc32c::crc32c(&payload),
             payload: payload.into(),
@@ -430,4 +438,80 @@ fn an_agent_that_tells_single_frames_as_lost_makes_no_long_list() {
     }
     let (lost, outstanding) = lab.balance();
     assert_eq!(lost + outstanding, 39_999 - 21);
+}
+
+/// A unit that is active, then failed (0, 1), its restarts of late (2), and something that changes at each tick (3).
+fn of_a_unit() -> Table {
+    let family = |name: &str, labels: &[&str]| Family {
+        name: name.to_owned(),
+        kind: Kind::Gauge,
+        scale: Scale::One,
+        labels: labels.iter().map(|&label| label.to_owned()).collect(),
+    };
+    let series = |family, labels: &[&str]| Series {
+        family,
+        labels: labels.iter().map(|&label| label.to_owned()).collect(),
+    };
+    Table {
+        families: vec![
+            family("node_systemd_unit_state", &["name", "state"]),
+            family("muster_host_systemd_unit_restarts_recent", &["name"]),
+            family("node_procs_running", &[]),
+        ],
+        series: vec![
+            series(0, &["shop.service", "active"]),
+            series(0, &["shop.service", "failed"]),
+            series(1, &["shop.service"]),
+            series(2, &[]),
+        ],
+        raw: [1, 0, 5, 1].map(Raw::int).to_vec(),
+        present: vec![true; 4],
+        generation: 0,
+    }
+}
+
+#[test]
+fn what_a_unit_did_while_the_clock_was_back_is_seen_at_the_next_tick() {
+    for restarted in [false, true] {
+        let (mut lab, mut table) = (Lab::new(), of_a_unit());
+        let mut encoder = Encoder::new();
+        let mut take = |table: &Table, key| {
+            let mut payload = Vec::new();
+            encoder.encode(table, &[], key, &mut payload);
+            payload
+        };
+        lab.pass(10);
+        lab.sends(take(&table, true), lab.wall());
+        assert_eq!(lab.host.units()[0].state, UnitState::Active);
+        lab.pass(10);
+        (table.raw[0], table.raw[1]) = (Raw::int(0), Raw::int(1));
+        let back = Timestamp::from_millis(lab.wall().as_millis() - 30_000);
+        lab.sends(take(&table, false), back);
+        if restarted {
+            let kept = lab.checkpoint();
+            lab.restart(&kept, &[]);
+        }
+        assert_eq!(lab.host.units()[0].state, UnitState::Active);
+        lab.pass(10);
+        table.raw[3] = Raw::int(2);
+        lab.sends(take(&table, false), lab.wall());
+        let failed = lab.host.units()[0].state == UnitState::Failed;
+        assert!(failed, "restarted: {restarted}");
+    }
+}
+
+#[test]
+fn a_unit_in_a_loop_is_in_it_after_a_restart_too() {
+    let (mut lab, mut table) = (Lab::new(), of_a_unit());
+    let mut encoder = Encoder::new();
+    for (key, running) in [(true, 1), (false, 2)] {
+        lab.pass(10);
+        table.raw[3] = Raw::int(running);
+        let mut payload = Vec::new();
+        encoder.encode(&table, &[], key, &mut payload);
+        lab.sends(payload, lab.wall());
+        assert!(lab.host.units()[0].is_crash_loop(), "key: {key}");
+        let kept = lab.checkpoint();
+        lab.restart(&kept, &[]);
+    }
 }
